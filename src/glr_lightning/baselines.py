@@ -1,0 +1,81 @@
+"""Baselines: what is subtracted from a copy's loss to lower the variance without moving the mean.
+
+E[b_k s(z_k)] = 0 holds when b_k is independent of z_k, so b_k may use only losses of copies that are
+independent of copy k (Law 2). A moving average that includes the present loss is biased, and so is leaving
+out only the own loss when copies come in dependent groups; neither is offered.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from glr_lightning.errors import ConfigurationError
+
+
+class Baseline(ABC):
+    """A rule for b in (L - b)."""
+
+    needs_clean: ClassVar[bool] = False
+    """Does it use the loss of the noise-free pass?"""
+
+    required_groups: ClassVar[int] = 1
+    """How many independent groups of copies it takes."""
+
+    def check(self, groups: int) -> None:
+        """Refuse a number of independent groups that is too small. Raises ConfigurationError."""
+        if groups < self.required_groups:
+            raise ConfigurationError(
+                f"this baseline needs at least {self.required_groups} independent groups of copies to leave one out, "
+                f"got {groups}; raise copies (2 with sampling=independent, 4 with antithetic), or use baseline=clean."
+            )
+
+    @abstractmethod
+    def __call__(self, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
+        """The baseline of every copy and sample.
+
+        Args:
+            loss: [copies, batch].
+            group: [copies] int64, the dependence group of each copy.
+            clean_loss: [batch], the noise-free loss, or None where `needs_clean` is false.
+
+        Returns:
+            A tensor that broadcasts to [copies, batch].
+        """
+
+
+@dataclass(frozen=True)
+class NoBaseline(Baseline):
+    """b = 0, as in the published formula."""
+
+    def __call__(self, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
+        return torch.zeros_like(loss[:1])
+
+
+@dataclass(frozen=True)
+class Clean(Baseline):
+    """b = the sample's noise-free loss; one extra forward pass per step, independent of every copy."""
+
+    needs_clean = True
+
+    def __call__(self, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
+        assert clean_loss is not None
+        return clean_loss[None]
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Baseline):
+    """b_k = the mean loss of the same sample over all copies outside the group of copy k.
+
+    With groups of m copies out of K:  b_k = (sum_j L_j - sum_{j in group(k)} L_j) / (K - m).
+    """
+
+    required_groups = 2
+
+    def __call__(self, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
+        copies = loss.shape[0]
+        per_group = torch.zeros_like(loss).index_add_(0, group, loss)  # at most one group per copy
+        size = torch.zeros_like(loss[:, :1]).index_add_(0, group, torch.ones_like(loss[:, :1]))
+        return (loss.sum(0) - per_group[group]) / (copies - size[group])

@@ -1,0 +1,148 @@
+"""A network as a chain of modules, and its forward pass with noise at chosen sites.
+
+The network stays an ordinary nn.Sequential (nested ones allowed): no wrappers, no hooks, no armed state. Its
+state dict, its evaluation and every attack on it are plain torch; noise exists only in the functions below.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.layers import is_contractible
+
+
+@dataclass(frozen=True)
+class CleanPass:
+    """A noise-free forward pass. `inputs[i]` and `preactivations[i]` belong to site i, [batch, ...] each."""
+
+    inputs: list[Tensor]
+    preactivations: list[Tensor]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class NoisySite:
+    """What one noisy site saw.
+
+    Attributes:
+        site: its number.
+        x: the layer's input, [batch, ...] if nothing before it was noisy, else [copies * batch, ...].
+        v0: the pre-activation without this site's noise, [1 or copies, batch, *site].
+        v: the noisy pre-activation v0 + sigma z, [copies, batch, *site].
+        z: the standardised noise, [copies, batch, *site].
+    """
+
+    site: int
+    x: Tensor
+    v0: Tensor
+    v: Tensor
+    z: Tensor
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The modules of a network in the order they are applied, and the positions of its sites.
+
+    A site is a layer with a registered weight gradient; it is where noise can enter.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    sites: tuple[int, ...]
+
+    @staticmethod
+    def of(network: nn.Module) -> "Chain":
+        """Flatten a network.
+
+        Raises:
+            ConfigurationError: the network is not a chain, has no site, or holds parameters outside its sites.
+        """
+        if not isinstance(network, nn.Sequential):
+            raise ConfigurationError(
+                f"noise is injected into an nn.Sequential, got {type(network).__name__}; "
+                "write the network as an nn.Sequential (nested ones are fine)."
+            )
+        pairs = list(_leaves("", network))
+        for name, module in pairs:
+            if not is_contractible(module) and any(p.requires_grad for p in module.parameters()):
+                raise ConfigurationError(
+                    f"module '{name}' ({type(module).__name__}) holds parameters, and no weight gradient is "
+                    "registered for it; replace it, freeze it (requires_grad=False), or register one with "
+                    "glr_lightning.layers.contract.register."
+                )
+        sites = tuple(i for i, (_, module) in enumerate(pairs) if is_contractible(module))
+        if not sites:
+            raise ConfigurationError("the network has no layer with weights, so there is nothing to train.")
+        return Chain(tuple(n for n, _ in pairs), tuple(m for _, m in pairs), sites)
+
+    def layer(self, site: int) -> nn.Module:
+        """The layer at a site."""
+        return self.modules[self.sites[site]]
+
+    def follower(self, site: int) -> nn.Module | None:
+        """The module that reads the site's pre-activation, None after the last."""
+        position = self.sites[site] + 1
+        return self.modules[position] if position < len(self.modules) else None
+
+    def parameter_name(self, site: int, name: str) -> str:
+        """The network's name of a parameter of the layer at a site."""
+        prefix = self.names[self.sites[site]]
+        return f"{prefix}.{name}" if prefix else name
+
+    def clean(self, x: Tensor) -> CleanPass:
+        """Run without noise, keeping what the sites saw. x [batch, ...]."""
+        inputs, preactivations = [], []
+        for position, module in enumerate(self.modules):
+            out = module(x)
+            if position in self.sites:
+                inputs.append(x)
+                preactivations.append(out)
+            x = out
+        return CleanPass(inputs, preactivations, x)
+
+    def noisy(
+        self,
+        clean: CleanPass,
+        noisy_sites: tuple[int, ...],
+        sigma: tuple[float, ...],
+        draw: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, list[NoisySite]]:
+        """Run with noise at the given sites, starting from the noise-free state at the first of them.
+
+        Args:
+            clean: the noise-free pass over the same batch; its prefix is not computed again.
+            noisy_sites: ascending site numbers.
+            sigma: the noise scale of every site.
+            draw: takes a pre-activation [1 or copies, batch, *site], returns noise [copies, batch, *site].
+
+        Returns:
+            logits [copies * batch, classes], copy-major, and what each noisy site saw.
+        """
+        batch = clean.logits.shape[0]
+        first = noisy_sites[0]
+        h = clean.inputs[first]
+        seen: list[NoisySite] = []
+        for position in range(self.sites[first], len(self.modules)):
+            module = self.modules[position]
+            site = self.sites.index(position) if position in self.sites else -1
+            if site not in noisy_sites:
+                h = module(h)
+                continue
+            # noise and scores need the parameters' precision, which autocast may have lowered
+            v0 = clean.preactivations[first] if site == first else module(h)
+            v0 = v0.to(module.get_parameter("weight").dtype).unflatten(0, (-1, batch))
+            z = draw(v0)
+            v = v0 + sigma[site] * z
+            seen.append(NoisySite(site, h, v0, v, z))
+            h = v.flatten(0, 1)
+        return h, seen
+
+
+def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(module, nn.Sequential):
+        for name, child in module.named_children():
+            yield from _leaves(f"{prefix}.{name}" if prefix else name, child)
+    else:
+        yield prefix, module

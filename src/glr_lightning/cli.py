@@ -1,0 +1,64 @@
+"""What the command-line entry points share: one line per error, exit codes, quiet libraries."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from rich.console import Console
+
+from glr_lightning.errors import GLRError
+
+console = Console(stderr=True)
+"""Progress and messages; results that a program may want to read go to files."""
+
+_failed_jobs: list[str] = []
+
+
+def is_multirun() -> bool:
+    """Is this call one job of a sweep?"""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def run_job(job: Callable[[], Any]) -> None:
+    """Run the body of an entry point. An error that is the user's to mend ends it with one message.
+
+    In a sweep the other jobs still run, and the sweep's exit code tells of the failure.
+    """
+    quiet_libraries()
+    try:
+        job()
+    except GLRError as error:
+        console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        if not is_multirun():
+            sys.exit(2)
+        _failed_jobs.append(f"{HydraConfig.get().job.num}: {HydraConfig.get().job.override_dirname}")
+
+
+def run_main(hydra_main: Callable[[], Any]) -> None:
+    """Call a Hydra entry point. Exit codes: 0 done, 1 Hydra's own, 2 the user's to mend, 130 interrupted."""
+    try:
+        hydra_main()
+    except KeyboardInterrupt as interrupt:
+        console.print(f"[bold yellow]interrupted.[/] {_escape(str(interrupt))}", highlight=False, soft_wrap=True)
+        sys.exit(130)
+    if _failed_jobs:
+        console.print(
+            f"[bold red]{len(_failed_jobs)} job(s) of the sweep failed:[/] {_escape(', '.join(_failed_jobs))}"
+        )
+        sys.exit(2)
+
+
+def quiet_libraries() -> None:
+    """Keep Lightning's banners and its advice about options that this package sets on purpose off the screen."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

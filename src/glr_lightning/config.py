@@ -1,0 +1,152 @@
+"""Configurations: where they lie, their typed root, and how a plain one becomes objects.
+
+A configuration that comes from a run folder is data, not code: `build` instantiates only what this package and
+torch define, so a crafted config.yaml cannot name a function to run.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from omegaconf import MISSING, OmegaConf
+
+from glr_lightning.errors import ConfigurationError, GLRError
+
+PACKAGED = Path(__file__).parent / "conf"
+CONF_DIR = str(PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf")
+"""The configuration folder: inside the wheel, or beside `src` in a checkout."""
+
+TRUSTED = ("glr_lightning.", "torch.nn.", "torch.optim.", "pytorch_lightning.loggers.")
+"""Prefixes of the names that a configuration read from a run folder may call."""
+LOOKUP = "hydra.utils.get_method"
+
+
+@dataclass
+class TrainConfig:
+    """The root of conf/train.yaml; Hydra refuses other keys and other types."""
+
+    seed: int = MISSING
+    sigma: Any = MISSING
+    copies: int = MISSING
+    chunk: int | None = None
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    clip_norm: float | None = None
+    device: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    progress: bool = True
+    run_dir: str = MISSING
+    resume: str | None = None
+    data: Any = MISSING
+    network: Any = MISSING
+    activation: Any = MISSING
+    loss: Any = MISSING
+    noise: Any = MISSING
+    sampling: Any = MISSING
+    baseline: Any = MISSING
+    injection: Any = MISSING
+    estimator: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    logger: Any = MISSING
+
+
+ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+
+
+def resolve(config: Any) -> dict[str, Any]:
+    """A Hydra configuration as plain dicts, lists and numbers, with every interpolation filled in."""
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved training configuration for a list of Hydra overrides, outside a Hydra entry point."""
+    with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
+        return resolve(hydra.compose("train", overrides=list(overrides)))
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """12 hex digits that identify what is trained: everything but where it is written and shown."""
+    place = {"experiment", "run_dir", "resume", "logger", "progress", "device", "devices", "strategy"}
+    what = {key: value for key, value in config.items() if key not in place}
+    if isinstance(what.get("data"), dict):
+        what["data"] = {key: value for key, value in what["data"].items() if key not in {"root", "download"}}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def build(node: Any, *, trusted: Sequence[str] | None = TRUSTED, **keywords: Any) -> Any:
+    """Instantiate a plain configuration node.
+
+    Args:
+        node: a mapping with a `_target_`, nested ones included.
+        trusted: prefixes of the names that may be called; None allows all (a configuration the user just composed).
+        keywords: further arguments for the outermost target.
+
+    Raises:
+        ConfigurationError: a target outside `trusted`, an argument the target does not take, or what the
+            target itself refuses.
+    """
+    if trusted is not None:
+        for target in _targets(node):
+            _require_trusted(target, trusted)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **keywords)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, GLRError):
+            raise error.__cause__ from None
+        raise ConfigurationError(str(error.__cause__ or error).strip()) from error
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["path"]) if node["_target_"] == LOOKUP and "path" in node else str(node["_target_"])
+        for child in node.values():
+            yield from _targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _targets(child)
+
+
+def _require_trusted(target: str, trusted: Sequence[str]) -> None:
+    """Refuse a target that is not defined under a trusted prefix (a module's imports are not its own)."""
+    known = False
+    if target.startswith(tuple(trusted)):
+        try:
+            found = hydra.utils.get_object(target)
+        except Exception as error:
+            raise ConfigurationError(f"_target_ {target!r} does not exist: {error}") from error
+        known = f"{getattr(found, '__module__', '')}.".startswith(tuple(trusted))
+    if not known:
+        raise ConfigurationError(
+            f"_target_ {target!r} is refused: a run's configuration may only name what is defined in "
+            f"{', '.join(p.rstrip('.') for p in trusted)}. If you trust it, add its package with trusted=[PACKAGE]."
+        )
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a resolved configuration; nothing in it is interpolated or run.
+
+    Raises:
+        ConfigurationError: not there, not YAML, or not a mapping.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"there is no {path}; a run folder holds the config.yaml of its training.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"{path} does not hold a mapping; it is damaged.")
+    return config

@@ -1,0 +1,207 @@
+"""What every image data set has in common: arguments, the held-out images, loaders, pixels in [0, 1]."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from glr_lightning.data.batches import InMemory, OrderedLoader, Shuffled, ShuffledLoader
+from glr_lightning.errors import ConfigurationError, DataError
+
+EVALUATION_BATCH = (
+    1000  # at least this many: evaluation is not multiplied by noisy copies, and has no batch size to tune
+)
+LARGEST = 2**32 - 1  # what Lightning accepts as a seed
+
+
+class ImageDataModule(pl.LightningDataModule, ABC):
+    """Images with one label each, kept in memory as uint8 and scaled to float32 in [0, 1] on the batch's device.
+
+    A subclass states three facts (`name`, `classes`, `native_shape`) and implements `read`.
+
+    Args:
+        root: folder of the data set's files; None where there are none.
+        batch_size: images per training step, over all processes together (>= 1).
+        validation: share of the training set that is held out for validation, in [0, 1). 0: no validation.
+        split_seed: which images are held out (>= 0); independent of `seed`, so runs with different seeds compare.
+        seed: order of the training batches (>= 0).
+        resize: side of the square that images are resized to (antialiased, once, when loaded); None: as they are.
+
+    With several processes each takes an equal share of every training batch, and every process evaluates all validation
+    and test images, so that no image counts twice. Use `Trainer(use_distributed_sampler=False)`.
+
+    Raises:
+        ConfigurationError: if an argument is out of range.
+        DataError: from `prepare_data`, `setup` and `split`, if the data are missing, damaged or inconsistent.
+    """
+
+    name: str
+    classes: int
+    native_shape: tuple[int, int, int]  # (channels, height, width)
+
+    def __init__(
+        self,
+        *,
+        root: str | Path | None = None,
+        batch_size: int,
+        validation: float = 0.0,
+        split_seed: int = 0,
+        seed: int = 0,
+        resize: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not (root is None or (isinstance(root, str | Path) and str(root))):
+            raise _refusal("data.root", "a folder or null", root)
+        _check_whole("batch_size", batch_size, least=1)
+        _check_whole("data.split_seed", split_seed, least=0)
+        _check_whole("seed", seed, least=0)
+        if resize is not None:
+            _check_whole("data.resize", resize, least=1)
+        if isinstance(validation, bool) or not isinstance(validation, int | float) or not 0 <= validation < 1:
+            raise _refusal("data.validation", "a share of the training set in [0, 1), such as 0.1", validation)
+        self.root = None if root is None else Path(root).expanduser()
+        self.batch_size = batch_size
+        self.validation = float(validation)
+        self.split_seed = split_seed
+        self.seed = seed
+        self.resize = resize
+        self._train: InMemory | None = None
+        self._val: InMemory | None = None
+        self._test: InMemory | None = None
+
+    @abstractmethod
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Images [N, *native_shape] uint8 and labels [N] int64 in [0, classes) of the training or the test set."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images in a batch."""
+        if self.resize is None:
+            return self.native_shape
+        return (self.native_shape[0], self.resize, self.resize)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads what `stage` needs ("fit", "validate", "test"; None: everything), each part once."""
+        if stage in ("fit", "validate", None) and self._train is None:
+            self._train, self._val = self._split_off(self._load(train=True))
+        if stage in ("test", None) and self._test is None:
+            self._test = self._load(train=False)
+
+    def train_dataloader(self) -> ShuffledLoader | OrderedLoader:
+        """Batches of `batch_size` (the last may be smaller) in an order that follows from (seed, epoch)."""
+        self.setup("fit")
+        assert self._train is not None
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        # Lightning sets this attribute where type checkers do not see it; it asks for the same few batches every epoch
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            return OrderedLoader(self._train, self.batch_size)
+        size = len(self._train)
+        order = Shuffled(size, self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
+        return ShuffledLoader(self._train, order)
+
+    def val_dataloader(self) -> OrderedLoader | list[Any]:
+        """The validation images in order; no loader at all if none are held out."""
+        self.setup("validate")
+        return [] if self._val is None else self._evaluation_loader(self._val)
+
+    def test_dataloader(self) -> OrderedLoader:
+        """The test images in order."""
+        self.setup("test")
+        assert self._test is not None
+        return self._evaluation_loader(self._test)
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Scales uint8 pixels to float32 in [0, 1], on the device that the batch has reached."""
+        images, labels = batch
+        return (scaled(images) if images.dtype == torch.uint8 else images), labels
+
+    def split(self, which: Literal["train", "val", "test"]) -> tuple[Tensor, Tensor]:
+        """All images [N, C, H, W] float32 in [0, 1] and labels [N] int64 of one split, in order; needs no Trainer.
+
+        Raises:
+            ConfigurationError: for another name, or "val" when no images are held out.
+        """
+        if which not in ("train", "val", "test"):
+            raise _refusal("split", "train, val or test", which)
+        self.prepare_data()
+        self.setup("test" if which == "test" else "fit")
+        data = {"train": self._train, "val": self._val, "test": self._test}[which]
+        if data is None:
+            raise ConfigurationError(
+                f"The validation images of {self.name} were asked for, but data.validation=0 holds none out. "
+                "Set data.validation=0.1, or use the split train or test."
+            )
+        return scaled(data.images), data.labels.clone()
+
+    def _evaluation_loader(self, data: InMemory) -> OrderedLoader:
+        return OrderedLoader(data, max(self.batch_size, EVALUATION_BATCH))
+
+    def _load(self, train: bool) -> InMemory:
+        images, labels = self.read(train)
+        where = f"{self.name}, {'training' if train else 'test'} set"
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.native_shape:
+            raise DataError(
+                f"{where}: expected images uint8 [N, {', '.join(map(str, self.native_shape))}], "
+                f"found {images.dtype} {list(images.shape)}. Mend read() of {type(self).__name__}."
+            )
+        if labels.dtype != torch.int64 or labels.ndim != 1 or len(labels) != len(images) or not len(labels):
+            raise DataError(
+                f"{where}: expected one int64 label for each of the {len(images)} images and at least one image, "
+                f"found {labels.dtype} {list(labels.shape)}. Mend read() of {type(self).__name__}."
+            )
+        check_labels(labels, self.classes, where)
+        if self.resize is not None:
+            images = resized(images, self.resize)
+        return InMemory(images, labels)
+
+    def _split_off(self, data: InMemory) -> tuple[InMemory, InMemory | None]:
+        """(training part, validation part); which images go where follows from `split_seed` alone."""
+        count = round(self.validation * len(data))
+        if self.validation == 0:
+            return data, None
+        if not 0 < count < len(data):
+            raise ConfigurationError(
+                f"data.validation={self.validation} of {len(data)} training images leaves {count} for validation and "
+                f"{len(data) - count} for training. Choose a share that leaves both, or 0 for no validation."
+            )
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(self.split_seed))
+        held_out, kept = order[:count].sort().values, order[count:].sort().values
+        return InMemory(*data[kept]), InMemory(*data[held_out])
+
+
+def scaled(images: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [0, 1]; same shape and device."""
+    return images.float().div_(255)
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Images [N, C, H, W] uint8 as [N, C, side, side] uint8, bilinear with antialiasing."""
+    if images.shape[2:] == (side, side):
+        return images
+    # in parts, so that no float copy of the whole set exists
+    parts = (interpolate(part.float(), (side, side), mode="bilinear", antialias=True) for part in images.split(4096))
+    return torch.cat([part.round_().clamp_(0, 255).byte() for part in parts])
+
+
+def check_labels(labels: Tensor, classes: int, where: str, remedy: str = "") -> None:
+    """Raises DataError at the first label outside [0, classes); `where` names the data, `remedy` what to do."""
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(
+            f"{where}: expected labels 0..{classes - 1}, found {int(labels[first])} at index {first} "
+            f"({len(wrong)} such labels). {remedy or 'Mend the data.'}"
+        )
+
+
+def _check_whole(option: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        raise _refusal(option, f"a whole number from {least} to {LARGEST}", value)
+
+
+def _refusal(option: str, wanted: str, got: object) -> ConfigurationError:
+    return ConfigurationError(f"{option} must be {wanted}; it is {got!r}. Set {option}=VALUE.")

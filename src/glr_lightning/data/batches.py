@@ -1,0 +1,149 @@
+"""Batches out of memory: samplers that yield whole index tensors, a data set that answers each with one gather."""
+
+from collections.abc import Iterator
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+
+from glr_lightning.errors import ConfigurationError
+
+
+@final
+class InMemory(Dataset[tuple[Tensor, Tensor]]):
+    """Images [N, C, H, W] uint8 and labels [N] int64; an item is a whole batch, not one image."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [batch, C, H, W] and labels [batch] for an index tensor [batch] int64."""
+        # index_select: the same as images[index], several times as fast
+        return self.images.index_select(0, index), self.labels.index_select(0, index)
+
+
+@final
+class InOrder(SequentialSampler):
+    """Index tensors [batch] from first to last. It is a SequentialSampler so that Lightning sees that nothing is
+    shuffled, and leaves it in place under `overfit_batches`."""
+
+    def __init__(self, data: InMemory, batch_size: int) -> None:
+        super().__init__(data)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.data_source) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from torch.arange(len(self.data_source)).split(self.batch_size)
+
+
+@final
+class Shuffled(Sampler[Tensor]):
+    """Index tensors of one epoch's training batches: a pure function of (seed, epoch, rank, world_size).
+
+    Each epoch is one permutation, cut into batches of `batch_size`; the last one may be smaller. Of every batch
+    each of the `world_size` processes takes an equal share, so the mean over processes of their mean gradients is the
+    mean over the batch, and the batches do not depend on the number of processes. To keep the shares equal, the last
+    batch is filled up with at most `world_size - 1` images from the start of the permutation.
+
+    Raises:
+        ConfigurationError: if `batch_size` is not a multiple of `world_size`.
+    """
+
+    def __init__(self, size: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size % world_size:
+            raise ConfigurationError(
+                f"batch_size={batch_size} cannot be shared equally by {world_size} processes. "
+                f"Choose a multiple of {world_size}, or another number of devices."
+            )
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._taken = 0  # batches taken of the present epoch
+        self._resumed: int | None = None  # batches per epoch of the run whose place is taken up next
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the permutation; Lightning calls this before every epoch."""
+        if epoch != self.epoch:
+            self.epoch, self._taken = epoch, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        # A generator, so that nothing is read before the first batch: on resuming, Lightning asks for the iterator
+        # first and calls set_epoch afterwards.
+        self._taken = self._start()
+        for index in self._shares()[self._taken :]:
+            self._taken += 1
+            yield index
+
+    def _shares(self) -> tuple[Tensor, ...]:
+        """This process's part of every batch of the epoch, each [batch_size / world_size] int64."""
+        entropy = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(int(entropy[0])))
+        if missing := -self.size % self.world_size:
+            order = order[torch.arange(self.size + missing) % self.size]
+        return order[self.rank :: self.world_size].split(self.batch_size // self.world_size)
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the epoch, for a checkpoint written in the middle of one."""
+        return {"epoch": self.epoch, "taken": self._taken, "batches": len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Takes up that place: the next iteration goes on behind it, unless another epoch is chosen first."""
+        self.epoch, self._taken, self._resumed = state["epoch"], state["taken"], state["batches"]
+
+    def _start(self) -> int:
+        resumed, self._resumed = self._resumed, None
+        if resumed is None:
+            return 0
+        if self._taken and resumed != len(self):
+            raise ConfigurationError(
+                f"The checkpoint was written after batch {self._taken} of {resumed} of epoch {self.epoch}, but now an "
+                f"epoch has {len(self)} batches. Resume with the batch_size and data.validation of that run, or "
+                "from a checkpoint written at the end of an epoch."
+            )
+        return self._taken
+
+
+class _Loader(DataLoader[tuple[Tensor, Tensor]]):
+    """Batches (images [batch, C, H, W] uint8, labels [batch] int64), taken in this process."""
+
+    def __init__(self, data: InMemory, sampler: Sampler[Any]) -> None:
+        # batch_size=None: what the sampler yields is a batch already. A generator of its own, because DataLoader draws
+        # one number per epoch for its workers and would take it from the global stream.
+        super().__init__(data, batch_size=None, sampler=sampler, num_workers=0, generator=torch.Generator())
+
+
+@final
+class OrderedLoader(_Loader):
+    """The same batches in the same order, every time."""
+
+    def __init__(self, data: InMemory, batch_size: int) -> None:
+        super().__init__(data, InOrder(data, batch_size))
+
+
+@final
+class ShuffledLoader(_Loader):
+    """Training batches. Lightning keeps its state in the checkpoint, so a run resumes in the middle of an epoch too."""
+
+    def __init__(self, data: InMemory, shuffled: Shuffled) -> None:
+        super().__init__(data, shuffled)
+        self.shuffled = shuffled
+
+    def state_dict(self) -> dict[str, int]:
+        return self.shuffled.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.shuffled.load_state_dict(state)

@@ -1,0 +1,141 @@
+"""MNIST, and what it shares with the data sets that are published in the same four files."""
+
+import hashlib
+from abc import abstractmethod
+from pathlib import Path
+from typing import final
+
+import torchvision
+from torch import Tensor
+
+from glr_lightning.data.base import ImageDataModule, check_labels
+from glr_lightning.data.download import fetch
+from glr_lightning.data.idx import REMEDY, read_idx
+from glr_lightning.errors import ConfigurationError, DataError
+
+# md5 of the label bytes. The data sets' files bear the same names, and a folder of one is easily taken for another's.
+LABELS_OF = {
+    "e86ee40d66677c011a9abda399ec8c4d": "MNIST",
+    "073c3904dfbd3e141ff8aa01cfde6b15": "MNIST",
+    "3236f6424fc25388b2834cb19942cf7e": "FashionMNIST",
+    "8dea97a4e78c1bd1b5a6e8efbb870b6e": "FashionMNIST",
+}
+
+
+class MNISTLike(ImageDataModule):
+    """28 x 28 grey images in the four idx files of MNIST, plain or gzipped.
+
+    The two files of a split are looked for, together, in `root/<published name>/raw` (where torchvision keeps
+    them), `root/raw` and `root`. What is missing is downloaded to the first of these, with the addresses and
+    checksums that torchvision declares, if `download` is true.
+    """
+
+    classes = 10
+    native_shape = (1, 28, 28)
+
+    def __init__(
+        self,
+        *,
+        root: str | Path | None,
+        batch_size: int,
+        validation: float = 0.0,
+        split_seed: int = 0,
+        seed: int = 0,
+        resize: int | None = None,
+        download: bool = True,
+    ) -> None:
+        super().__init__(
+            root=root,
+            batch_size=batch_size,
+            validation=validation,
+            split_seed=split_seed,
+            seed=seed,
+            resize=resize,
+        )
+        if self.root is None:
+            raise ConfigurationError(f"{self.name} is read from files, but data.root is null. Set data.root=DIR.")
+        if not isinstance(download, bool):
+            raise ConfigurationError(f"data.download must be true or false; it is {download!r}. Set one of them.")
+        self.download = download
+        self.folders = [self.root / self.published.__name__ / "raw", self.root / "raw", self.root]
+
+    @property
+    @abstractmethod
+    def published(self) -> type[torchvision.datasets.MNIST]:
+        """torchvision's class of the data set, for the facts that it declares: its name, mirrors and checksums."""
+
+    @final
+    def prepare_data(self) -> None:
+        """Downloads, if `download` is true, the files of each split that no folder has in full.
+
+        Raises:
+            DataError: if a file cannot be fetched.
+        """
+        for train in (True, False) if self.download else ():
+            if self._find(train) is not None:
+                continue
+            for filename, md5 in self._missing(train, self.folders[0]):
+                try:
+                    fetch(filename, md5, self.published.mirrors, self.folders[0])
+                except OSError as error:
+                    raise self._not_there(train, f"the download failed ({error})") from error
+
+    @final
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Images [N, 1, 28, 28] uint8 and labels [N] int64, from the first folder that has both files."""
+        found = self._find(train)
+        if found is None:
+            raise self._not_there(train, "prepare_data() comes first" if self.download else "data.download is false")
+        images, labels = read_idx(found[0], (28, 28)), read_idx(found[1], ())
+        if len(images) != len(labels):
+            raise DataError(
+                f"{found[0]} and {found[1]} do not belong together: expected as many labels as images, found "
+                f"{len(images)} images and {len(labels)} labels. Delete both and get them again."
+            )
+        check_labels(labels, self.classes, f"{found[1]} is damaged", REMEDY)
+        owner = LABELS_OF.get(hashlib.md5(labels.numpy().tobytes(), usedforsecurity=False).hexdigest(), "")
+        if owner not in ("", self.published.__name__):
+            raise DataError(
+                f"{found[1]} holds the labels of {owner}, but {self.published.__name__} was asked for: both use these "
+                f"file names. Put each into its own folder, ROOT/<name>/raw, and set data.root=ROOT."
+            )
+        return images.unsqueeze(1), labels.long()
+
+    def _files(self, train: bool) -> list[tuple[str, str]]:
+        """(name of the gz file, md5) of the images and of the labels."""
+        return self.published.resources[:2] if train else self.published.resources[2:]
+
+    def _missing(self, train: bool, folder: Path) -> list[tuple[str, str]]:
+        return [(name, md5) for name, md5 in self._files(train) if _either(folder, name) is None]
+
+    def _find(self, train: bool) -> tuple[Path, Path] | None:
+        """The images' and the labels' file, both from the first folder that has both."""
+        for folder in self.folders:
+            images, labels = (_either(folder, name) for name, _ in self._files(train))
+            if images is not None and labels is not None:
+                return images, labels
+        return None
+
+    def _not_there(self, train: bool, reason: str) -> DataError:
+        lacking = min((self._missing(train, folder) for folder in self.folders), key=len)
+        names = " and ".join(f"{name} (md5 {md5})" for name, md5 in lacking)
+        places = ", ".join(str(folder.absolute()) for folder in self.folders)
+        return DataError(
+            f"{self.published.__name__}: missing {names}, or the same unpacked, without .gz; looked in {places}; "
+            f"{reason}. Set data.root=DIR to a folder that has the files, set data.download=true, or put the "
+            f"files from {self.published.mirrors[0]} into {self.folders[0].absolute()}."
+        )
+
+
+@final
+class MNIST(MNISTLike):
+    """Handwritten digits: 60,000 training and 10,000 test images, 10 classes."""
+
+    name = "mnist"
+    published = torchvision.datasets.MNIST
+
+
+def _either(folder: Path, name: str) -> Path | None:
+    """The unpacked file if it is in the folder, else the gzipped one, else None."""
+    candidates = (folder / name.removesuffix(".gz"), folder / name)
+    return next((path for path in candidates if path.is_file()), None)

@@ -1,0 +1,24 @@
+"""Errors that are the user's to mend. Each message says what was asked, what was got and what to do.
+
+The command-line entry points print such an error as one line, without a traceback, and exit with code 2.
+"""
+
+
+class GLRError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigurationError(GLRError, ValueError):
+    """An option, or a combination of options, that cannot work."""
+
+
+class DataError(GLRError, ValueError):
+    """A data set that is missing, damaged or inconsistent."""
+
+
+class CheckpointError(GLRError, ValueError):
+    """A run folder or a checkpoint that cannot be used."""
+
+
+class DivergenceError(GLRError, ArithmeticError):
+    """Training met a NaN or an infinite number."""

@@ -1,0 +1,88 @@
+"""What every gradient estimator is: a frozen value that turns a batch into gradients."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.losses import Loss
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The outcome of one estimation.
+
+    Attributes:
+        gradients: dJ/dtheta by parameter name of the network, each in its parameter's shape and dtype.
+        loss: the mean loss over the batch and the noise copies, a scalar tensor.
+        logits: [batch, classes], the noise-free ones where the estimator computes them.
+        diagnostics: plain numbers about the cost; "forwards" is the number of samples sent through the
+            network or the noisy part of it.
+    """
+
+    gradients: dict[str, Tensor]
+    loss: Tensor
+    logits: Tensor
+    diagnostics: dict[str, int] = field(default_factory=dict)
+
+
+class Estimator(ABC):
+    """Estimates the gradient of J(theta) = E[L] on a batch. It never writes `.grad` and keeps no state."""
+
+    @abstractmethod
+    def check(self, network: nn.Module, loss: Loss) -> None:
+        """Refuse a network and loss that this estimator cannot train. Raises ConfigurationError."""
+
+    @abstractmethod
+    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        """Estimate the gradients.
+
+        Args:
+            network: the network; its parameters are read only.
+            loss: the per-sample loss.
+            x: [batch, ...], inputs.
+            y: [batch] int64, labels.
+            generator: all randomness comes from it; on the device of x.
+        """
+
+
+def per_site(sigma: float | Sequence[float], sites: int) -> tuple[float, ...]:
+    """One noise scale for each site.
+
+    Raises:
+        ConfigurationError: a list whose length is not the number of sites.
+    """
+    if isinstance(sigma, Sequence):
+        if len(sigma) != sites:
+            raise ConfigurationError(
+                f"sigma has {len(sigma)} values but the network has {sites} layers with weights; "
+                f"give one value, or {sites} of them."
+            )
+        return tuple(sigma)
+    return (sigma,) * sites
+
+
+def validated_sigma(sigma: Any) -> float | tuple[float, ...]:
+    """A positive finite noise scale, or a tuple of them. Raises ConfigurationError."""
+    values = tuple(sigma) if isinstance(sigma, Sequence) and not isinstance(sigma, str) else (sigma,)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ConfigurationError(
+                f"sigma must be a positive finite number, or a list of them (one per layer), got {sigma!r}; "
+                "use for example sigma=1.0 or sigma=[1.0,0.3]."
+            )
+    if not values:
+        raise ConfigurationError("sigma is an empty list; give one value, or one per layer.")
+    return tuple(map(float, values)) if isinstance(sigma, Sequence) else float(sigma)
+
+
+def validated_count(name: str, value: Any) -> int:
+    """A positive whole number. Raises ConfigurationError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    return value

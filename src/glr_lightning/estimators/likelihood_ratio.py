@@ -1,0 +1,186 @@
+"""The generalized (push-out) likelihood-ratio estimator."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.baselines import Baseline, LeaveOneOut
+from glr_lightning.chain import Chain, CleanPass, NoisySite
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators.base import Estimate, Estimator, per_site, validated_count, validated_sigma
+from glr_lightning.injection import Injection, Joint
+from glr_lightning.layers import contract
+from glr_lightning.losses import Loss
+from glr_lightning.noise import Gaussian, Noise, require_admissible
+from glr_lightning.sampling import Antithetic, Sampler
+
+Score = Literal["plain", "conditional", "auto"]
+
+CHUNK_ELEMENTS = 2**22
+"""Without a `chunk`, as many copies at once as keep the widest noisy layer below this many numbers (16 MiB)."""
+
+
+@dataclass(frozen=True)
+class LikelihoodRatio(Estimator):
+    """Gradient of J(theta) = E[L] from loss values alone: no backward pass, no derivative of L or of phi.
+
+    Quantity. With v_l = A_l(h_{l-1}; theta_l) + sigma_l z_l, h_l = phi_l(v_l), the derivative of E[L(h_L, y)]
+    with respect to theta_l.
+
+    Estimator. From K copies of the noise,
+
+        g_l = 1/(K B) sum_{k,n} (L_kn - b_kn) VJP_{A_l}( s(z_l,kn) / sigma_l ).
+
+    Unbiased because v_l has density f((v - A_l)/sigma_l)/sigma_l: moving the derivative onto the density and
+    using E[s(z)] = 0 (hence E[b s(z)] = 0 for b independent of z) gives E[g_l] = dJ/dtheta_l, for any bounded
+    L and phi, continuous or not.
+
+    Conditional score (Rao-Blackwell). Where a piecewise-constant activation follows the layer, L depends on z_l
+    only through the cell in which v_l falls, so s(z_l) may be replaced by its mean over that cell: same mean,
+    smaller variance. A layer that no such activation follows (the logits) keeps the plain score.
+
+    References. Peng, Xiao, Heidergott, Hong, Lam, INFORMS Journal on Computing 34(1), 2022 (joint injection);
+    Jiang, Zhang, Xu, Yu, Peng, ICLR 2024 (layer-wise injection).
+
+    Preconditions. An admissible density; samples that do not influence each other (no BatchNorm in train mode).
+
+    Args:
+        noise: the standardised density.
+        sigma: its scale, one value or one per layer, in units of the pre-activation.
+        copies: K, the noise copies per sample, a multiple of the sampler's group size.
+        sampling: how the copies are drawn.
+        baseline: what is subtracted from the losses.
+        injection: which layers are noisy together.
+        score: "plain"; "conditional", which needs a layer that a piecewise-constant activation follows; or "auto",
+            conditional at every such layer, if there is one.
+        chunk: copies held in memory at once, whole groups together and never fewer than the baseline needs, or
+            None to choose by `CHUNK_ELEMENTS`. The leave-one-out baseline is taken within each chunk, which
+            leaves the mean as it is.
+
+    Raises:
+        ConfigurationError: any of these is out of range, or the combination cannot work.
+    """
+
+    noise: Noise = Gaussian()
+    sigma: float | tuple[float, ...] = 1.0
+    copies: int = 32
+    sampling: Sampler = Antithetic()
+    baseline: Baseline = LeaveOneOut()
+    injection: Injection = Joint()
+    score: Score = "auto"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
+        validated_count("copies", self.copies)
+        require_admissible(self.noise)
+        self.sampling.check(self.noise, self.copies)
+        if self.score not in get_args(Score):
+            raise ConfigurationError(f"score must be one of {', '.join(get_args(Score))}, got {self.score!r}.")
+        if self.chunk is not None and validated_count("chunk", self.chunk) < self.sampling.group_size:
+            raise ConfigurationError(
+                f"chunk={self.chunk} is smaller than one group of {self.sampling.group_size} dependent copies; "
+                f"use chunk={self.sampling.group_size} or more."
+            )
+        self.baseline.check(self.copies // self.sampling.group_size)
+
+    def check(self, network: nn.Module, loss: Loss) -> None:
+        chain = Chain.of(network)
+        self._check_chain(chain)
+
+    def _check_chain(self, chain: Chain) -> None:
+        per_site(self.sigma, len(chain.sites))
+        for name, module in zip(chain.names, chain.modules, strict=True):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                raise ConfigurationError(
+                    f"module '{name}' ({type(module).__name__}) is in train mode and couples the samples of a "
+                    "batch, which breaks the likelihood-ratio estimate; remove it, use a per-sample "
+                    "normalisation (nn.GroupNorm without affine parameters), or put it in eval mode."
+                )
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+                raise ConfigurationError(
+                    f"module '{name}' ({type(module).__name__}) draws noise of its own from the global generator; "
+                    "remove it: the injected noise already regularises."
+                )
+        if self.score == "conditional" and not any(
+            isinstance(chain.follower(site), PiecewiseConstant) for site in range(len(chain.sites))
+        ):
+            raise ConfigurationError(
+                "score=conditional needs a piecewise-constant activation (activation=threshold or sign) right "
+                "after a layer; this network has none. Use estimator.score=plain or auto."
+            )
+
+    @torch.no_grad()
+    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        chain = Chain.of(network)
+        self._check_chain(chain)
+        sigma = per_site(self.sigma, len(chain.sites))
+        clean = chain.clean(x)
+        clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None
+        passes = self.injection.passes(len(chain.sites))
+
+        gradients: dict[str, Tensor] = {}
+        total = torch.zeros((), device=x.device)
+        for noisy_sites in passes:
+            for copies in self._chunks(self._chunk_for(clean)):
+                losses, seen = self._losses(chain, clean, noisy_sites, sigma, copies, loss, y, generator)
+                group = self.sampling.group(copies, losses.device)
+                advantage = losses - self.baseline(losses, group, clean_loss)
+                weight = advantage / (self.copies * len(y))
+                for at in seen:
+                    score = self._score(chain, at, sigma[at.site])
+                    signal = score * (weight / sigma[at.site])[(...,) + (None,) * (score.dim() - 2)]
+                    for name, value in contract(chain.layer(at.site), at.x, signal).items():
+                        full_name = chain.parameter_name(at.site, name)
+                        gradients[full_name] = gradients[full_name] + value if full_name in gradients else value
+                total = total + losses.sum()
+        noisy_samples = len(passes) * self.copies * len(y)
+        return Estimate(gradients, total / noisy_samples, clean.logits, {"forwards": noisy_samples + len(y)})
+
+    def _losses(
+        self,
+        chain: Chain,
+        clean: CleanPass,
+        noisy_sites: tuple[int, ...],
+        sigma: tuple[float, ...],
+        copies: int,
+        loss: Loss,
+        y: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, list[NoisySite]]:
+        """The losses [copies, batch] of one noisy pass, and what its sites saw."""
+
+        def draw(v0: Tensor) -> Tensor:
+            return self.sampling(self.noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
+
+        logits, seen = chain.noisy(clean, noisy_sites, sigma, draw)
+        return loss(logits, y.repeat(copies)).unflatten(0, (copies, len(y))), seen
+
+    def _score(self, chain: Chain, at: NoisySite, sigma: float) -> Tensor:
+        """The score of each draw, [copies, batch, *site]: plain, or its mean over the activation's cell."""
+        activation = chain.follower(at.site)
+        if self.score == "plain" or not isinstance(activation, PiecewiseConstant):
+            return self.noise.score(at.z)
+        # v0 of the first noisy layer is common to all copies, so this costs 1 / copies of a score per draw
+        per_cell = [
+            self.noise.conditional_score(*(None if cut is None else (cut - at.v0) / sigma for cut in cell))
+            for cell in activation.cells
+        ]
+        return activation.select(at.v, per_cell)
+
+    def _chunk_for(self, clean: CleanPass) -> int:
+        """The number of copies to hold at once."""
+        if self.chunk is not None:
+            return self.chunk
+        return CHUNK_ELEMENTS // max(v0.numel() for v0 in clean.preactivations)
+
+    def _chunks(self, chunk: int) -> Iterator[int]:
+        """Split the copies into chunks of at most `chunk`, whole groups together, as even as can be."""
+        size = self.sampling.group_size
+        groups = self.copies // size
+        parts = min(-(-groups // max(chunk // size, 1)), groups // self.baseline.required_groups)
+        return (size * (groups // parts + (part < groups % parts)) for part in range(parts))

@@ -1,0 +1,90 @@
+"""The local product that every estimator here rests on: one layer's vector-Jacobian product with its weights.
+
+    contract(layer, x, signal) = VJP_A(signal),   A(h; theta) the layer's affine map
+
+It is one layer deep; nothing is differentiated through an activation, a loss or a second layer. The layers are
+plain torch layers. Adding a kind of layer: register its product here.
+"""
+
+import functools
+
+from torch import Tensor, nn
+from torch.nn import grad as weight_gradients
+
+from glr_lightning.errors import ConfigurationError
+
+
+def rows_of(x: Tensor, signal: Tensor) -> Tensor:
+    """Bring a signal [copies, batch, *site] to the rows of the layer's input.
+
+    Copy-major rows (Law 5): an input with copies * batch rows is a view of [copies, batch, ...]. An input that
+    still has `batch` rows is common to all copies, and because the product is linear in the signal the copies
+    are summed before it (Law 4): same result, 1 / copies of the cost.
+    """
+    copies, batch = signal.shape[:2]
+    if x.shape[0] == batch:
+        return signal.sum(0)
+    if x.shape[0] == copies * batch:
+        return signal.flatten(0, 1)
+    raise ValueError(f"an input of {x.shape[0]} rows fits neither {batch} samples nor {copies} copies of them")
+
+
+@functools.singledispatch
+def contract(layer: nn.Module, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
+    """Gradient of sum(signal * layer(x)) with respect to the layer's own parameters.
+
+    Args:
+        layer: a layer of a registered kind.
+        x: its input, [batch, ...] (common to all copies) or [copies * batch, ...] (copy-major).
+        signal: the cotangent at its pre-activation, [copies, batch, *site].
+
+    Returns:
+        A tensor per parameter of the layer, by the parameter's name, in the parameter's dtype.
+
+    Raises:
+        ConfigurationError: no product is registered for this kind of layer.
+    """
+    raise ConfigurationError(
+        f"{type(layer).__name__} has weights but no registered weight gradient; "
+        "use nn.Linear or nn.Conv2d, or register one with glr_lightning.layers.contract.register."
+    )
+
+
+@contract.register
+def _(layer: nn.Linear, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
+    """v = h W^T + b:  dW = signal^T h, db = sum of signal over rows (and over any inner axes)."""
+    rows = rows_of(x, signal)
+    cotangent = rows.reshape(-1, layer.out_features)
+    gradient = {"weight": cotangent.T @ x.reshape(-1, layer.in_features)}
+    if layer.bias is not None:
+        gradient["bias"] = cotangent.sum(0)
+    return _in_dtype_of(layer, gradient)
+
+
+@contract.register
+def _(layer: nn.Conv2d, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
+    """The ordinary convolution weight gradient with the signal as cotangent; db = sum over rows and places."""
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        raise ConfigurationError(
+            f"a convolution here takes its padding as numbers, filled with zeros; got padding={layer.padding!r}, "
+            f"padding_mode={layer.padding_mode!r}."
+        )
+    rows = rows_of(x, signal)
+    gradient = {
+        "weight": weight_gradients.conv2d_weight(
+            x, layer.weight.shape, rows, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
+    }
+    if layer.bias is not None:
+        gradient["bias"] = rows.sum((0, 2, 3))
+    return _in_dtype_of(layer, gradient)
+
+
+def _in_dtype_of(layer: nn.Module, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under bf16 autocast products come out in bfloat16; an optimizer needs the parameter's own dtype."""
+    return {name: value.to(layer.get_parameter(name).dtype) for name, value in gradient.items()}
+
+
+def is_contractible(module: nn.Module) -> bool:
+    """Is a weight gradient registered for this kind of layer?"""
+    return contract.dispatch(type(module)) is not contract.dispatch(object)

@@ -1,0 +1,5 @@
+"""Networks: functions that return a plain nn.Sequential."""
+
+from glr_lightning.networks.mlp import mlp
+
+__all__ = ["mlp"]

@@ -1,0 +1,301 @@
+"""Noise densities, standardised (location 0, scale 1); a layer multiplies a draw by its noise scale sigma.
+
+For a density f on the line the score is s(z) = -d log f(z) / dz. The likelihood-ratio method needs f to be
+positive and absolutely continuous on the whole line; then (Law 1)
+
+    E[s(z)] = 0,   E[z s(z)] = 1,   E[s(z)^2] = Fisher information.
+
+Adding a density: one frozen dataclass here, one YAML in conf/noise. Every density in that folder is tested
+against these laws by quadrature.
+"""
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.special import roots_jacobi
+from torch import Tensor
+
+from glr_lightning.errors import ConfigurationError
+
+LOG_2 = math.log(2.0)
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+class Noise(ABC):
+    """A density that is symmetric about 0 and given on the whole line in standardised form.
+
+    Every method is elementwise, differentiability is not needed, and any floating dtype and device works.
+    """
+
+    admissible: ClassVar[bool] = True
+    """Is the density positive and absolutely continuous on the whole line?"""
+    symmetric: ClassVar[bool] = True
+    """Is f(-z) = f(z)? Antithetic sampling needs it; `log_sf` below uses it."""
+
+    @property
+    @abstractmethod
+    def fisher_information(self) -> float:
+        """E[s(z)^2] at scale 1; divide by sigma^2 for another scale."""
+
+    @abstractmethod
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Independent draws of the given shape, on the generator's device."""
+
+    @abstractmethod
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log f(z)."""
+
+    @abstractmethod
+    def score(self, z: Tensor) -> Tensor:
+        """s(z) = -d log f(z) / dz."""
+
+    @abstractmethod
+    def log_cdf(self, z: Tensor) -> Tensor:
+        """log F(z), accurate relative to F(z) in the left tail."""
+
+    @abstractmethod
+    def icdf(self, u: Tensor) -> Tensor:
+        """The quantile F^-1(u), 0 < u < 1."""
+
+    def cdf(self, z: Tensor) -> Tensor:
+        """F(z)."""
+        return self.log_cdf(z).exp()
+
+    def log_sf(self, z: Tensor) -> Tensor:
+        """log(1 - F(z)), accurate relative to 1 - F(z) in the right tail."""
+        return self.log_cdf(-z)
+
+    def conditional_score(self, lower: Tensor | None, upper: Tensor | None) -> Tensor:
+        """Mean score of a draw known to lie between two bounds (Rao-Blackwell).
+
+            E[s(z) | lower < z < upper] = (f(lower) - f(upper)) / (F(upper) - F(lower))
+
+        Bounds broadcast, lower < upper; None or an infinite entry is no bound, at least one is a tensor.
+        Numerator and denominator are taken in log-space and on the side of the origin where nothing cancels,
+        so far tails are exact to rounding.
+        """
+        if lower is None and upper is None:
+            raise ValueError("conditional_score needs a bound; without one the mean score is 0.")
+        if lower is None:
+            assert upper is not None
+            return -torch.exp(self.log_prob(upper) - self.log_cdf(upper))
+        if upper is None:
+            return torch.exp(self.log_prob(lower) - self.log_sf(lower))
+        mirror = lower + upper > 0  # s is odd: E[s | (a, b)] = -E[s | (-b, -a)]; work in the left tail
+        left = torch.where(mirror, -upper, lower)
+        right = torch.where(mirror, -lower, upper)
+        log_left, log_right = self.log_prob(left), self.log_prob(right)
+        log_mass = _log_difference(self.log_cdf(right), self.log_cdf(left))
+        high, low = torch.maximum(log_left, log_right), torch.minimum(log_left, log_right)
+        size = torch.exp(_log_difference(high, low) - log_mass)
+        return torch.where(mirror ^ (log_left < log_right), -size, size)
+
+
+def _log_difference(high: Tensor, low: Tensor) -> Tensor:
+    """log(exp(high) - exp(low)) for high >= low; low may be -inf, equal arguments give -inf."""
+    gap = torch.where(low == -torch.inf, torch.full_like(low, -torch.inf), low - high)
+    # log(1 - e^gap): two branches, each without cancellation (Maechler 2012)
+    return high + torch.where(gap > -LOG_2, torch.log(-torch.expm1(gap)), torch.log1p(-torch.exp(gap)))
+
+
+def require_admissible(noise: Noise) -> None:
+    """Refuse a density for which the likelihood-ratio identity is false.
+
+    Raises:
+        ConfigurationError: the density has a bounded support or a jump.
+    """
+    if not noise.admissible:
+        raise ConfigurationError(
+            f"{type(noise).__name__} noise cannot be used: a density is admissible only if it is positive and "
+            "absolutely continuous on the whole line, else the likelihood-ratio estimate misses the mass that "
+            "crosses the edges of its support. Use noise=gaussian, laplace, logistic or student_t."
+        )
+
+
+@dataclass(frozen=True)
+class Gaussian(Noise):
+    """f(z) = exp(-z^2 / 2) / sqrt(2 pi), s(z) = z."""
+
+    @property
+    def fisher_information(self) -> float:
+        return 1.0
+
+    def sample(self, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=generator.device)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return -0.5 * (z * z + LOG_2PI)
+
+    def score(self, z: Tensor) -> Tensor:
+        return z
+
+    def log_cdf(self, z: Tensor) -> Tensor:
+        return torch.special.log_ndtr(z)
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return torch.special.ndtri(u)
+
+
+@dataclass(frozen=True)
+class Laplace(Noise):
+    """f(z) = exp(-|z|) / 2, s(z) = sign(z). The scale is the paper's b; the variance is 2."""
+
+    @property
+    def fisher_information(self) -> float:
+        return 1.0
+
+    def sample(self, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.icdf(_open_uniform(shape, generator, dtype))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return -z.abs() - LOG_2
+
+    def score(self, z: Tensor) -> Tensor:
+        return torch.sign(z)
+
+    def log_cdf(self, z: Tensor) -> Tensor:
+        tail = -z.abs() - LOG_2
+        return torch.where(z < 0, tail, torch.log1p(-tail.exp()))
+
+    def icdf(self, u: Tensor) -> Tensor:
+        centred = u - 0.5
+        return -torch.sign(centred) * torch.log1p(-2.0 * centred.abs())
+
+
+@dataclass(frozen=True)
+class Logistic(Noise):
+    """f(z) = e^-z / (1 + e^-z)^2, s(z) = tanh(z / 2)."""
+
+    @property
+    def fisher_information(self) -> float:
+        return 1.0 / 3.0
+
+    def sample(self, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.icdf(_open_uniform(shape, generator, dtype))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return torch.nn.functional.logsigmoid(z) + torch.nn.functional.logsigmoid(-z)
+
+    def score(self, z: Tensor) -> Tensor:
+        return torch.tanh(0.5 * z)
+
+    def log_cdf(self, z: Tensor) -> Tensor:
+        return torch.nn.functional.logsigmoid(z)
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return torch.logit(u)
+
+
+@dataclass(frozen=True)
+class StudentT(Noise):
+    """Student's t with `nu` > 0 degrees of freedom: s(z) = (nu + 1) z / (nu + z^2), bounded in z.
+
+    With z = sqrt(nu) cot(psi), 0 < psi < pi, the right tail is an integral of a smooth positive function,
+
+        1 - F(z) = C psi^nu  int_0^1 u^(nu-1) sinc(psi u)^(nu-1) du,   C = Gamma((nu+1)/2) / (sqrt(pi) Gamma(nu/2)),
+
+    with sinc(x) = sin(x)/x, which Gauss-Jacobi quadrature gives to rounding, tails included.
+    """
+
+    nu: float = 5.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.nu, bool) or not isinstance(self.nu, int | float) or not 0 < self.nu < math.inf:
+            raise ConfigurationError(f"noise.nu must be a positive number, got {self.nu!r}; use for example 5.")
+
+    @property
+    def fisher_information(self) -> float:
+        return (self.nu + 1.0) / (self.nu + 3.0)
+
+    @property
+    def _log_constant(self) -> float:
+        return math.lgamma((self.nu + 1) / 2) - math.lgamma(self.nu / 2) - 0.5 * math.log(math.pi)
+
+    def sample(self, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Bailey's polar method (Mathematics of Computation 62, 1994): exact for every nu."""
+        radius = _open_uniform(shape, generator, dtype)
+        angle = torch.rand(tuple(shape), generator=generator, dtype=dtype, device=generator.device)
+        squared = self.nu * torch.expm1(-2.0 / self.nu * radius.log())
+        return squared.sqrt() * torch.cos(2.0 * math.pi * angle)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        constant = self._log_constant - 0.5 * math.log(self.nu)
+        return constant - 0.5 * (self.nu + 1) * torch.log1p(z * z / self.nu)
+
+    def score(self, z: Tensor) -> Tensor:
+        return (self.nu + 1.0) * z / (self.nu + z * z)
+
+    def log_cdf(self, z: Tensor) -> Tensor:
+        psi = torch.atan2(torch.full_like(z, math.sqrt(self.nu)), z.abs())  # in (0, pi/2]
+        nodes, weights = _tail_quadrature(self.nu)
+        integral = torch.zeros_like(z)
+        for u, w in zip(nodes, weights, strict=True):
+            integral += w * torch.sinc(psi * (u / math.pi)) ** (self.nu - 1.0)
+        tail = self._log_constant + self.nu * psi.log() + integral.log()
+        return torch.where(z < 0, tail, torch.log1p(-tail.exp()))
+
+    def icdf(self, u: Tensor) -> Tensor:
+        """Bisection in the bounded angle, 60 halvings: exact to rounding for every nu."""
+        tail = torch.minimum(u, 1.0 - u).log()
+        low, high = torch.zeros_like(u), torch.full_like(u, math.pi / 2)
+        for _ in range(60):
+            psi = 0.5 * (low + high)
+            above = self.log_cdf(-math.sqrt(self.nu) / torch.tan(psi)) > tail
+            low, high = torch.where(above, low, psi), torch.where(above, psi, high)
+        return torch.sign(u - 0.5) * math.sqrt(self.nu) / torch.tan(0.5 * (low + high))
+
+
+@functools.cache
+def _tail_quadrature(nu: float, order: int = 24) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Nodes and weights of int_0^1 u^(nu-1) g(u) du (Gauss-Jacobi moved from [-1, 1] to [0, 1])."""
+    x, w = roots_jacobi(order, 0.0, nu - 1.0)
+    return tuple(map(float, 0.5 * (x + 1.0))), tuple(map(float, np.asarray(w) * 0.5**nu))
+
+
+@dataclass(frozen=True)
+class Uniform(Noise):
+    """f(z) = 1/2 on (-1, 1): NOT admissible, and refused by every likelihood-ratio estimator.
+
+    Its score is 0 inside and undefined at the edges, where f jumps, so E[z s] = 0 and not 1. It is here so
+    that who asks for it is told why.
+    """
+
+    admissible = False
+
+    @property
+    def fisher_information(self) -> float:
+        return math.inf
+
+    def sample(self, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        return 2.0 * _open_uniform(shape, generator, dtype) - 1.0
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return torch.where(z.abs() < 1, -LOG_2, -torch.inf).to(z.dtype)
+
+    def score(self, z: Tensor) -> Tensor:
+        return torch.zeros_like(z)
+
+    def log_cdf(self, z: Tensor) -> Tensor:
+        return (0.5 * (z.clamp(-1, 1) + 1)).log()
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return 2.0 * u - 1.0
+
+
+def _open_uniform(shape: Sequence[int], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Uniform draws from the open interval (0, 1): torch.rand includes 0, whose quantile is infinite."""
+    u = torch.rand(tuple(shape), generator=generator, dtype=dtype, device=generator.device)
+    tiny = 0.5 * torch.finfo(dtype).eps
+    return u.clamp_(tiny, 1.0 - tiny)

@@ -1,0 +1,142 @@
+"""Run folders: what is in one, and how a trained network is rebuilt from it.
+
+    config.yaml  result.json  metrics.csv  checkpoints/{last,best}.ckpt  robustness.csv
+
+A run folder may come from somebody else: its configuration is read as data and its checkpoints with
+weights_only=True, so nothing in it is run.
+"""
+
+import glob
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from glr_lightning.config import TRUSTED, build, load_yaml
+from glr_lightning.data import ImageDataModule
+from glr_lightning.errors import CheckpointError, ConfigurationError
+
+CONFIG, RESULT, METRICS, ROBUSTNESS = "config.yaml", "result.json", "metrics.csv", "robustness.csv"
+BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A network rebuilt from its run folder, noise-free and in eval mode, with the data it was trained on."""
+
+    folder: Path
+    config: dict[str, Any]
+    network: nn.Module
+    data: ImageDataModule
+
+
+def create_run_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Make the folder and write its configuration.
+
+    Raises:
+        ConfigurationError: the folder holds something already; nothing in it is touched.
+    """
+    if (folder / CONFIG).exists():
+        raise ConfigurationError(
+            f"run_dir={folder} already holds a run; choose another run_dir, or go on with that run: "
+            f"glr-train resume={folder}"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigurationError(f"run_dir={folder} is in use and holds no run; choose another run_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def find_runs(patterns: str | Sequence[str]) -> list[Path]:
+    """The run folders that a path, a glob, or a list of them names, sorted.
+
+    A folder without a config.yaml of its own stands for the runs below it.
+
+    Raises:
+        CheckpointError: a pattern that names no run.
+    """
+    found: set[Path] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matches = [Path(match) for match in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
+        runs = [m for m in matches if (m / CONFIG).is_file()]
+        runs = runs or [config.parent for m in matches if m.is_dir() for config in m.rglob(CONFIG)]
+        if not runs:
+            what = f"matches {len(matches)} path(s), none of them a run folder" if matches else "matches nothing"
+            raise CheckpointError(
+                f"run={pattern} {what}; a run folder holds {CONFIG} and {BEST}, as glr-train leaves it."
+            )
+        found.update(runs)
+    return sorted(found)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a Lightning checkpoint without running anything in it.
+
+    Raises:
+        CheckpointError: not there, damaged, or holding more than tensors and plain values.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}; train first, or name a folder that holds one.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"checkpoint {path} is refused: it is damaged, or holds more than tensors and plain values "
+            f"({first_line}). Nothing in it was run. Train again, or fetch the file again."
+        ) from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise CheckpointError(f"{path} is not a checkpoint of glr-train: it has no state_dict.")
+    return checkpoint
+
+
+def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Copy a checkpoint's weights into a network. Raises CheckpointError if they do not fit."""
+    prefix = "network."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"the weights of {path} do not fit the network of its {CONFIG}: {error}") from None
+
+
+def build_data(config: dict[str, Any], trusted: Sequence[str] | None = TRUSTED, root: str | None = None) -> Any:
+    """The data module of a configuration; `root` replaces the data folder it names."""
+    section = config.get("data")
+    if not isinstance(section, dict):
+        raise ConfigurationError("the configuration has no section 'data'; it is damaged or not of glr-train.")
+    return build(section if root is None else section | {"root": root}, trusted=trusted)
+
+
+def build_network(config: dict[str, Any], data: ImageDataModule, trusted: Sequence[str] | None = TRUSTED) -> Any:
+    """The untrained network of a configuration."""
+    section = config.get("network")
+    if not isinstance(section, dict):
+        raise ConfigurationError("the configuration has no section 'network'; it is damaged or not of glr-train.")
+    return build(section, trusted=trusted, image_shape=data.image_shape, classes=data.classes)
+
+
+def load_run(
+    folder: Path, *, trusted: Sequence[str] = TRUSTED, root: str | None = None, checkpoint: Path = BEST
+) -> TrainedRun:
+    """Rebuild a trained network from its run's own configuration.
+
+    Args:
+        folder: the run folder.
+        trusted: prefixes of the names its configuration may call.
+        root: where the data lie on this machine, if elsewhere than in training.
+        checkpoint: which checkpoint, relative to the folder.
+
+    Raises:
+        CheckpointError, ConfigurationError: the folder cannot be used; the message says why.
+    """
+    config = load_yaml(folder / CONFIG)
+    data = build_data(config, trusted, root)
+    network = build_network(config, data, trusted)
+    load_weights(network, load_checkpoint(folder / checkpoint), folder / checkpoint)
+    return TrainedRun(folder, config, network.eval(), data)

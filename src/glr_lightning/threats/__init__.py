@@ -1,0 +1,9 @@
+"""Attacks and corruptions: one pure, batched function a file, and the value that tells how to run it.
+
+A new threat is one file here and one YAML file in conf/threat. `robustness.evaluate` runs and judges them.
+"""
+
+from glr_lightning.threats.base import Threat, attack, corruption
+from glr_lightning.threats.random import ImageRandom
+
+__all__ = ["ImageRandom", "Threat", "attack", "corruption"]

@@ -1,0 +1,138 @@
+"""What a threat is to the evaluation: a function, levels to run it at, and facts that its rows must carry."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from glr_lightning.errors import ConfigurationError
+
+KINDS = ("clean", "corruption", "attack")
+GRADIENT_SOURCES = ("none", "transfer", "autograd", "straight_through", "likelihood_ratio")
+NORMS = ("", "linf", "l2")
+
+Parameters = Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Threat:
+    """A threat at its levels.
+
+    function: threat(model, x, y, *, random, **parameters) -> x', pure, x and x' [B, C, H, W] in [0, 1].
+    kind: one of KINDS.
+    levels: (label, keyword parameters) each; the label is the number that tables and figures show.
+    level_name: what the label counts, "severity", "epsilon" or "".
+    preset: the name of the set of constants.
+    norm: the norm in which the parameter `epsilon` bounds x' - x, "" if nothing bounds it.
+    gradient_source: where an attack's gradient comes from, one of GRADIENT_SOURCES. The function receives the
+        surrogate as its model for "transfer", and the attacked model itself for everything else.
+
+    Raises ConfigurationError for any other word, no levels, or parameters that the function does not take.
+    """
+
+    function: Callable[..., Tensor]
+    kind: str
+    levels: Sequence[tuple[float | None, Parameters]] = ((None, {}),)
+    level_name: str = ""
+    preset: str = ""
+    norm: str = ""
+    gradient_source: str = "none"
+
+    def __post_init__(self) -> None:
+        _one_of("kind", self.kind, KINDS)
+        _one_of("norm", self.norm, NORMS)
+        _one_of("gradient_source", self.gradient_source, GRADIENT_SOURCES)
+        if self.kind != "attack" and self.gradient_source != "none":
+            raise ConfigurationError(
+                f"a threat of kind {self.kind!r} has no gradient, got "
+                f"gradient_source={self.gradient_source!r}; use 'none'."
+            )
+        if not self.levels:
+            raise ConfigurationError(f"the threat {_name(self.function)} has no levels; give at least one.")
+        for _, parameters in self.levels:
+            self._check_parameters(parameters)
+
+    def _check_parameters(self, parameters: Parameters) -> None:
+        """Bind the call now: a misspelt keyword should fail before an hour of evaluation, not after it."""
+        try:
+            inspect.signature(self.function).bind(None, None, None, random=None, **parameters)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"{_name(self.function)} cannot be called as "
+                f"threat(model, x, y, random=..., **{dict(parameters)}): {error}."
+            ) from error
+        if self.norm and "epsilon" not in parameters:
+            raise ConfigurationError(
+                f"{_name(self.function)} has norm={self.norm!r} but a level without epsilon; "
+                "give every level its epsilon."
+            )
+
+
+def corruption(
+    function: Callable[..., Tensor],
+    preset: str,
+    presets: Mapping[str, Sequence[Parameters]],
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
+) -> Threat:
+    """A corruption at some severities of a named preset.
+
+    presets: by name, the parameters of the function, weakest first; presets[name][s - 1] is severity s.
+
+    Raises ConfigurationError for an unknown preset, and for severities that are not a non-empty list of
+    integers within 1..len(preset).
+    """
+    _one_of("preset", preset, tuple(presets))
+    constants = presets[preset]
+    most = len(constants)
+    chosen = severities if isinstance(severities, Sequence) and not isinstance(severities, str) else ()
+    if not chosen or any(type(severity) is not int or not 1 <= severity <= most for severity in chosen):
+        raise ConfigurationError(
+            f"severities must be a non-empty list of integers within 1..{most}, got {severities!r}; "
+            f"for example severities={list(range(1, most + 1))}."
+        )
+    levels = tuple((severity, dict(constants[severity - 1])) for severity in chosen)
+    return Threat(function, "corruption", levels, level_name="severity", preset=preset)
+
+
+def attack(
+    function: Callable[..., Tensor],
+    epsilon: float | Sequence[float],
+    norm: str,
+    gradient_source: str,
+    gradient_sources: Sequence[str],
+    **parameters: Any,
+) -> Threat:
+    """A bounded attack, one level an epsilon; `parameters` (say steps=40) are the same at every level.
+
+    epsilon: one or several bounds on x' - x in `norm`, in units of the pixel range.
+    gradient_source: where the gradient is to come from, one of `gradient_sources`, those it can use.
+
+    Raises ConfigurationError if an epsilon is not finite and > 0, or the gradient source is not among the
+    possible ones.
+    """
+    _one_of("gradient_source", gradient_source, gradient_sources)
+    bounds = epsilon if isinstance(epsilon, Sequence) else [epsilon]
+    if not bounds or not all(_positive(bound) for bound in bounds):
+        raise ConfigurationError(
+            f"epsilon must be a finite number > 0 or a non-empty list of them, got {epsilon!r}; "
+            "for example epsilon=[0.13]."
+        )
+    levels = tuple((float(bound), {"epsilon": float(bound), **parameters}) for bound in bounds)
+    return Threat(function, "attack", levels, "epsilon", norm=norm, gradient_source=gradient_source)
+
+
+def _positive(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf  # type: ignore[operator]
+
+
+def _one_of(what: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigurationError(f"unknown {what} {value!r}; choose from {', '.join(map(repr, choices))}.")
+
+
+def _name(function: Callable[..., Tensor]) -> str:
+    return getattr(function, "__name__", repr(function))

@@ -1,0 +1,219 @@
+"""glr-train: train one network and leave a run folder."""
+
+import csv
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from rich.table import Table
+
+from glr_lightning import cli
+from glr_lightning.config import CONF_DIR, TRUSTED, build, config_hash, load_yaml, resolve
+from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.runs import (
+    BEST,
+    CONFIG,
+    LAST,
+    METRICS,
+    RESULT,
+    build_data,
+    build_network,
+    create_run_folder,
+    load_checkpoint,
+    load_weights,
+)
+from glr_lightning.training import GLRModule
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+PACKAGES = ("glr-lightning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
+
+
+class InitialCheckpoint(Callback):
+    """Saves before the first step, so that a run interrupted in its first epoch can be resumed as well."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
+
+
+def train(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train what a resolved configuration describes and test it once.
+
+    Args:
+        config: a plain, resolved configuration, as `glr_lightning.config.compose` returns it.
+        run_dir: the run folder to make, or with `resume` to go on with.
+        resume: continue from the folder's last checkpoint. The folder's configuration must then be passed.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        ConfigurationError: an option, or a combination, that cannot work; a folder that is taken.
+        DataError, CheckpointError: files that are missing or damaged.
+        DivergenceError: a NaN or infinite loss; the last checkpoint is kept.
+        KeyboardInterrupt: interrupted; the last checkpoint is kept.
+    """
+    trusted = TRUSTED if resume else None
+    _check_root(config)
+    if resume:
+        done = load_checkpoint(run_dir / LAST)["epoch"]
+        if (run_dir / RESULT).exists():
+            raise ConfigurationError(
+                f"the run in {run_dir} is finished after {done + 1} epochs; there is nothing to resume."
+            )
+    pl.seed_everything(config["seed"], verbose=False)
+    data = build_data(config, trusted)
+    data.prepare_data()
+    data.setup("fit")
+    network = build_network(config, data, trusted)
+    module = GLRModule(
+        network,
+        build(config["estimator"], trusted=trusted),
+        build(config["loss"], trusted=trusted),
+        build(config["optimizer"], trusted=trusted),
+        build(config["scheduler"], trusted=trusted),
+        classes=data.classes,
+        seed=config["seed"],
+        clip_norm=config["clip_norm"],
+    )
+    has_validation = data.val_dataloader() != []
+    if not resume:
+        create_run_folder(run_dir, config)
+    trainer = _trainer(config, run_dir, trusted, has_validation, keep_metrics=resume)
+    _fit(trainer, module, data, run_dir, resume)
+    result = _result(config, module, trainer, run_dir)
+    load_weights(network, load_checkpoint(run_dir / BEST), run_dir / BEST)
+    trainer.test(module, data, verbose=False)
+    result = {"test_accuracy": float(trainer.callback_metrics["test_accuracy"])} | result
+    (run_dir / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _check_root(config: dict[str, Any]) -> None:
+    if config["epochs"] < 1:
+        raise ConfigurationError(f"epochs must be at least 1, got {config['epochs']}.")
+    if config["seed"] < 0:
+        raise ConfigurationError(f"seed must be 0 or more, got {config['seed']}.")
+    if config["clip_norm"] is not None and not config["clip_norm"] > 0:
+        raise ConfigurationError(f"clip_norm must be positive or null, got {config['clip_norm']}.")
+    if config["precision"] not in PRECISIONS:
+        raise ConfigurationError(
+            f"precision must be one of {', '.join(PRECISIONS)}, got {config['precision']!r}. "
+            "(16-mixed cannot work: its gradient scaling needs a backward pass.)"
+        )
+
+
+def _trainer(
+    config: dict[str, Any], run_dir: Path, trusted: Any, has_validation: bool, keep_metrics: bool
+) -> pl.Trainer:
+    checkpoints = ModelCheckpoint(
+        dirpath=run_dir / BEST.parent,
+        filename=BEST.stem,
+        monitor="val_accuracy" if has_validation else None,
+        mode="max",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [InitialCheckpoint(), checkpoints]
+    if config["progress"]:
+        callbacks.append(RichProgressBar(refresh_rate=20, leave=False, console_kwargs={"stderr": True}))
+    rows = _read_metrics(run_dir / METRICS) if keep_metrics else []
+    loggers: list[Logger] = [build(node, trusted=trusted, save_dir=str(run_dir)) for node in config["logger"].values()]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            logger.experiment.metrics.extend(rows)  # a new CSVLogger starts an empty file
+    try:
+        return pl.Trainer(
+            accelerator=config["device"],
+            devices=config["devices"],
+            strategy=config["strategy"],
+            precision=config["precision"],
+            max_epochs=config["epochs"],
+            default_root_dir=run_dir,
+            logger=loggers,
+            callbacks=callbacks,
+            enable_progress_bar=config["progress"],
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            log_every_n_steps=10**9,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigurationError(f"Lightning cannot start with these device options: {error}") from None
+
+
+def _fit(trainer: pl.Trainer, module: GLRModule, data: pl.LightningDataModule, run_dir: Path, resume: bool) -> None:
+    try:
+        trainer.fit(module, data, ckpt_path=str(run_dir / LAST) if resume else None, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt(f"Go on with: glr-train resume={run_dir}") from None
+
+
+def _read_metrics(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Remove it to resume without the earlier metrics.") from None
+
+
+def _result(config: dict[str, Any], module: GLRModule, trainer: pl.Trainer, run_dir: Path) -> dict[str, Any]:
+    best = load_checkpoint(run_dir / BEST)
+    return {
+        "best_epoch": best["epoch"],
+        "epochs": config["epochs"],
+        "train_seconds": round(module.train_seconds, 3),
+        "forwards": module.forwards,
+        "parameters": sum(p.numel() for p in module.network.parameters()),
+        "device": str(trainer.strategy.root_device),
+        "seed": config["seed"],
+        "experiment": config.get("experiment"),
+        "config_hash": config_hash(config),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def _show(result: dict[str, Any], run_dir: Path) -> None:
+    table = Table(show_header=False, box=None)
+    table.add_row("test accuracy", f"[bold]{100 * result['test_accuracy']:.2f} %[/] (epoch {result['best_epoch']})")
+    table.add_row("training", f"{result['train_seconds']:.1f} s, {result['forwards']:,} forward passes of one image")
+    table.add_row("run folder", str(run_dir))
+    cli.console.print(table)
+
+
+@hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")
+def _main(composed: DictConfig) -> None:
+    def job() -> None:
+        if composed.resume is not None:
+            overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+            if overrides:
+                raise ConfigurationError(f"resume takes the run's own configuration; leave out {' '.join(overrides)}.")
+            run_dir = Path(composed.resume)
+            config = load_yaml(run_dir / CONFIG)
+        else:
+            config = resolve(composed)
+            config["experiment"] = HydraConfig.get().runtime.choices.get("experiment")
+            run_dir = Path(HydraConfig.get().runtime.output_dir if cli.is_multirun() else config["run_dir"])
+        _show(train(config, run_dir, resume=composed.resume is not None), run_dir)
+
+    cli.run_job(job)
+
+
+def main() -> None:
+    cli.run_main(_main)
+
+
+if __name__ == "__main__":
+    main()
