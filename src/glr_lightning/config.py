@@ -14,7 +14,9 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.errors import InstantiationException
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import MISSING, OmegaConf
 
 from glr_lightning.errors import ConfigurationError, GLRError
@@ -71,9 +73,20 @@ def resolve(config: Any) -> dict[str, Any]:
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """The resolved training configuration for a list of Hydra overrides, outside a Hydra entry point."""
-    with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-        return resolve(hydra.compose("train", overrides=list(overrides)))
+    """The resolved training configuration for a list of Hydra overrides; also within a Hydra entry point.
+
+    Raises:
+        ConfigurationError: Hydra refuses the overrides.
+    """
+    state = Singleton.get_state()  # Hydra allows one application at a time; step aside for the one that runs
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
+            return resolve(hydra.compose("train", overrides=list(overrides)))
+    except HydraException as error:
+        raise ConfigurationError(str(error)) from None
+    finally:
+        Singleton.set_state(state)
 
 
 def config_hash(config: dict[str, Any]) -> str:

@@ -3,18 +3,21 @@
 import csv
 import json
 import platform
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.table import Table
+from torch import Tensor, nn
 
 from glr_lightning import cli
 from glr_lightning.config import CONF_DIR, TRUSTED, build, config_hash, load_yaml, resolve
@@ -86,16 +89,28 @@ def train(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> dic
         clip_norm=config["clip_norm"],
     )
     has_validation = data.val_dataloader() != []
-    if not resume:
+    _check_factories(module, config)
+    trainer = _trainer(config, run_dir, trusted, has_validation, resume)
+    if not resume and trainer.is_global_zero:
         create_run_folder(run_dir, config)
-    trainer = _trainer(config, run_dir, trusted, has_validation, keep_metrics=resume)
     _fit(trainer, module, data, run_dir, resume)
-    result = _result(config, module, trainer, run_dir)
+    if not has_validation:  # nothing to choose by: the final weights are the ones tested, as in the papers
+        shutil.copyfile(run_dir / LAST, run_dir / BEST)
     load_weights(network, load_checkpoint(run_dir / BEST), run_dir / BEST)
-    trainer.test(module, data, verbose=False)
-    result = {"test_accuracy": float(trainer.callback_metrics["test_accuracy"])} | result
-    (run_dir / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    network.to(trainer.strategy.root_device)
+    result = {"test_accuracy": accuracy(network, *data.split("test"))} | _result(config, module, trainer, run_dir)
+    if trainer.is_global_zero:
+        (run_dir / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+@torch.inference_mode()
+def accuracy(network: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> float:
+    """The share of images that the noise-free network classifies rightly. x [n, C, H, W] in [0, 1], y [n]."""
+    place = next(network.parameters())
+    network.eval()
+    predictions = torch.cat([network(batch.to(place)).argmax(1) for batch in x.split(batch_size)])
+    return float((predictions == y.to(place.device)).double().mean())
 
 
 def _check_root(config: dict[str, Any]) -> None:
@@ -112,25 +127,35 @@ def _check_root(config: dict[str, Any]) -> None:
         )
 
 
-def _trainer(
-    config: dict[str, Any], run_dir: Path, trusted: Any, has_validation: bool, keep_metrics: bool
-) -> pl.Trainer:
-    checkpoints = ModelCheckpoint(
-        dirpath=run_dir / BEST.parent,
-        filename=BEST.stem,
-        monitor="val_accuracy" if has_validation else None,
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    callbacks: list[Callback] = [InitialCheckpoint(), checkpoints]
+def _check_factories(module: GLRModule, config: dict[str, Any]) -> None:
+    """Make optimizer and scheduler once before anything is written; torch checks their options only then."""
+    try:
+        module.configure_optimizers()
+    except (TypeError, ValueError) as error:
+        options = {"optimizer": config["optimizer"], "scheduler": config["scheduler"]}
+        raise ConfigurationError(f"torch refuses these options ({error}): {options}") from None
+
+
+def _trainer(config: dict[str, Any], run_dir: Path, trusted: Any, has_validation: bool, resume: bool) -> pl.Trainer:
+    callbacks: list[Callback] = [InitialCheckpoint()]
+    # the best before the last, whose file then remembers it; save_last=True would save only when the best improves
+    for path, monitor in ((BEST, "val_accuracy"), (LAST, None)):
+        if has_validation or monitor is None:
+            checkpoint = ModelCheckpoint(
+                dirpath=run_dir / path.parent,
+                filename=path.stem,
+                monitor=monitor,
+                mode="max",
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
+            callbacks.append(checkpoint)
     if config["progress"]:
         callbacks.append(RichProgressBar(refresh_rate=20, leave=False, console_kwargs={"stderr": True}))
-    rows = _read_metrics(run_dir / METRICS) if keep_metrics else []
+    rows = _read_metrics(run_dir) if resume else []
     loggers: list[Logger] = [build(node, trusted=trusted, save_dir=str(run_dir)) for node in config["logger"].values()]
     for logger in loggers:
-        if isinstance(logger, CSVLogger):
+        if isinstance(logger, CSVLogger) and rows:
             logger.experiment.metrics.extend(rows)  # a new CSVLogger starts an empty file
     try:
         return pl.Trainer(
@@ -148,7 +173,7 @@ def _trainer(
             use_distributed_sampler=False,
             log_every_n_steps=10**9,
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError) as error:
         raise ConfigurationError(f"Lightning cannot start with these device options: {error}") from None
 
 
@@ -159,23 +184,30 @@ def _fit(trainer: pl.Trainer, module: GLRModule, data: pl.LightningDataModule, r
         raise KeyboardInterrupt(f"Go on with: glr-train resume={run_dir}") from None
 
 
-def _read_metrics(path: Path) -> list[dict[str, float]]:
+def _read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The metrics up to the last checkpoint; later ones will be computed again."""
+    path, steps = run_dir / METRICS, load_checkpoint(run_dir / LAST)["global_step"]
     if not path.exists():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-    except (ValueError, TypeError, csv.Error) as error:
+            rows = [{key: _number(text) for key, text in row.items() if text} for row in csv.DictReader(file)]
+        return [row for row in rows if row["step"] < steps]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise CheckpointError(f"{path} is damaged: {error}. Remove it to resume without the earlier metrics.") from None
 
 
+def _number(text: str) -> float:
+    return int(text) if text.isdigit() else float(text)
+
+
 def _result(config: dict[str, Any], module: GLRModule, trainer: pl.Trainer, run_dir: Path) -> dict[str, Any]:
-    best = load_checkpoint(run_dir / BEST)
+    cost = load_checkpoint(run_dir / LAST)["cost"]  # not the module's: a spawned process counted in its own copy
     return {
-        "best_epoch": best["epoch"],
+        "best_epoch": load_checkpoint(run_dir / BEST)["epoch"],
         "epochs": config["epochs"],
-        "train_seconds": round(module.train_seconds, 3),
-        "forwards": module.forwards,
+        "train_seconds": round(cost["train_seconds"], 3),
+        "forwards": cost["forwards"],
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "device": str(trainer.strategy.root_device),
         "seed": config["seed"],

@@ -80,8 +80,8 @@ class GLRModule(pl.LightningModule):
         self._make_scheduler = scheduler
         self._parameters_by_name = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.train_loss, self.grad_norm, self.val_loss = MeanMetric(), MeanMetric(), MeanMetric()
-        self.train_accuracy, self.val_accuracy, self.test_accuracy = (
-            MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(3)
+        self.train_accuracy, self.val_accuracy = (
+            MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(2)
         )
         estimator.check(network, loss)
 
@@ -152,7 +152,7 @@ class GLRModule(pl.LightningModule):
             "Lower optimizer.lr, set clip_norm=1.0, or raise sigma; the last checkpoint of the run is kept."
         )
 
-    # ---- validation and test: the plain network, noise off --------------------------------------------------
+    # ---- validation: the plain network, noise off --------------------------------------------------
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
@@ -162,13 +162,6 @@ class GLRModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_and_reset(val_loss=self.val_loss, val_accuracy=self.val_accuracy)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x, y = batch
-        self.test_accuracy.update(self.network(x), y)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_and_reset(test_accuracy=self.test_accuracy)
 
     def _log_and_reset(self, **metrics: Any) -> None:
         """Once an epoch: logging every step costs more than a small network's step."""

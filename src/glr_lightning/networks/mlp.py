@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
 
@@ -21,16 +21,22 @@ def mlp(
     classes: int,
     hidden: Sequence[int],
     activation: nn.Module,
+    centre: float = 0.0,
     bias: bool | Sequence[bool] = True,
     init: Init = "torch",
 ) -> nn.Sequential:
-    """Flatten -> (linear -> activation) x hidden -> linear, as a plain nn.Sequential.
+    """Flatten -> (linear -> activation -> centre) x hidden -> linear, as a plain nn.Sequential.
 
     Args:
         image_shape: (channels, height, width) of an input in [0, 1].
         classes: the number of logits.
         hidden: widths of the hidden layers.
         activation: copied after every hidden layer.
+        centre: subtracted from every activation before the next layer reads it. The next bias can absorb it, so
+            the network can represent the same functions; but with 0-valued and 1-valued features (centre 0) the
+            noise of a gradient moves all of a class's weights together. Cross-entropy pulls a class back that
+            drifts away so; 0-1 loss does not, and may never predict that class again. 0.5 for sigmoid and
+            threshold prevents it.
         bias: for all layers, or one per layer (hidden layers, then the logit layer).
         init: "torch" is torch's own; "paper" draws weights and biases from N(0, 4 / fan_in), as published with
             the authors' code of Peng et al. 2022 (W = randn * 2 / sqrt(n_in), the bias being the weight of a
@@ -48,6 +54,8 @@ def mlp(
             f"network.bias has {len(biases)} values but the network has {len(widths) - 1} layers; "
             "give true, false, or one value per layer."
         )
+    if isinstance(centre, bool) or not isinstance(centre, int | float) or not math.isfinite(centre):
+        raise ConfigurationError(f"network.centre must be a number such as 0.5, or 0 for none, got {centre!r}.")
     if init not in get_args(Init):
         raise ConfigurationError(f"network.init must be one of {', '.join(get_args(Init))}, got {init!r}.")
 
@@ -60,7 +68,23 @@ def mlp(
         layers[f"linear{number}"] = linear
         if number < len(pairs):
             layers[f"activation{number}"] = copy.deepcopy(activation)
+            if centre:
+                layers[f"centre{number}"] = Shift(-centre)
     return nn.Sequential(layers)
+
+
+class Shift(nn.Module):
+    """x + offset; no parameters."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.offset
+
+    def extra_repr(self) -> str:
+        return f"{self.offset:+g}"
 
 
 def _is_width(value: Any) -> bool:

@@ -1,0 +1,201 @@
+"""glr-evaluate: reload trained runs, test them under threats, leave a table in each run folder."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+from glr_lightning import cli
+from glr_lightning.config import CONF_DIR, TRUSTED, build, compose, config_hash, resolve
+from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.robustness import Row, evaluate, read_rows, write_rows
+from glr_lightning.runs import BEST, CONFIG, LAST, ROBUSTNESS, TrainedRun, find_runs, load_run
+from glr_lightning.threats import Threat
+from glr_lightning.train import train
+
+CHECKPOINTS = {"best": BEST, "last": LAST}
+
+
+@dataclass
+class EvaluateConfig:
+    """The root of conf/evaluate.yaml; Hydra refuses other keys and other types."""
+
+    run: Any = MISSING
+    checkpoint: str = "best"
+    seed: int = 0
+    limit: int | None = None
+    batch_size: int = 1000
+    device: str = "auto"
+    progress: bool = True
+    trusted: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    surrogate: dict[str, Any] = field(default_factory=dict)
+    threat: Any = None
+
+
+ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+
+
+def evaluate_runs(config: dict[str, Any]) -> list[Row]:
+    """Evaluate every run that a resolved configuration names and write `<run>/robustness.csv`, row by row.
+
+    Rows of earlier evaluations stay unless the same threat at the same level is evaluated again.
+
+    Raises:
+        ConfigurationError, CheckpointError, DataError: nothing to evaluate, or something that cannot be used.
+    """
+    folders = find_runs(config["run"])
+    threats: dict[str, Threat] = {name: build(node, trusted=None) for name, node in (config["threat"] or {}).items()}
+    device = _device(config["device"])
+    trusted = (*TRUSTED, *(f"{package}." for package in config["trusted"]))
+    runs = [
+        load_run(folder, trusted=trusted, root=config["data"]["root"], checkpoint=_checkpoint(config["checkpoint"]))
+        for folder in folders
+    ]
+    levels = sum(len(threat.levels) for threat in threats.values())
+    test_sets: dict[str, tuple[Tensor, Tensor]] = {}
+    surrogates: dict[str, nn.Module] = {}
+    results: list[Row] = []
+    with _progress(config["progress"]) as bar:
+        task = bar.add_task("", total=len(runs) * levels)
+        for run in runs:
+
+            def describe(words: str, name: str = run.folder.name) -> None:
+                bar.update(task, description=f"{name}: {words}")
+
+            key = _data_key(run)
+            if key not in test_sets:
+                test_sets[key] = _limited(run, config["limit"])
+            if key not in surrogates and any(t.gradient_source == "transfer" for t in threats.values()):
+                describe("surrogate")
+                surrogates[key] = load_surrogate(run, config["surrogate"], trusted=trusted).to(device)
+            rows = evaluate(
+                run.network.to(device),
+                *test_sets[key],
+                threats,
+                seed=config["seed"],
+                surrogate=surrogates.get(key),
+                batch_size=config["batch_size"],
+                run=str(run.folder),
+                progress=describe,
+            )
+            results += _write_as_they_come(run.folder / ROBUSTNESS, rows, lambda: bar.advance(task))
+    return results
+
+
+def load_surrogate(run: TrainedRun, options: dict[str, Any], trusted: tuple[str, ...] = TRUSTED) -> nn.Module:
+    """The network that transfer attacks take their gradient from, for the data of a run.
+
+    It is trained by `train` from its own experiment, once, and kept in `<dir>/<experiment>-<config hash>`; an
+    interrupted training leaves nothing behind.
+
+    Args:
+        run: names the data, and where they lie.
+        options: `experiment`, a training experiment, and `dir`.
+        trusted: as for `load_run`.
+    """
+    config = compose([f"data={run.data.name}", f"experiment={options['experiment']}", "progress=false"])
+    own = {name: config["data"][name] for name in ("batch_size", "validation", "seed")}
+    config["data"] = run.config["data"] | own | {"root": None if run.data.root is None else str(run.data.root)}
+    parent = Path(options["dir"])
+    folder = parent / f"{options['experiment'].replace('/', '-')}-{config_hash(config)}"
+    if not (folder / CONFIG).exists():
+        cli.console.print(f"training the surrogate {folder} (once)")
+        parent.mkdir(parents=True, exist_ok=True)
+        workplace = Path(tempfile.mkdtemp(prefix=".training-", dir=parent))
+        try:
+            train(config, workplace / "run")
+            (workplace / "run").rename(folder)
+        finally:
+            shutil.rmtree(workplace, ignore_errors=True)
+    return load_run(folder, trusted=trusted, root=config["data"]["root"]).network
+
+
+def _data_key(run: TrainedRun) -> str:
+    """What two runs share if they are tested on the same images: the data set and how it is loaded."""
+    test_set = {k: v for k, v in run.config["data"].items() if k not in {"batch_size", "seed", "validation"}}
+    return json.dumps(test_set, sort_keys=True)
+
+
+def _limited(run: TrainedRun, limit: int | None) -> tuple[Tensor, Tensor]:
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"limit must be at least 1 image, or null for all, got {limit}.")
+    x, y = run.data.split("test")
+    return x[:limit], y[:limit]
+
+
+def _write_as_they_come(path: Path, rows: Iterable[Row], advance: Callable[[], None]) -> list[Row]:
+    """Write the table again after each new row, so that an interruption loses at most one."""
+    kept = read_rows(path) if path.exists() else []
+    new: list[Row] = []
+    for row in rows:
+        new.append(row)
+        kept = [old for old in kept if _identity(old) != _identity(row)]
+        write_rows(path, kept + new)
+        advance()
+    return new
+
+
+def _identity(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("threat", "preset", "level_name", "level", "gradient_source"))
+
+
+def _checkpoint(name: str) -> Path:
+    if name not in CHECKPOINTS:
+        raise ConfigurationError(f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {name!r}.")
+    return CHECKPOINTS[name]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(
+            f"device={name} cannot be used: {str(error).splitlines()[0]}; use device=cpu."
+        ) from None
+
+
+def _progress(enabled: bool) -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, console=cli.console, disable=not enabled)
+
+
+def _show(rows: list[Row]) -> None:
+    table = Table("run", "threat", "level", "accuracy", "95 % interval", "images", "note", title="accuracy in %")
+    for row in rows:
+        level = "" if row["level"] is None else f"{row['level_name']} {row['level']:g}"
+        interval = f"{100 * row['wilson_low']:.2f} .. {100 * row['wilson_high']:.2f}"
+        accuracy = f"{100 * row['accuracy']:.2f}" + (" †" if row["unreliable"] or row["out_of_budget"] else "")
+        table.add_row(Path(row["run"]).name, row["threat"], level, accuracy, interval, str(row["n"]), row["note"])
+    cli.console.print(table)
+
+
+@hydra.main(config_path=CONF_DIR, config_name="evaluate", version_base="1.3")
+def _main(composed: DictConfig) -> None:
+    def job() -> None:
+        if "run" not in composed:
+            raise CheckpointError('which run? Give run=FOLDER, a glob such as "run=runs/*", or a list.')
+        _show(evaluate_runs(resolve(composed)))
+
+    cli.run_job(job)
+
+
+def main() -> None:
+    cli.run_main(_main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""The figures of a report, as PNG files in memory.
+
+An experiment has a colour and a marker of its own, the same in every figure and safe for colour-blind readers
+(Okabe and Ito); its seeds share them. A hollow marker is a number that must not be read as robustness.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from glr_lightning.results import Cell, Column, Run, is_marked
+from glr_lightning.robustness import Row
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS, LINES = "osD^v<>", ("-", "--", ":", "-.")
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "grid.color": "#e3e3e3",
+    "legend.frameon": False,
+    "lines.markersize": 5,
+    "lines.linewidth": 1.5,
+    "figure.constrained_layout.use": True,
+}
+PANEL = 3.3  # inches, the height of a panel
+Experiments = Mapping[str, Sequence[Run]]
+
+
+class Look(NamedTuple):
+    colour: str
+    marker: str
+    line: str
+
+
+def draw(experiments: Experiments, columns: Sequence[Column]) -> dict[str, bytes]:
+    """The figures there are data for, by file name."""
+    figures = {}
+    with matplotlib.style.context(["default", STYLE]):  # not the reader's own style: the same data, the same file
+        if any(run.metrics for _, _, run in _each(experiments)):
+            figures["learning_curves.png"] = _png(learning_curves(experiments))
+        if columns:
+            figures["accuracy_per_threat.png"] = _png(accuracy_per_threat(experiments, columns))
+        if any(column.kind == "corruption" and column.levels for column in columns):
+            figures["severity.png"] = _png(severity(experiments, columns))
+    return figures
+
+
+def learning_curves(experiments: Experiments) -> Figure:
+    """Accuracy by epoch, on the validation images or, dashed, the training images of a run that has no others;
+    then the training loss, with a panel for each loss: values of different losses cannot be compared."""
+    losses = list(dict.fromkeys(run.target("loss") for _, _, run in _each(experiments) if run.metrics))
+    figure = Figure(figsize=(3.9 * (1 + len(losses)), PANEL + 0.3))
+    accuracy, *panels = figure.subplots(1, 1 + len(losses))
+    trained_on = False
+    for _, look, run in _each(experiments):
+        validated = any("val_accuracy" in values for values in run.metrics.values())
+        trained_on |= bool(run.metrics) and not validated
+        key, line = ("val_accuracy", "-") if validated else ("train_accuracy", "--")
+        epochs, values = _curve(run, key)
+        _line(accuracy, epochs, [100 * value for value in values], look._replace(line=line))
+        if run.metrics:
+            _line(panels[losses.index(run.target("loss"))], *_curve(run, "train_loss"), look)
+    accuracy.set(title="Accuracy while training", ylabel="accuracy on validation images / %")
+    if trained_on:
+        accuracy.set_ylabel("accuracy on validation images\n(dashed: on training images) / %")
+    for panel, loss in zip(panels, losses, strict=True):
+        panel.set(title=f"Training loss: {loss}", ylabel="mean loss per image")
+    for panel in (accuracy, *panels):
+        panel.set_xlabel("epoch")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    _legend(figure, experiments)
+    return figure
+
+
+def accuracy_per_threat(experiments: Experiments, columns: Sequence[Column]) -> Figure:
+    """A line of the figure for each threat, in it a dot with its 95 % interval for each run."""
+    evaluated = [(look, run) for _, look, run in _each(experiments) if run.cells]
+    step = 1.0 / (len(evaluated) + 1.5)
+    figure = Figure(figsize=(8, 0.8 + len(columns) * max(0.5, 0.11 * len(evaluated))))
+    axes = figure.subplots()
+    for place, column in enumerate(columns):
+        if place % 2:
+            axes.axhspan(place - 0.5, place + 0.5, color="#f5f5f5", zorder=0)
+        for offset, (look, run) in enumerate(evaluated):
+            if column in run.cells:
+                y = place + step * (offset - (len(evaluated) - 1) / 2)
+                _dot(axes, y, run.cells[column], look)
+    axes.set(xlim=(-2, 102), ylim=(len(columns) - 0.5, -0.5), xlabel="accuracy / %")
+    axes.set_yticks(range(len(columns)), [_heading(column) for column in columns])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    _legend(figure, experiments, [cell for _, run in evaluated for cell in run.cells.values()])
+    return figure
+
+
+def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
+    """A panel for each corruption: accuracy by severity, from the clean images on, with 95 % intervals unless so
+    many runs are compared that they would hide everything."""
+    panels = list(dict.fromkeys((c.threat, c.preset) for c in columns if c.kind == "corruption" and c.levels))
+    across = 2 if len(panels) == 4 else min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(max(4.5, 2.6 * across + 0.6), 2.7 * down + 0.4))
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    evaluated = [(look, run) for _, look, run in _each(experiments) if run.cells]
+    shown: list[Cell] = []
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        for place, (look, run) in enumerate(evaluated):
+            cells = [cell for c, cell in run.cells.items() if (c.threat, c.preset) == panel and c.levels]
+            shift = 0.24 * ((place + 0.5) / len(evaluated) - 0.5)  # so that the intervals do not hide each other
+            _severities(axes, _by_severity(run, cells), shift, look, intervals=len(evaluated) <= 8)
+            shown += cells
+        axes.set_title("\n".join(filter(None, panel)))
+        axes.set(ylim=(-2, 102))
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy / %")
+    _severity_ticks(grid, panels, [row["level"] for cell in shown for row in cell.rows])
+    _legend(figure, experiments, shown)
+    return figure
+
+
+def _severity_ticks(grid: Any, panels: Sequence[Any], levels: Sequence[float]) -> None:
+    ticks = [0.0, *sorted(set(levels))]
+    below = [axes for place, axes in enumerate(grid.flat) if place + grid.shape[1] >= len(panels)]
+    for axes in below[: len(panels)]:
+        axes.set_xlabel("severity")
+        axes.set_xticks(ticks, ["clean", *(f"{level:g}" for level in ticks[1:])])
+        axes.tick_params(labelbottom=True)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.remove()
+
+
+def _by_severity(run: Run, cells: Sequence[Cell]) -> dict[float, Row]:
+    """The rows of a corruption by severity, where the clean images are severity 0."""
+    clean = [cell.rows[0] for column, cell in run.cells.items() if column.kind == "clean"]
+    rows = {row["level"]: row for cell in cells for row in cell.rows}
+    return {0.0: clean[0], **rows} if clean and rows else rows
+
+
+def _severities(axes: Axes, points: Mapping[float, Row], shift: float, look: Look, intervals: bool) -> None:
+    places, rows = [level + shift for level in sorted(points)], [points[level] for level in sorted(points)]
+    _line(axes, places, [100 * row["accuracy"] for row in rows], look._replace(marker=""))
+    for place, row in zip(places, rows, strict=True):
+        low, middle, high = (100 * row[key] for key in ("wilson_low", "accuracy", "wilson_high"))
+        around = _around(low, middle, high) if intervals else None
+        axes.errorbar(place, middle, yerr=around, **_point(look, is_marked(row)))
+
+
+def _dot(axes: Axes, y: float, cell: Cell, look: Look) -> None:
+    low, high = (100 * bound for bound in cell.interval)
+    middle = 100 * cell.accuracy
+    axes.errorbar(middle, y, xerr=_around(low, middle, high), **_point(look, bool(cell.warnings)))
+
+
+def _around(low: float, middle: float, high: float) -> list[list[float]]:
+    return [[max(0.0, middle - low)], [max(0.0, high - middle)]]
+
+
+def _point(look: Look, hollow: bool) -> dict[str, Any]:
+    face = "white" if hollow else look.colour
+    return {"color": look.colour, "marker": look.marker, "markerfacecolor": face, "elinewidth": 1.0, "capsize": 2}
+
+
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look) -> None:
+    marker = look.marker if len(x) <= 30 else ""
+    axes.plot(x, y, color=look.colour, linestyle=look.line, marker=marker, markersize=4)
+
+
+def _curve(run: Run, key: str) -> tuple[list[float], list[float]]:
+    points = [(float(epoch), values[key]) for epoch, values in run.metrics.items() if key in values]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _each(experiments: Experiments) -> Iterator[tuple[str, Look, Run]]:
+    for place, (label, runs) in enumerate(experiments.items()):
+        turn, colour = divmod(place, len(COLOURS))
+        look = Look(COLOURS[colour], MARKERS[(colour + turn) % len(MARKERS)], LINES[turn % len(LINES)])
+        for run in runs:
+            yield label, look, run
+
+
+def _legend(figure: Figure, experiments: Experiments, cells: Sequence[Cell] = ()) -> None:
+    """Above the panels, where it covers nothing."""
+    looks = {label: look for label, look, _ in _each(experiments)}
+    handles = [_handle(look) for look in looks.values()]
+    labels = list(looks)
+    if any(cell.warnings for cell in cells):
+        handles.append(_handle(Look("#555555", "o", "none"), hollow=True))
+        labels.append("hollow: marked †")
+    width = max(len(label) for label in labels) + 6
+    across = max(1, min(len(labels), int(13 * figure.get_figwidth()) // width))
+    figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(labels) // across))
+    figure.legend(handles, labels, loc="outside upper left", ncols=across)
+
+
+def _handle(look: Look, hollow: bool = False) -> Line2D:
+    face = "white" if hollow else look.colour
+    return Line2D([], [], color=look.colour, ls=look.line, marker=look.marker, markerfacecolor=face)
+
+
+def _heading(column: Column) -> str:
+    first, *rest = column.words
+    return "\n".join([first, ", ".join(rest)]) if rest else first
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()

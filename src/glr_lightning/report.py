@@ -1,0 +1,197 @@
+"""glr-report: compare runs, in tables and figures.
+
+    report.md         the tables, the figures, the environment
+    results.csv       every row of every run's robustness.csv, with the run's experiment, seed and config_hash
+    environment.json  versions and devices
+    *.png             see figures.py
+
+It reads run folders and runs nothing in them.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+from rich.console import Console
+from rich.text import Text
+
+from glr_lightning import cli
+from glr_lightning.config import CONF_DIR, resolve
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.figures import draw
+from glr_lightning.results import Column, Run, all_columns, experiments, read_runs
+from glr_lightning.robustness import FIELDS
+from glr_lightning.runs import find_runs
+from glr_lightning.tables import (
+    Table,
+    environment_table,
+    environments,
+    escape,
+    estimator,
+    not_evaluated,
+    robustness_table,
+    runs_table,
+    seeds_table,
+)
+
+REPORT, RESULTS, ENVIRONMENT = "report.md", "results.csv", "environment.json"
+FIGURES = {
+    "learning_curves.png": "Accuracy and training loss by epoch",
+    "accuracy_per_threat.png": "Accuracy under each threat, with 95 % intervals; of a mean over severities, the mean "
+    "of their bounds",
+    "severity.png": "Accuracy by severity of each corruption, of up to eight runs with 95 % Wilson intervals",
+}
+
+
+@dataclass
+class ReportConfig:
+    """The root of conf/report.yaml; Hydra refuses other keys and other types."""
+
+    runs: Any = MISSING
+    out: str = "report"
+
+
+ConfigStore.instance().store(name="report_schema", node=ReportConfig)
+
+
+def report(folders: Sequence[Path], out: Path) -> list[Table]:
+    """Write the report of some run folders into `out`, which is made if missing.
+
+    Everything is read and drawn before the first file is written. An earlier report in `out` is replaced.
+
+    Returns:
+        The tables that sum it up, for the screen.
+
+    Raises:
+        CheckpointError, ConfigurationError: a run that cannot be read, a folder that cannot be written.
+    """
+    runs = read_runs(folders)
+    groups, columns = experiments(runs), all_columns(runs)
+    figures = draw(groups, columns)
+    text = markdown(runs, groups, columns, list(figures))
+    files = {REPORT: text.encode(), RESULTS: results_csv(runs).encode(), ENVIRONMENT: environment_json(runs).encode()}
+    write_files(out, files | figures, stale=FIGURES)
+    return [robustness_table(runs, columns)] if columns else [runs_table(runs)]
+
+
+def markdown(
+    runs: Sequence[Run], groups: Mapping[str, Sequence[Run]], columns: Sequence[Column], figures: Sequence[str]
+) -> str:
+    """The text of report.md."""
+    seeds = seeds_table(groups, columns)
+    parts = [f"# Report on {_count(len(runs), 'run')}", _summary(runs, groups), "## Runs", runs_table(runs).markdown()]
+    parts += ["## Accuracy under threat / %"]
+    parts += [robustness_table(runs, columns).markdown() if columns else not_evaluated(runs)]
+    if seeds.rows:
+        parts += ["## Several seeds: accuracy / %", seeds.markdown()]
+    parts += ["## Figures"] if figures else []
+    parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})\n\n{FIGURES[name]}." for name in figures]
+    parts += ["## Environment", environment_table(runs).markdown()]
+    return "\n\n".join(parts) + "\n"
+
+
+def environment_json(runs: Sequence[Run]) -> str:
+    return json.dumps(environments(runs), indent=2) + "\n"
+
+
+def results_csv(runs: Sequence[Run]) -> str:
+    """All rows of all runs, unrounded; `run` is the name that the report uses."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*FIELDS, "experiment", "seed", "config_hash"])
+    writer.writeheader()
+    for run in runs:
+        own = {"run": run.name, "experiment": run.config.get("experiment"), "seed": run.config.get("seed")}
+        writer.writerows(row | own | {"config_hash": run.config_hash} for row in run.rows)
+    return text.getvalue()
+
+
+def write_files(out: Path, files: Mapping[str, bytes], stale: Sequence[str] | Mapping[str, Any] = ()) -> None:
+    """Write files into a folder so that a reader never meets half of one, nor some without the others if the disk
+    is full. Files named in `stale` and not written now are removed: they belonged to an earlier report.
+
+    Raises ConfigurationError if the folder cannot be made or written.
+    """
+    temporary = {name: out / f".{name}.{os.getpid()}.tmp" for name in files}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            temporary[name].write_bytes(content)
+        for name in files:
+            os.replace(temporary[name], out / name)
+        for name in set(stale) - set(files):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        reason = "it is a file" if out.is_file() else str(error)
+        raise ConfigurationError(
+            f"out={out} must be a folder that can be written, but {reason}; choose another out."
+        ) from None
+    finally:
+        for path in temporary.values():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _summary(runs: Sequence[Run], groups: Mapping[str, Sequence[Run]]) -> str:
+    sections = {"data": "Data", "network": "networks", "activation": "activations", "loss": "losses"}
+    parts = [f"{title}: {', '.join(dict.fromkeys(run.target(key) for run in runs))}" for key, title in sections.items()]
+    parts.append(f"estimators: {', '.join(dict.fromkeys(map(estimator, runs)))}")
+    evaluated = sum(bool(run.rows) for run in runs)
+    return escape(
+        f"{_count(len(runs), 'run')} of {_count(len(groups), 'configuration')} (seeds aside), "
+        f"{evaluated} of them evaluated under threats. {'; '.join(parts)}."
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _patterns(runs: Any) -> list[str]:
+    patterns = [runs] if isinstance(runs, str | int) else runs
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str | int) for p in patterns):
+        raise ConfigurationError(
+            f'runs must be a folder, a glob such as "runs=runs/*", or a list of them, got runs={runs!r}.'
+        )
+    return [str(pattern) for pattern in patterns]
+
+
+def _show(tables: Sequence[Table], out: Path) -> None:
+    """On stdout, as wide as the widest table: a number that is cut off would be another number."""
+    console = Console(highlight=False)
+    for table in tables:
+        drawn = table.rich()
+        needed = console.measure(drawn, options=console.options.update(max_width=10**6)).maximum
+        console.width = max(console.width, needed)
+        console.print(drawn)
+        for note in table.notes:
+            console.print(Text(note), soft_wrap=True)
+    console.print(Text(f"\nreport: {out / REPORT}"), soft_wrap=True)
+
+
+@hydra.main(config_path=CONF_DIR, config_name="report", version_base="1.3")
+def _main(composed: DictConfig) -> None:
+    def job() -> None:
+        if "runs" not in composed or composed.runs is None:
+            raise ConfigurationError('which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.')
+        config = resolve(composed)
+        out = Path(config["out"]).expanduser()
+        _show(report(find_runs(_patterns(config["runs"])), out), out)
+
+    cli.run_job(job)
+
+
+def main() -> None:
+    cli.run_main(_main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""What run folders say, read back and compared: the data behind a report's tables and figures. Nothing is run.
+
+A threat is a column: the clean images, an attack at one budget with one source of gradients, or a corruption,
+whose accuracy is the mean over its severities. Runs that differ in their seed alone are one experiment.
+"""
+
+import csv
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.special import stdtrit
+
+from glr_lightning.config import config_hash, load_yaml
+from glr_lightning.errors import CheckpointError
+from glr_lightning.robustness import Row, read_rows
+from glr_lightning.runs import CONFIG, METRICS, RESULT, ROBUSTNESS
+
+KIND_ORDER = {"clean": 0, "attack": 1, "corruption": 2}
+RESULT_TYPES: dict[str, type | tuple[type, ...]] = {
+    "test_accuracy": (int, float),
+    "best_epoch": int,
+    "train_seconds": (int, float),
+    "forwards": int,
+    "parameters": int,
+    "device": str,
+    "config_hash": str,
+    "versions": dict,
+}
+# Settings that are no part of what is compared, those that the table of runs shows in columns of their own, and
+# those that only the estimator reads: it repeats the ones that it uses.
+UNCOMPARED = {"experiment", "run_dir", "resume", "progress", "device", "devices", "strategy", "seed", "data.seed"}
+UNCOMPARED |= {"data.root", "data.download", "data", "network", "activation", "loss", "estimator", "estimator.copies"}
+FOR_ESTIMATORS = {"sigma", "copies", "chunk", "noise", "sampling", "baseline", "injection"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A threat as a column of the robustness table: what must agree for two numbers to be comparable."""
+
+    kind: str
+    threat: str
+    preset: str
+    gradient_source: str
+    level_name: str
+    levels: tuple[float, ...]
+
+    @property
+    def words(self) -> list[str]:
+        """The heading, one line an item."""
+        level = f"{self.level_name} {_listed(self.levels)}" if self.levels else ""
+        if len(self.levels) > 1:
+            level = f"mean of {level}"
+        gradient = f"gradient: {self.gradient_source}" if self.kind == "attack" else ""
+        return [word for word in (self.threat, level, self.preset, gradient) if word]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run under one threat: one row of robustness.csv, or one for each severity."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def accuracy(self) -> float:
+        return fmean(row["accuracy"] for row in self.rows)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %. Of a mean over severities, the mean of their bounds: too wide rather than too narrow, since the
+        severities share their images and a mean never varies more than its terms do on average."""
+        return fmean(row["wilson_low"] for row in self.rows), fmean(row["wilson_high"] for row in self.rows)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the accuracy must not be read as a plain number; empty if it may."""
+        return [_warning(row, len(self.rows) > 1) for row in self.rows if is_marked(row)]
+
+    @property
+    def remarks(self) -> list[str]:
+        return list(dict.fromkeys(row["note"] for row in self.rows if row["note"] and not is_marked(row)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder says. result is empty until the training has ended, rows until it is evaluated."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    metrics: dict[int, dict[str, float]]  # by epoch, counted from 0
+    rows: list[Row]
+    cells: dict[Column, Cell]
+
+    @property
+    def config_hash(self) -> str:
+        return str(self.result.get("config_hash") or config_hash(self.config))
+
+    @property
+    def experiment_hash(self) -> str:
+        """The same for runs that differ in their seed alone."""
+        config = {key: value for key, value in self.config.items() if key != "seed"}
+        if isinstance(config.get("data"), dict):
+            config["data"] = {key: value for key, value in config["data"].items() if key != "seed"}
+        return config_hash(config)
+
+    @property
+    def seeds(self) -> tuple[Any, Any]:
+        """Of the training and of the order of the images."""
+        data = self.config.get("data")
+        return self.config.get("seed"), data.get("seed") if isinstance(data, dict) else None
+
+    def target(self, section: str) -> str:
+        """What a section of the configuration builds, by its last name."""
+        node = self.config.get(section)
+        return str(node["_target_"]).rsplit(".", 1)[-1] if isinstance(node, dict) and "_target_" in node else "—"
+
+
+def is_marked(row: Row) -> bool:
+    return bool(row["unreliable"] or row["out_of_budget"])
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read run folders; a missing result.json, metrics.csv or robustness.csv is no error, a damaged one is.
+
+    Raises:
+        ConfigurationError, CheckpointError: a file that cannot be read; the message names it.
+    """
+    unique = sorted({folder.resolve() for folder in folders}, key=_natural)
+    return [_read_run(folder, name) for folder, name in zip(unique, run_names(unique), strict=True)]
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Absolute folders relative to the parent they share; of a long path the ends, if they still tell all apart."""
+    parent = os.path.commonpath([folder.parent for folder in folders])
+    names = [folder.relative_to(parent).as_posix() for folder in folders]
+    parts = [name.split("/") for name in names]
+    short = [f"{p[0]}/…/{p[-1]}" if len(n) > 40 and len(p) > 2 else n for n, p in zip(names, parts, strict=True)]
+    return short if len(set(short)) == len(short) else names
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A sort key: job 10 of a sweep comes after job 9."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.as_posix())]
+
+
+def _read_run(folder: Path, name: str) -> Run:
+    config = load_yaml(folder / CONFIG)
+    try:
+        config_hash(config)
+    except TypeError as error:
+        raise CheckpointError(f"{folder / CONFIG} holds more than plain values ({error}); it is damaged.") from None
+    rows = read_rows(folder / ROBUSTNESS) if (folder / ROBUSTNESS).exists() else []
+    cells = table_cells(rows, folder / ROBUSTNESS)
+    return Run(name, folder, config, _read_result(folder / RESULT), read_metrics(folder / METRICS), rows, cells)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as JSON: {error}. Train the run again, or leave it out."
+        ) from None
+    for key, kind in RESULT_TYPES.items():
+        if not isinstance(result, dict) or not isinstance(result.get(key), kind):
+            raise CheckpointError(
+                f"{path} has no valid {key!r}; it is damaged or not of glr-train. Train the run again or leave it out."
+            )
+    return result
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """metrics.csv by epoch. It has a row for the training and one for the validation of an epoch: merged here.
+
+    Raises CheckpointError if the file is there and malformed.
+    """
+    merged: dict[int, dict[str, float]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file, strict=True):
+                values = {key: float(value) for key, value in row.items() if value}
+                merged.setdefault(int(values.pop("epoch")), {}).update(values)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}). Remove it to report without learning curves.") from None
+    return dict(sorted(merged.items()))
+
+
+def table_cells(rows: Iterable[Row], path: Path | str = ROBUSTNESS) -> dict[Column, Cell]:
+    """The rows of one run by column, in their order: a corruption's severities together, every other row alone.
+
+    Raises CheckpointError if two rows are about the same threat at the same level: which one counts?
+    """
+    together: dict[tuple[Any, ...], dict[float | None, Row]] = {}
+    for row in rows:
+        joint = row["kind"] == "corruption" and row["level"] is not None
+        which = "all severities" if joint else row["level"]
+        key = (row["kind"], row["threat"], row["preset"], row["gradient_source"], row["level_name"], which)
+        levels = together.setdefault(key, {})
+        if row["level"] in levels:
+            raise CheckpointError(
+                f"{path} has two rows for {row['threat']} at {row['level_name'] or 'level'} {row['level']}; "
+                "remove the file and evaluate the run again."
+            )
+        levels[row["level"]] = row
+    cells = {}
+    for key, levels in together.items():
+        known = tuple(sorted(level for level in levels if level is not None))
+        cells[Column(*key[:5], levels=known)] = Cell(tuple(levels[level] for level in known or levels))
+    return cells
+
+
+def all_columns(runs: Iterable[Run]) -> list[Column]:
+    """Every column of any run: clean images, then attacks, then corruptions, each in their order of appearance."""
+    found = dict.fromkeys(column for run in runs for column in run.cells)
+    return sorted(found, key=lambda column: KIND_ORDER.get(column.kind, 1))
+
+
+def accuracy_interval(run: Run) -> tuple[float, float] | None:
+    """The Wilson interval of the test accuracy, if the clean row was measured on the same images and network."""
+    for column, cell in run.cells.items():
+        if column.kind == "clean" and run.result and abs(cell.accuracy - run.result["test_accuracy"]) < 1e-6:
+            return cell.interval
+    return None
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of n >= 2 independent values and half the width of its 95 % interval, t_{n-1, 0.975} s / sqrt(n)."""
+    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values), half
+
+
+def differences(runs: Sequence[Run]) -> dict[str, str]:
+    """By the name of a run, those of its settings that are not the same in all runs, as `sigma=0.5`."""
+    settings = {run.name: _settings(run.config) for run in runs}
+    values: dict[str, set[str]] = {}
+    for chosen in settings.values():
+        for key, value in chosen.items():
+            values.setdefault(key, set()).add(value)
+    return {
+        name: ", ".join(f"{key}={value}" for key, value in chosen.items() if len(values[key]) > 1)
+        for name, chosen in settings.items()
+    }
+
+
+def experiments(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by experiment, under a label: the name of the run, or of several what they have in common."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.experiment_hash, []).append(run)
+    differs = differences(runs)
+    short = {
+        key: ", ".join(filter(None, [_experiment(group[0]), differs[group[0].name]])) for key, group in groups.items()
+    }
+    labels = {}
+    for key, group in groups.items():
+        words = short[key]
+        if not words or list(short.values()).count(words) > 1:
+            sections = ("data", "network", "activation", "loss", "estimator")
+            words = " ".join([*(group[0].target(section) for section in sections), words]).strip()
+        count = len({run.seeds for run in group})
+        if len(group) > 1:
+            label = f"{words} ({count} seeds)" if count > 1 else f"{words} ({len(group)} runs)"
+        else:  # a sweep's jobs are numbered, which says nothing
+            label = f"{group[0].name}: {words}" if Path(group[0].name).name.isdigit() else group[0].name
+        labels[label if label not in labels else f"{label} {key}"] = group
+    return labels
+
+
+def _experiment(run: Run) -> str:
+    return str(run.config.get("experiment") or "")
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    flat = dict(_flat(config))
+    return {
+        key.removeprefix("estimator."): value
+        for key, value in flat.items()
+        if key not in UNCOMPARED
+        and key.split(".")[0] not in {*FOR_ESTIMATORS, "logger"}
+        and (key.startswith("estimator.") or flat.get(key.partition(".")[2]) != value)  # data.batch_size, batch_size
+    }
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        path = f"{prefix}.{key}" if prefix else str(key)
+        if key == "_target_":
+            yield prefix, str(value).rsplit(".", 1)[-1]
+        elif isinstance(value, dict):
+            yield from _flat(value, path)
+        elif key != "_partial_":
+            yield path, value if isinstance(value, str) else json.dumps(value)
+
+
+def _listed(levels: Sequence[float]) -> str:
+    """1–5 for neighbours, else 1, 3, 5."""
+    neighbours = len(levels) > 2 and all(after - before == 1 for before, after in pairwise(levels))
+    return f"{levels[0]:g}–{levels[-1]:g}" if neighbours else ", ".join(f"{level:g}" for level in levels)
+
+
+def _warning(row: Row, several: bool) -> str:
+    where = f"{row['level_name']} {row['level']:g}: " if several else ""
+    verdicts = {"unreliable": row["unreliable"], "out of budget": row["out_of_budget"]}
+    verdict = " and ".join(words for words, true in verdicts.items() if true)
+    return f"{where}{verdict}" + (f" ({row['note']})" if row["note"] else "")

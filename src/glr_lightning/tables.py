@@ -1,0 +1,191 @@
+"""The tables of a report: from runs to headings and rows of text, and from those to Markdown or the screen."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import rich.box
+import rich.table
+from rich.text import Text
+
+from glr_lightning.results import Cell, Column, Run, accuracy_interval, differences, t_interval
+
+NONE = "—"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it has a form: headings (their lines), rows of text, and notes to stand below."""
+
+    heading: list[list[str]]
+    rows: list[list[str]]
+    notes: list[str]
+    text_columns: int = 1  # so many from the left hold words, the others numbers
+
+    def markdown(self) -> str:
+        marks = [":--" if place < self.text_columns else "--:" for place in range(len(self.heading))]
+        head = ["<br>".join(escape(line) for line in lines) for lines in self.heading]
+        lines = [head, marks, *([escape(cell) for cell in row] for row in self.rows)]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([table, *(escape(note) for note in self.notes)])
+
+    def rich(self) -> rich.table.Table:
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for place, lines in enumerate(self.heading):
+            width = max(len(text) for text in [*" ".join(lines).split(), *(row[place] for row in self.rows)])
+            heading = Text("\n".join(part for line in lines for part in textwrap.wrap(line, width)))
+            justify = "left" if place < self.text_columns else "right"
+            table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for row in self.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        return table
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    differs = differences(runs)
+    words = ["run", "data", "network", "activation", "loss", "estimator", "also differs in"]
+    numbers = ["test accuracy / %", "95 % interval", "best epoch", "train seconds", "forwards", "parameters"]
+    rows = []
+    for run in runs:
+        targets = [run.target(section) for section in ("data", "network", "activation", "loss")]
+        rows.append([run.name, *targets, estimator(run), differs[run.name], *_training(run)])
+    notes = [
+        "Epochs count from 0; forwards are forward passes of one image. The interval is Wilson's; it is there if the "
+        "clean test images were evaluated and gave the same accuracy."
+    ]
+    unfinished = [run.name for run in runs if not run.result]
+    if unfinished:
+        notes.append(f"Without result.json, so training has not ended: {', '.join(unfinished)}.")
+    heading = [[word] for word in words + numbers]
+    return Table(heading, rows, notes, text_columns=len(words))
+
+
+def robustness_table(runs: Sequence[Run], columns: Sequence[Column]) -> Table:
+    """One row a run, one column a threat. A number that must not be read plainly carries † and the note's number."""
+    evaluated = [run for run in runs if run.cells]
+    footnotes: dict[str, int] = {}
+    rows = []
+    for run in evaluated:
+        cells = [_cell(run.cells.get(column), footnotes) for column in columns]
+        images = sorted({row["n"] for row in run.rows})
+        rows.append([run.name, *cells, ", ".join(map(str, images))])
+    intervals = [cell.interval for run in evaluated for cell in run.cells.values()]
+    half = max((100 * (high - low) / 2 for low, high in intervals), default=0.0)
+    notes = [f"†{number} {note}" for note, number in footnotes.items()]
+    notes += _remarks(evaluated, columns)
+    notes.append(
+        f"95 % Wilson intervals are at most {half:.2f} either way; results.csv has each. {NONE} is not evaluated."
+    )
+    if len(evaluated) < len(runs):
+        notes.append(not_evaluated(runs))
+    return Table([["run"], *(column.words for column in columns), ["images"]], rows, notes)
+
+
+def seeds_table(groups: Mapping[str, Sequence[Run]], columns: Sequence[Column]) -> Table:
+    """Mean and 95 % t-interval over the seeds of each experiment that has at least two."""
+    rows, notes, footnotes = [], [], dict[str, int]()
+    for label, group in groups.items():
+        single = {run.seeds: run for run in reversed(group)}  # the first run of each seed
+        chosen = [run for run in group if single[run.seeds] is run]
+        if len(chosen) < 2:
+            continue
+        left_out = [run.name for run in group if run not in chosen]
+        if left_out:
+            notes.append(f"{label}: {', '.join(left_out)} left out, for another run has the same seed and settings.")
+        tests = [run.result["test_accuracy"] for run in chosen if run.result]
+        cells = []
+        for column in columns:
+            found = [run.cells[column] for run in chosen if column in run.cells]
+            reasons = dict.fromkeys(reason for cell in found for reason in cell.warnings)
+            marked = sum(bool(cell.warnings) for cell in found)
+            note = f"in {marked} of {len(found)} seeds: {'; '.join(reasons)}" if marked else ""
+            cells.append(_mean([cell.accuracy for cell in found], len(chosen)) + _mark(note, footnotes))
+        seeds = ", ".join(str(run.seeds[0]) for run in chosen)
+        rows.append([label, seeds, _mean(tests, len(chosen)), *cells])
+    notes = [f"†{number} {note}" for note, number in footnotes.items()] + notes
+    notes.append("Mean ± half the 95 % t-interval over the seeds; in brackets, of how many, where not of all.")
+    heading = [["experiment"], ["seeds"], ["test accuracy"], *(column.words for column in columns)]
+    return Table(heading, rows, notes, text_columns=2)
+
+
+def environment_table(runs: Sequence[Run]) -> Table:
+    """One column for each environment: as a rule there is one."""
+    found = environments(runs)
+    packages = dict.fromkeys(name for environment in found for name in environment["versions"])
+    heading = [["package"], *([", ".join(environment["runs"])] for environment in found)]
+    rows = [[name, *(str(environment["versions"].get(name, NONE)) for environment in found)] for name in packages]
+    rows.append(["device", *(environment["device"] for environment in found)])
+    return Table(heading, rows, [], text_columns=len(heading))
+
+
+def _training(run: Run) -> list[str]:
+    if not run.result:
+        return [NONE] * 6
+    r, interval = run.result, accuracy_interval(run)
+    bounds = " – ".join(map(_percent, interval)) if interval else NONE
+    numbers = [f"{r['train_seconds']:.1f}", f"{r['forwards']:,}", f"{r['parameters']:,}"]
+    return [_percent(r["test_accuracy"]), bounds, str(r["best_epoch"]), *numbers]
+
+
+def estimator(run: Run) -> str:
+    node = run.config.get("estimator")
+    copies = node.get("copies") if isinstance(node, dict) else None
+    return run.target("estimator") + (f" (K = {copies})" if copies is not None else "")
+
+
+def _cell(cell: Cell | None, footnotes: dict[str, int]) -> str:
+    return NONE if cell is None else _percent(cell.accuracy) + _mark("; ".join(cell.warnings), footnotes)
+
+
+def _mark(note: str, footnotes: dict[str, int]) -> str:
+    return f" †{footnotes.setdefault(note, len(footnotes) + 1)}" if note else ""
+
+
+def _mean(values: Sequence[float], seeds: int) -> str:
+    """Of the values there are; of a single one no interval exists."""
+    if not values:
+        return NONE
+    count = f" ({len(values)})" if len(values) < seeds else ""
+    if len(values) == 1:
+        return _percent(values[0]) + count
+    mean, half = t_interval(values)
+    return f"{_percent(mean)} ± {_percent(half)}{count}"
+
+
+def _remarks(runs: Sequence[Run], columns: Sequence[Column]) -> list[str]:
+    """What the rows say of themselves without being marked, such as that an attack is a transfer attack."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        for note in dict.fromkeys(note for run in runs if column in run.cells for note in run.cells[column].remarks):
+            found.setdefault(note, []).append(" ".join(column.words[:2]))
+    return [f"{', '.join(dict.fromkeys(names))}: {note}." for note, names in found.items()]
+
+
+def not_evaluated(runs: Sequence[Run]) -> str:
+    names = ", ".join(run.name for run in runs if not run.rows)
+    return f"Not evaluated yet: {names}. To do so: glr-evaluate run=FOLDER."
+
+
+def environments(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The different versions and devices, each with the names of its runs; unfinished runs do not tell theirs."""
+    found: list[dict[str, Any]] = []
+    for run in (run for run in runs if run.result):
+        own = {"versions": run.result["versions"], "device": run.result["device"]}
+        same = next((e for e in found if {"versions": e["versions"], "device": e["device"]} == own), None)
+        if same is None:
+            found.append(own | {"runs": [run.name]})
+        else:
+            same["runs"].append(run.name)
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def escape(text: str) -> str:
+    """Names and notes come from files: nothing in them may be taken for Markdown or HTML."""
+    for sign in "\\`*|<[":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())

@@ -1,0 +1,84 @@
+"""Activations: cells and values belong together, cuts lie where they are said to."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
+from glr_lightning.errors import ConfigurationError
+from groups import member, options
+
+STAIRS = PiecewiseConstant(cuts=(-1.0, 0.5, 2.0), levels=(3.0, -1.0, 0.25, 7.0))
+CONSTANT = [m for m in (member("activation", o) for o in options("activation")) if isinstance(m, PiecewiseConstant)]
+V = torch.tensor([-math.inf, -1e30, -1.5, -1.0, -0.999, 0.0, 1e-30, 0.5, 0.51, 2.0, 2.1, 1e30, math.inf])
+
+
+def cell_of(activation: PiecewiseConstant, v: float) -> int:
+    """The cell by its definition: lower < v <= upper, and -inf in the first."""
+    inside = [
+        (low is None or v > low) and (up is None or v <= up) and not (low is None and up is None)
+        for low, up in activation.cells
+    ]
+    assert sum(inside) == 1
+    return inside.index(True)
+
+
+def test_the_configured_activations_have_piecewise_constant_ones_among_them() -> None:
+    assert {"threshold", "sign", "relu", "tanh", "sigmoid"} <= set(options("activation"))
+    assert len(CONSTANT) >= 2
+
+
+@pytest.mark.parametrize("name", options("activation"))
+def test_an_activation_is_elementwise_keeps_shape_and_dtype_and_has_no_weights(name: str) -> None:
+    activation: nn.Module = member("activation", name)
+    v = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out = activation(v)
+    assert out.shape == v.shape
+    assert out.dtype == v.dtype
+    torch.testing.assert_close(torch.stack([activation(value) for value in v.flatten()]), out.flatten())
+    assert not activation.state_dict()
+
+
+@pytest.mark.parametrize("activation", [*CONSTANT, STAIRS], ids=repr)
+def test_each_value_is_the_level_of_its_cell_and_a_cut_belongs_to_the_cell_below(activation: PiecewiseConstant) -> None:
+    expected = [activation.levels[cell_of(activation, v)] for v in V.tolist()]
+    assert activation(V).tolist() == expected
+    assert activation.double()(V.double()).tolist() == expected
+
+
+@pytest.mark.parametrize("activation", [*CONSTANT, STAIRS], ids=repr)
+def test_select_picks_the_tensor_of_the_cell_and_broadcasts(activation: PiecewiseConstant) -> None:
+    per_cell = [torch.randn(1, 5, generator=torch.Generator().manual_seed(i)) for i in range(len(activation.cells))]
+    v = torch.linspace(-3, 3, 20).view(4, 5)
+    got = activation.select(v, per_cell)
+    for row in range(4):
+        for column in range(5):
+            assert got[row, column] == per_cell[cell_of(activation, float(v[row, column]))][0, column]
+
+
+def test_cells_are_the_gaps_between_the_cuts() -> None:
+    assert STAIRS.cells == [(None, -1.0), (-1.0, 0.5), (0.5, 2.0), (2.0, None)]
+    assert HardThreshold().cells == Sign().cells == [(None, 0.0), (0.0, None)]
+
+
+def test_threshold_is_1_above_0_and_sign_is_minus_1_up_to_0() -> None:
+    v = torch.tensor([-2.0, -0.0, 0.0, 1e-20, 3.0])
+    assert HardThreshold()(v).tolist() == [0, 0, 0, 1, 1]
+    assert Sign()(v).tolist() == [-1, -1, -1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("cuts", "levels"), [((), (1.0,)), ((0.0,), (1.0,)), ((1.0, 0.0), (1, 2, 3)), ((0.0, 0.0), (1, 2, 3)), ((0.0,), ())]
+)
+def test_cuts_that_do_not_ascend_or_do_not_fit_the_levels_are_refused(cuts: tuple, levels: tuple) -> None:
+    with pytest.raises(ConfigurationError, match="ascending cuts and one level more"):
+        PiecewiseConstant(cuts, levels)
+
+
+def test_the_derivative_is_0_so_that_nobody_trains_through_it_by_backpropagation() -> None:
+    v = torch.tensor([-1.0, 2.0], requires_grad=True)
+    for activation in (*CONSTANT, STAIRS):
+        out: Tensor = activation(v)
+        assert not out.requires_grad or not torch.autograd.grad(out.sum(), v)[0].any()

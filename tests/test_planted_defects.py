@@ -1,0 +1,267 @@
+"""The tests of the tests: each defect that this method invites is planted, and the check that is to see it must fail.
+
+A check is the very function that the other files call. Before the defect it passes; with it, it raises.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glr_lightning import layers
+from glr_lightning.activations import HardThreshold
+from glr_lightning.baselines import Clean, LeaveOneOut
+from glr_lightning.chain import Chain
+from glr_lightning.estimators import Estimate, LikelihoodRatio, likelihood_ratio
+from glr_lightning.injection import Joint, Layerwise
+from glr_lightning.losses import CrossEntropy, ZeroOne
+from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
+from glr_lightning.sampling import Antithetic, Independent
+from test_estimators import SIGMA, X, Y, check_unbiased, check_unbiased_with_stride, flat, reference, small_network
+from test_layers import check_contract, convolution
+from test_noise import ADMISSIBLE, check_conditional_score, check_score
+from test_published import check_training_step
+from test_sampling import check_baseline_ignores_dependent_copies
+from zscores import assert_mean, repetitions
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+Check = Callable[[], None]
+
+DEFAULT = LikelihoodRatio(copies=4)
+PLAIN = replace(DEFAULT, score="plain")
+
+threshold = partial(check_unbiased, activation=HardThreshold(), loss=ZeroOne())
+smooth = partial(check_unbiased, activation=nn.Tanh(), loss=CrossEntropy())
+
+
+# ---- the defects ----------------------------------------------------------------------------------------------------
+
+
+def estimate_divided_by_4(patch: pytest.MonkeyPatch) -> None:
+    right = LikelihoodRatio.estimate
+
+    def wrong(self: LikelihoodRatio, *args: Any, **kwargs: Any) -> Estimate:
+        estimate = right(self, *args, **kwargs)
+        return replace(estimate, gradients={name: g / 4 for name, g in estimate.gradients.items()})
+
+    patch.setattr(LikelihoodRatio, "estimate", wrong)
+
+
+def plain_leave_one_out_across_antithetic_pairs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Antithetic, "group", lambda self, copies, device: torch.arange(copies, device=device))
+
+
+def own_loss_inside_a_moving_average(patch: pytest.MonkeyPatch) -> None:
+    """b = (1 - decay) * the past + decay * the present mean, which holds the copy's own loss."""
+    past, decay = 0.4, 0.5
+
+    def wrong(self: LeaveOneOut, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
+        return (1 - decay) * past + decay * loss.mean(0)[None]
+
+    patch.setattr(LeaveOneOut, "__call__", wrong)
+
+
+def convolution_contraction_that_ignores_the_stride(patch: pytest.MonkeyPatch) -> None:
+    """The cotangent meets the patches of a stride of 1. Right where the stride is 1 and there are no groups."""
+
+    def wrong(x: Tensor, shape: Any, rows: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+        patches = nn.functional.unfold(x, tuple(shape[2:]), dilation=dilation, padding=padding)
+        reach = [dilation[i] * (shape[2 + i] - 1) for i in range(2)]
+        height, width = (x.shape[2 + i] + 2 * padding[i] - reach[i] for i in range(2))
+        met = patches.unflatten(2, (height, width))[:, :, : rows.shape[2], : rows.shape[3]]
+        return torch.einsum("nohw,nkhw->ok", rows, met).view(shape)
+
+    patch.setattr(layers.weight_gradients, "conv2d_weight", wrong)
+
+
+def score_of(wrong: Noise, right: type[Noise]) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(right, "score", lambda self, z: wrong.score(z))
+
+    return plant
+
+
+def conditional_score_of(wrong: Noise, right: type[Noise]) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(right, "conditional_score", lambda self, lower, upper: wrong.conditional_score(lower, upper))
+
+    return plant
+
+
+def signals_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
+    right = layers.rows_of
+
+    def wrong(x: Tensor, signal: Tensor) -> Tensor:
+        return right(x, signal) if x.shape[0] == signal.shape[1] else signal.transpose(0, 1).flatten(0, 1)
+
+    patch.setattr(layers, "rows_of", wrong)
+
+
+def losses_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
+    right = LikelihoodRatio._losses
+
+    def wrong(self: LikelihoodRatio, *args: Any) -> Any:
+        losses, seen = right(self, *args)
+        copies, batch = losses.shape
+        return losses.flatten().unflatten(0, (batch, copies)).T, seen
+
+    patch.setattr(LikelihoodRatio, "_losses", wrong)
+
+
+def twice(owner: type, name: str) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        right = getattr(owner, name)
+        patch.setattr(owner, name, lambda *args: 2 * right(*args))
+
+    return plant
+
+
+def signal_without_its_division_by_sigma(patch: pytest.MonkeyPatch) -> None:
+    right = likelihood_ratio.contract
+
+    def wrong(layer: nn.Linear, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
+        first = layer.in_features == 3
+        return right(layer, x, signal * SIGMA[0 if first else 1])
+
+    patch.setattr(likelihood_ratio, "contract", wrong)
+
+
+def noise_of_twice_the_sigma_that_is_divided_by(patch: pytest.MonkeyPatch) -> None:
+    right = Chain.noisy
+
+    def wrong(self: Chain, clean: Any, sites: Any, sigma: Any, draw: Any) -> Any:
+        return right(self, clean, sites, tuple(2 * s for s in sigma), draw)
+
+    patch.setattr(Chain, "noisy", wrong)
+
+
+# ---- which check sees them ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    plant: Plant
+    check: Check
+    says: str  # in the failure's message, so that it fails for its own reason
+
+
+GRADIENT, LAW, EQUAL = "expected", "moved", "not close"
+CASES = {
+    # the six that are named in the design
+    "divided by 4, defaults": Case(estimate_divided_by_4, partial(threshold, DEFAULT), GRADIENT),
+    "divided by 4, smooth": Case(estimate_divided_by_4, partial(smooth, PLAIN), GRADIENT),
+    "divided by 4, published": Case(estimate_divided_by_4, partial(check_training_step, "lrs", "laplace"), EQUAL),
+    "pairs, 4 copies": Case(plain_leave_one_out_across_antithetic_pairs, partial(threshold, DEFAULT), GRADIENT),
+    "pairs, 8 copies": Case(
+        plain_leave_one_out_across_antithetic_pairs,
+        partial(threshold, replace(DEFAULT, copies=8), number=40_000, resolution=0.1),
+        GRADIENT,
+    ),
+    "pairs, law 2": Case(
+        plain_leave_one_out_across_antithetic_pairs,
+        partial(check_baseline_ignores_dependent_copies, LeaveOneOut(), Antithetic()),
+        LAW,
+    ),
+    "moving average": Case(
+        own_loss_inside_a_moving_average, partial(threshold, DEFAULT, number=40_000, resolution=0.1), GRADIENT
+    ),
+    "moving average, law 2": Case(
+        own_loss_inside_a_moving_average,
+        partial(check_baseline_ignores_dependent_copies, LeaveOneOut(), Independent()),
+        LAW,
+    ),
+    "stride, product": Case(
+        convolution_contraction_that_ignores_the_stride,
+        partial(check_contract, convolution(stride=2), 4, 9, 8),
+        "weight",
+    ),
+    "stride, layerwise": Case(
+        convolution_contraction_that_ignores_the_stride, partial(check_unbiased_with_stride, Layerwise()), GRADIENT
+    ),
+    "stride, joint": Case(
+        convolution_contraction_that_ignores_the_stride, partial(check_unbiased_with_stride, Joint()), GRADIENT
+    ),
+    "sample-major signals, product": Case(
+        signals_in_sample_major_rows, partial(check_contract, nn.Linear(5, 7).double(), 5), "weight"
+    ),
+    "sample-major signals": Case(signals_in_sample_major_rows, partial(threshold, DEFAULT), GRADIENT),
+    "sample-major signals, published": Case(
+        signals_in_sample_major_rows, partial(check_training_step, "lrtz", "laplace"), EQUAL
+    ),
+    "sample-major losses": Case(losses_in_sample_major_rows, partial(threshold, DEFAULT), GRADIENT),
+    # a wrong density's score, and a factor of two in each formula
+    "Laplace scored as Gaussian": Case(
+        score_of(Gaussian(), Laplace), partial(smooth, replace(PLAIN, noise=Laplace())), GRADIENT
+    ),
+    "Gaussian scored as Laplace": Case(
+        score_of(Laplace(), Gaussian), partial(smooth, PLAIN, number=40_000, resolution=0.15), GRADIENT
+    ),
+    "Student scored as Gaussian": Case(
+        score_of(Gaussian(), StudentT), partial(smooth, replace(PLAIN, noise=StudentT())), GRADIENT
+    ),
+    "Laplace scored as Gaussian, published": Case(
+        score_of(Gaussian(), Laplace), partial(check_training_step, "lrs", "laplace"), EQUAL
+    ),
+    "Laplace's cells scored as the Gaussian's": Case(
+        conditional_score_of(Gaussian(), Laplace),
+        partial(threshold, replace(DEFAULT, noise=Laplace()), number=40_000, resolution=0.15),
+        GRADIENT,
+    ),
+    "score x 2": Case(twice(Gaussian, "score"), partial(smooth, PLAIN), GRADIENT),
+    "score x 2, law 1": Case(twice(Gaussian, "score"), partial(check_score, Gaussian()), EQUAL),
+    "conditional score x 2": Case(twice(Noise, "conditional_score"), partial(threshold, DEFAULT), GRADIENT),
+    "conditional score x 2, quadrature": Case(
+        twice(Noise, "conditional_score"), partial(check_conditional_score, Logistic()), "assert"
+    ),
+    "not divided by sigma": Case(signal_without_its_division_by_sigma, partial(smooth, PLAIN), GRADIENT),
+    "twice the noise": Case(noise_of_twice_the_sigma_that_is_divided_by, partial(threshold, DEFAULT), GRADIENT),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_a_planted_defect_turns_its_check_red(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.check()
+    case.plant(monkeypatch)
+    with pytest.raises(AssertionError, match=case.says):
+        case.check()
+
+
+@pytest.mark.parametrize("right", ADMISSIBLE)
+@pytest.mark.parametrize("wrong", ADMISSIBLE)
+def test_no_density_passes_with_the_score_of_another(right: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if right == wrong:
+        check_score(ADMISSIBLE[right])
+        return
+    score_of(ADMISSIBLE[wrong], type(ADMISSIBLE[right]))(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_score(ADMISSIBLE[right])
+
+
+def test_where_the_stride_is_1_the_planted_contraction_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is the stride, and nothing else about the plant, that its checks see."""
+    convolution_contraction_that_ignores_the_stride(monkeypatch)
+    check_contract(convolution(), 4, 9, 8)
+    check_contract(convolution(padding=(2, 1), dilation=(1, 2)), 4, 9, 8)
+
+
+@pytest.mark.parametrize("copies", [4, 8])
+def test_plain_leave_one_out_across_pairs_returns_k_over_k_minus_1_times_the_gradient(
+    copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size of the defect is known, with the plain score, so the statistics can be held to that as well."""
+    plain_leave_one_out_across_antithetic_pairs(monkeypatch)
+    network = small_network(HardThreshold())
+    samples = repetitions(replace(PLAIN, copies=copies, sigma=SIGMA), network, ZeroOne(), X, Y, number=10_000)
+    expected = reference(network, Gaussian(), Joint(), ZeroOne())
+    target = flat(expected, list(expected))
+    got = torch.cat([samples[name].flatten(1) for name in expected], dim=1)
+    assert_mean(got @ target / target.norm() ** 2, copies / (copies - 1), tolerance=1e-3)
+
+
+def test_the_clean_baseline_does_not_care_about_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_leave_one_out_across_antithetic_pairs(monkeypatch)
+    threshold(replace(DEFAULT, baseline=Clean()))
