@@ -24,7 +24,7 @@ quickstart: install ## train without backprop and with it on digits, test both, 
 	rm -rf runs/quickstart
 	$(BIN)/glr-train experiment=lrtz run_dir=runs/quickstart/lrtz
 	$(BIN)/glr-train experiment=bp run_dir=runs/quickstart/bp
-	$(BIN)/glr-evaluate "run=runs/quickstart/*" threat=standard
+	$(BIN)/glr-evaluate "run=runs/quickstart/*" threat=standard > /dev/null  # the report shows its table
 	$(BIN)/glr-report "runs=runs/quickstart/*" out=runs/quickstart/report
 
 train: install ## train one network: make train ARGS="experiment=lrtz data=mnist data.root=DIR"

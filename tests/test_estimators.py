@@ -539,6 +539,15 @@ def test_the_generators_seed_decides_the_estimate(estimator: Estimator) -> None:
     assert isinstance(estimator, Backprop) or not any(torch.equal(first[name], other[name]) for name in first)
 
 
+@every_estimator
+def test_an_estimate_does_not_depend_on_the_callers_grad_mode(estimator: Estimator) -> None:
+    network = small_network(nn.Tanh())
+    with torch.no_grad():
+        without = estimate(estimator, network, CrossEntropy()).gradients
+    within = estimate(estimator, network, CrossEntropy()).gradients
+    assert all(torch.equal(without[name], within[name]) for name in within)
+
+
 @final
 class CountingLoss(Loss):
     """Cross-entropy that remembers how many rows it saw, and their total."""

@@ -26,6 +26,7 @@ CELLS: list[tuple[float | None, float | None]] = [
     (-1.0, 1.0), (-0.4, 2.0), (0.3, 0.31), (-1e-6, 1e-6), (2.0, 2.0 + 1e-7), (4.0, 9.0), (-9.0, -4.0), (30.0, 30.5),
     (-31.0, -30.0), (-30.0, 30.0), (None, 0.0), (None, -30.0), (None, 30.0), (0.0, None), (30.0, None), (-30.0, None),
     (-math.inf, 1.5), (-2.5, math.inf), (30.0, math.inf), (-math.inf, -30.0),
+    (45.0, 46.0), (-46.0, -45.0), (100.0, None), (None, -100.0),  # where 1 - F is 0 in float64
 ]  # fmt: skip
 
 
@@ -38,8 +39,11 @@ def on_floats(function: Callable[[Tensor], Tensor]) -> Callable[[float], float]:
 
 
 def integral(function: Callable[[float], float], lower: float, upper: float) -> float:
-    """Adaptive quadrature by decades, because tails may be heavy; 0, where a density may have a kink, is a mark."""
-    mesh = [0.0] + [sign * 10.0**k for k in range(-1, 31) for sign in (-1, 1)]
+    """Adaptive quadrature by decades from 0, where there may be a kink, and from the ends, where f may be steep."""
+    mesh = {0.0} | {sign * 10.0**k for k in range(-1, 31) for sign in (-1, 1)}
+    mesh |= {
+        end + sign * 10.0**k for end in (lower, upper) if math.isfinite(end) for k in (-2, -1, 0) for sign in (-1, 1)
+    }
     marks = sorted({lower, upper, *(m for m in mesh if lower < m < upper)})
     pieces = itertools.pairwise(marks)
     return math.fsum(integrate.quad(function, a, b, epsabs=1e-13, epsrel=1e-11, limit=200)[0] for a, b in pieces)

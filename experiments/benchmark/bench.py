@@ -57,15 +57,21 @@ def naive_step(network: nn.Sequential, x: Tensor, y: Tensor, copies: int) -> lis
     ]
 
 
-def medians(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contestant over `rounds` turns; the first turn is a warm-up."""
+def medians(contestants: dict[str, Callable[[], object]], rounds: int, turn_seconds: float = 0.1) -> dict[str, float]:
+    """Median seconds of one call of each contestant over `rounds` turns; the first turn is a warm-up.
+
+    A turn repeats a call for about `turn_seconds`, as training does: a single short call after another contestant's
+    would be timed with cold caches.
+    """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
+            calls, start = 0, time.perf_counter()
+            while calls == 0 or time.perf_counter() - start < turn_seconds:
+                run()
+                calls += 1
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append((time.perf_counter() - start) / calls)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -133,7 +139,10 @@ def bench_lightning(rounds: int, epochs: int = 3) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant; medians are shown")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (one keeps ratios steady on shared cores)")
+    options = parser.parse_args()
+    rounds = options.rounds
+    torch.set_num_threads(options.threads)
     quiet_libraries()
     console = Console()
     with console.status("timing single steps"):

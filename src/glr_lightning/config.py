@@ -7,11 +7,13 @@ torch define, so a crafted config.yaml cannot name a function to run.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -45,6 +47,7 @@ class TrainConfig:
     devices: int = 1
     strategy: str = "auto"
     precision: str = "32-true"
+    threads: int | None = 1
     progress: bool = True
     run_dir: str = MISSING
     resume: str | None = None
@@ -63,6 +66,22 @@ class TrainConfig:
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads within the block; None leaves it as it is. Raises ConfigurationError."""
+    if number is None:
+        yield
+        return
+    if number < 1:
+        raise ConfigurationError(f"threads must be at least 1, or null for torch's own choice, got {number}.")
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resolve(config: Any) -> dict[str, Any]:
@@ -91,7 +110,7 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
 
 def config_hash(config: dict[str, Any]) -> str:
     """12 hex digits that identify what is trained: everything but where it is written and shown."""
-    place = {"experiment", "run_dir", "resume", "logger", "progress", "device", "devices", "strategy"}
+    place = {"experiment", "run_dir", "resume", "logger", "progress", "device", "devices", "strategy", "threads"}
     what = {key: value for key, value in config.items() if key not in place}
     if isinstance(what.get("data"), dict):
         what["data"] = {key: value for key, value in what["data"].items() if key not in {"root", "download"}}

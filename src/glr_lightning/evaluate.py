@@ -13,14 +13,15 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from torch import Tensor, nn
 
 from glr_lightning import cli
-from glr_lightning.config import CONF_DIR, TRUSTED, build, compose, config_hash, resolve
+from glr_lightning.config import CONF_DIR, TRUSTED, build, compose, config_hash, cpu_threads, resolve
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.results import all_columns, read_runs
 from glr_lightning.robustness import Row, evaluate, read_rows, write_rows
 from glr_lightning.runs import BEST, CONFIG, LAST, ROBUSTNESS, TrainedRun, find_runs, load_run
+from glr_lightning.tables import robustness_table, show
 from glr_lightning.threats import Threat
 from glr_lightning.train import train
 
@@ -37,6 +38,7 @@ class EvaluateConfig:
     limit: int | None = None
     batch_size: int = 1000
     device: str = "auto"
+    threads: int | None = 1
     progress: bool = True
     trusted: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
@@ -173,22 +175,16 @@ def _progress(enabled: bool) -> Progress:
     return Progress(*columns, console=cli.console, disable=not enabled)
 
 
-def _show(rows: list[Row]) -> None:
-    table = Table("run", "threat", "level", "accuracy", "95 % interval", "images", "note", title="accuracy in %")
-    for row in rows:
-        level = "" if row["level"] is None else f"{row['level_name']} {row['level']:g}"
-        interval = f"{100 * row['wilson_low']:.2f} .. {100 * row['wilson_high']:.2f}"
-        accuracy = f"{100 * row['accuracy']:.2f}" + (" †" if row["unreliable"] or row["out_of_budget"] else "")
-        table.add_row(Path(row["run"]).name, row["threat"], level, accuracy, interval, str(row["n"]), row["note"])
-    cli.console.print(table)
-
-
 @hydra.main(config_path=CONF_DIR, config_name="evaluate", version_base="1.3")
 def _main(composed: DictConfig) -> None:
     def job() -> None:
         if "run" not in composed:
             raise CheckpointError('which run? Give run=FOLDER, a glob such as "run=runs/*", or a list.')
-        _show(evaluate_runs(resolve(composed)))
+        config = resolve(composed)
+        with cpu_threads(config["threads"]):
+            evaluate_runs(config)
+        runs = read_runs(find_runs(config["run"]))
+        show([robustness_table(runs, all_columns(runs))])
 
     cli.run_job(job)
 

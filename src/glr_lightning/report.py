@@ -21,8 +21,6 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
-from rich.console import Console
-from rich.text import Text
 
 from glr_lightning import cli
 from glr_lightning.config import CONF_DIR, resolve
@@ -41,6 +39,7 @@ from glr_lightning.tables import (
     robustness_table,
     runs_table,
     seeds_table,
+    show,
 )
 
 REPORT, RESULTS, ENVIRONMENT = "report.md", "results.csv", "environment.json"
@@ -164,19 +163,6 @@ def _patterns(runs: Any) -> list[str]:
     return [str(pattern) for pattern in patterns]
 
 
-def _show(tables: Sequence[Table], out: Path) -> None:
-    """On stdout, as wide as the widest table: a number that is cut off would be another number."""
-    console = Console(highlight=False)
-    for table in tables:
-        drawn = table.rich()
-        needed = console.measure(drawn, options=console.options.update(max_width=10**6)).maximum
-        console.width = max(console.width, needed)
-        console.print(drawn)
-        for note in table.notes:
-            console.print(Text(note), soft_wrap=True)
-    console.print(Text(f"\nreport: {out / REPORT}"), soft_wrap=True)
-
-
 @hydra.main(config_path=CONF_DIR, config_name="report", version_base="1.3")
 def _main(composed: DictConfig) -> None:
     def job() -> None:
@@ -184,7 +170,8 @@ def _main(composed: DictConfig) -> None:
             raise ConfigurationError('which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.')
         config = resolve(composed)
         out = Path(config["out"]).expanduser()
-        _show(report(find_runs(_patterns(config["runs"])), out), out)
+        show(report(find_runs(_patterns(config["runs"]), option="runs"), out))
+        print(f"\nreport: {out / REPORT}")
 
     cli.run_job(job)
 

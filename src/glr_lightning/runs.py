@@ -52,10 +52,10 @@ def create_run_folder(folder: Path, config: dict[str, Any]) -> None:
     (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
-def find_runs(patterns: str | Sequence[str]) -> list[Path]:
+def find_runs(patterns: str | Sequence[str], option: str = "run") -> list[Path]:
     """The run folders that a path, a glob, or a list of them names, sorted.
 
-    A folder without a config.yaml of its own stands for the runs below it.
+    A folder without a config.yaml of its own stands for the runs below it. `option` names the option in errors.
 
     Raises:
         CheckpointError: a pattern that names no run.
@@ -68,7 +68,7 @@ def find_runs(patterns: str | Sequence[str]) -> list[Path]:
         if not runs:
             what = f"matches {len(matches)} path(s), none of them a run folder" if matches else "matches nothing"
             raise CheckpointError(
-                f"run={pattern} {what}; a run folder holds {CONFIG} and {BEST}, as glr-train leaves it."
+                f"{option}={pattern} {what}; a run folder holds {CONFIG} and {BEST}, as glr-train leaves it."
             )
         found.update(runs)
     return sorted(found)

@@ -7,6 +7,7 @@ from typing import Any
 
 import rich.box
 import rich.table
+from rich.console import Console
 from rich.text import Text
 
 from glr_lightning.results import Cell, Column, Run, accuracy_interval, differences, t_interval
@@ -40,6 +41,18 @@ class Table:
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table
+
+
+def show(tables: Sequence[Table]) -> None:
+    """Print to stdout, as wide as the widest table: a number that is cut off would be another number."""
+    console = Console(highlight=False)
+    for table in tables:
+        drawn = table.rich()
+        needed = console.measure(drawn, options=console.options.update(max_width=10**6)).maximum
+        console.width = max(console.width, needed)
+        console.print(drawn)
+        for note in table.notes:
+            console.print(Text(note), soft_wrap=True)
 
 
 def runs_table(runs: Sequence[Run]) -> Table:

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from glr_lightning import cli
-from glr_lightning.config import CONF_DIR, TRUSTED, build, config_hash, load_yaml, resolve
+from glr_lightning.config import CONF_DIR, TRUSTED, build, config_hash, cpu_threads, load_yaml, resolve
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.runs import (
     BEST,
@@ -238,7 +238,9 @@ def _main(composed: DictConfig) -> None:
             config = resolve(composed)
             config["experiment"] = HydraConfig.get().runtime.choices.get("experiment")
             run_dir = Path(HydraConfig.get().runtime.output_dir if cli.is_multirun() else config["run_dir"])
-        _show(train(config, run_dir, resume=composed.resume is not None), run_dir)
+        with cpu_threads(config["threads"]):
+            result = train(config, run_dir, resume=composed.resume is not None)
+        _show(result, run_dir)
 
     cli.run_job(job)
 

@@ -1,0 +1,68 @@
+"""The project as its users meet it: the wheel, the README, the help."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli_runner import run_cli
+from glr_lightning import evaluate, report, train
+from glr_lightning.config import CONF_DIR
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_wheel_works_in_another_folder_without_the_checkout(tmp_path: Path) -> None:
+    pytest.importorskip("build")
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    (tmp_path / "elsewhere").mkdir()
+    script = (
+        f"import sys; sys.path.insert(0, {str(target)!r})\n"
+        "from glr_lightning import config, train\n"
+        f"assert config.CONF_DIR.startswith({str(target)!r}), config.CONF_DIR\n"
+        "sys.argv = ['glr-train', 'epochs=1', 'copies=4', 'progress=false', 'run_dir=run']\n"
+        "train.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "elsewhere/run/result.json").exists()
+
+
+def test_the_plain_torch_loop_of_the_readme_runs_and_learns() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    network, x, y = names["network"], names["x"], names["y"]
+    assert (network(x).argmax(1) == y).float().mean() > 0.5  # type: ignore[operator,union-attr]
+
+
+def test_the_readme_names_every_option_of_every_group() -> None:
+    table = README[README.index("## Configuration") : README.index("## Extending it")]
+    groups = {path for path in Path(CONF_DIR).iterdir() if path.is_dir()}
+    for group in groups:
+        assert f"| `{group.name}` |" in table, group.name
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{group.name}` |"))
+        for option in group.glob("*.yaml"):
+            if (group.name, option.stem) != ("noise", "uniform"):  # there to be refused
+                assert f"`{option.stem}`" in row, f"{group.name}={option.stem}"
+
+
+@pytest.mark.parametrize("main", [train.main, evaluate.main, report.main], ids=["train", "evaluate", "report"])
+def test_help_shows_examples_and_the_configuration(
+    main: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = run_cli(main, ["--help"], monkeypatch, capsys)  # type: ignore[arg-type]
+    assert outcome.code == 0
+    assert outcome.out.startswith("glr-")
+    assert "run" in outcome.out
