@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.layers import is_contractible
@@ -57,7 +58,8 @@ class Chain:
         """Flatten a network.
 
         Raises:
-            ConfigurationError: the network is not a chain, has no site, or holds parameters outside its sites.
+            ConfigurationError: the network is not a chain, has no site, or holds parameters that are not those of
+                exactly one site.
         """
         if not isinstance(network, nn.Sequential):
             raise ConfigurationError(
@@ -65,13 +67,7 @@ class Chain:
                 "write the network as an nn.Sequential (nested ones are fine)."
             )
         pairs = list(_leaves("", network))
-        for name, module in pairs:
-            if not is_contractible(module) and any(p.requires_grad for p in module.parameters()):
-                raise ConfigurationError(
-                    f"module '{name}' ({type(module).__name__}) holds parameters, and no weight gradient is "
-                    "registered for it; replace it, freeze it (requires_grad=False), or register one with "
-                    "glr_lightning.layers.contract.register."
-                )
+        _check_parameters(pairs)
         sites = tuple(i for i, (_, module) in enumerate(pairs) if is_contractible(module))
         if not sites:
             raise ConfigurationError("the network has no layer with weights, so there is nothing to train.")
@@ -142,7 +138,33 @@ class Chain:
 
 def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(module, nn.Sequential):
-        for name, child in module.named_children():
-            yield from _leaves(f"{prefix}.{name}" if prefix else name, child)
+        for name, child in module._modules.items():  # named_children() leaves out a module's second use
+            if child is not None:
+                yield from _leaves(f"{prefix}.{name}" if prefix else name, child)
     else:
         yield prefix, module
+
+
+def _check_parameters(pairs: list[tuple[str, nn.Module]]) -> None:
+    """Refuse parameters whose gradient would be missing or incomplete. Raises ConfigurationError."""
+    owner: dict[Tensor, str] = {}
+    for name, module in pairs:
+        kind = f"module '{name}' ({type(module).__name__})"
+        if is_parametrized(module):
+            raise ConfigurationError(
+                f"{kind} computes its weight from other parameters, whose gradient is not estimated; remove that "
+                "(torch.nn.utils.parametrize.remove_parametrizations)."
+            )
+        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if trainable and not is_contractible(module):
+            raise ConfigurationError(
+                f"{kind} holds parameters, and no weight gradient is registered for it; replace it, freeze it "
+                "(requires_grad=False), or register one with glr_lightning.layers.contract.register."
+            )
+        for parameter in trainable:
+            if parameter in owner:
+                raise ConfigurationError(
+                    f"{kind} shares a parameter with module '{owner[parameter]}', and the gradients of the two uses "
+                    "are not added up; give each layer parameters of its own."
+                )
+            owner[parameter] = name

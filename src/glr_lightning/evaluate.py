@@ -12,12 +12,13 @@ import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from glr_lightning import cli
 from glr_lightning.config import CONF_DIR, TRUSTED, build, compose, config_hash, cpu_threads, resolve
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.progress import progress_bar
 from glr_lightning.results import all_columns, read_runs
 from glr_lightning.robustness import Row, evaluate, read_rows, write_rows
 from glr_lightning.runs import BEST, CONFIG, LAST, ROBUSTNESS, TrainedRun, find_runs, load_run
@@ -69,7 +70,8 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
     test_sets: dict[str, tuple[Tensor, Tensor]] = {}
     surrogates: dict[str, nn.Module] = {}
     results: list[Row] = []
-    with _progress(config["progress"]) as bar:
+    columns = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with progress_bar(*columns, enabled=config["progress"]) as bar:
         task = bar.add_task("", total=len(runs) * levels)
         for run in runs:
 
@@ -168,11 +170,6 @@ def _device(name: str) -> torch.device:
         raise ConfigurationError(
             f"device={name} cannot be used: {str(error).splitlines()[0]}; use device=cpu."
         ) from None
-
-
-def _progress(enabled: bool) -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    return Progress(*columns, console=cli.console, disable=not enabled)
 
 
 @hydra.main(config_path=CONF_DIR, config_name="evaluate", version_base="1.3")

@@ -66,6 +66,10 @@ class Noise(ABC):
         """log F(z), accurate relative to F(z) in the left tail."""
 
     @abstractmethod
+    def hazard(self, z: Tensor) -> Tensor:
+        """f(z) / (1 - F(z)), the mean score above z, without the cancellation of two logarithms."""
+
+    @abstractmethod
     def icdf(self, u: Tensor) -> Tensor:
         """The quantile F^-1(u), 0 < u < 1."""
 
@@ -90,9 +94,9 @@ class Noise(ABC):
             raise ValueError("conditional_score needs a bound; without one the mean score is 0.")
         if lower is None:
             assert upper is not None
-            return -torch.exp(self.log_prob(upper) - self.log_cdf(upper))
+            return -self.hazard(-upper)
         if upper is None:
-            return torch.exp(self.log_prob(lower) - self.log_sf(lower))
+            return self.hazard(lower)
         mirror = lower + upper > 0  # s is odd: E[s | (a, b)] = -E[s | (-b, -a)]; work in the left tail
         left = torch.where(mirror, -upper, lower)
         right = torch.where(mirror, -lower, upper)
@@ -144,6 +148,9 @@ class Gaussian(Noise):
     def log_cdf(self, z: Tensor) -> Tensor:
         return torch.special.log_ndtr(z)
 
+    def hazard(self, z: Tensor) -> Tensor:
+        return math.sqrt(2.0 / math.pi) / torch.special.erfcx(z * math.sqrt(0.5))
+
     def icdf(self, u: Tensor) -> Tensor:
         return torch.special.ndtri(u)
 
@@ -169,9 +176,12 @@ class Laplace(Noise):
         tail = -z.abs() - LOG_2
         return torch.where(z < 0, tail, torch.log1p(-tail.exp()))
 
+    def hazard(self, z: Tensor) -> Tensor:
+        below = 0.5 * torch.exp(z.clamp(max=0.0))
+        return below / (1.0 - below)
+
     def icdf(self, u: Tensor) -> Tensor:
-        centred = u - 0.5
-        return -torch.sign(centred) * torch.log1p(-2.0 * centred.abs())
+        return torch.sign(0.5 - u) * torch.log(2.0 * torch.minimum(u, 1.0 - u))
 
 
 @dataclass(frozen=True)
@@ -194,13 +204,16 @@ class Logistic(Noise):
     def log_cdf(self, z: Tensor) -> Tensor:
         return torch.nn.functional.logsigmoid(z)
 
+    def hazard(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(z)
+
     def icdf(self, u: Tensor) -> Tensor:
         return torch.logit(u)
 
 
 @dataclass(frozen=True)
 class StudentT(Noise):
-    """Student's t with `nu` > 0 degrees of freedom: s(z) = (nu + 1) z / (nu + z^2), bounded in z.
+    """Student's t with 0 < `nu` <= 300 degrees of freedom: s(z) = (nu + 1) z / (nu + z^2), bounded in z.
 
     With z = sqrt(nu) cot(psi), 0 < psi < pi, the right tail is an integral of a smooth positive function,
 
@@ -211,9 +224,15 @@ class StudentT(Noise):
 
     nu: float = 5.0
 
+    MAX_NU: ClassVar[int] = 300
+    """Above it the quadrature of the tail would need more nodes."""
+
     def __post_init__(self) -> None:
-        if isinstance(self.nu, bool) or not isinstance(self.nu, int | float) or not 0 < self.nu < math.inf:
-            raise ConfigurationError(f"noise.nu must be a positive number, got {self.nu!r}; use for example 5.")
+        if isinstance(self.nu, bool) or not isinstance(self.nu, int | float) or not 0 < self.nu <= self.MAX_NU:
+            raise ConfigurationError(
+                f"noise.nu must be a positive number of at most {self.MAX_NU}, got {self.nu!r}; use for example 5, or "
+                "noise=gaussian, which is the limit of large nu."
+            )
 
     @property
     def fisher_information(self) -> float:
@@ -245,6 +264,9 @@ class StudentT(Noise):
             integral += w * torch.sinc(psi * (u / math.pi)) ** (self.nu - 1.0)
         tail = self._log_constant + self.nu * psi.log() + integral.log()
         return torch.where(z < 0, tail, torch.log1p(-tail.exp()))
+
+    def hazard(self, z: Tensor) -> Tensor:
+        return torch.exp(self.log_prob(z) - self.log_sf(z))
 
     def icdf(self, u: Tensor) -> Tensor:
         """Bisection in the bounded angle, 60 halvings: exact to rounding for every nu."""
@@ -282,13 +304,16 @@ class Uniform(Noise):
         return 2.0 * _open_uniform(shape, generator, dtype) - 1.0
 
     def log_prob(self, z: Tensor) -> Tensor:
-        return torch.where(z.abs() < 1, -LOG_2, -torch.inf).to(z.dtype)
+        return torch.where(z.abs() < 1, z.new_tensor(-LOG_2), z.new_tensor(-torch.inf))
 
     def score(self, z: Tensor) -> Tensor:
         return torch.zeros_like(z)
 
     def log_cdf(self, z: Tensor) -> Tensor:
         return (0.5 * (z.clamp(-1, 1) + 1)).log()
+
+    def hazard(self, z: Tensor) -> Tensor:
+        return torch.exp(self.log_prob(z) - self.log_sf(z))
 
     def icdf(self, u: Tensor) -> Tensor:
         return 2.0 * u - 1.0

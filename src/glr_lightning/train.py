@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.table import Table
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from glr_lightning import cli
 from glr_lightning.config import CONF_DIR, TRUSTED, build, config_hash, cpu_threads, load_yaml, resolve
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.progress import TrainingProgress
 from glr_lightning.runs import (
     BEST,
     CONFIG,
@@ -151,7 +152,7 @@ def _trainer(config: dict[str, Any], run_dir: Path, trusted: Any, has_validation
             )
             callbacks.append(checkpoint)
     if config["progress"]:
-        callbacks.append(RichProgressBar(refresh_rate=20, leave=False, console_kwargs={"stderr": True}))
+        callbacks.append(TrainingProgress())
     rows = _read_metrics(run_dir) if resume else []
     loggers: list[Logger] = [build(node, trusted=trusted, save_dir=str(run_dir)) for node in config["logger"].values()]
     for logger in loggers:
@@ -167,7 +168,7 @@ def _trainer(config: dict[str, Any], run_dir: Path, trusted: Any, has_validation
             default_root_dir=run_dir,
             logger=loggers,
             callbacks=callbacks,
-            enable_progress_bar=config["progress"],
+            enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,

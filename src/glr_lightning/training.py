@@ -126,6 +126,7 @@ class GLRModule(pl.LightningModule):
         self._log_and_reset(train_loss=self.train_loss, train_accuracy=self.train_accuracy, grad_norm=self.grad_norm)
         self.log("lr", scheduler.get_last_lr()[0])
         self.log("forwards", float(self.forwards))
+        self._require_finite_weights()
         scheduler.step()
         now = time.perf_counter()
         self.train_seconds += now - self._clock
@@ -151,6 +152,15 @@ class GLRModule(pl.LightningModule):
             f"loss {estimate.loss.item():.4g}, gradient norm {norm.item():.4g}.\n{lines}\n"
             "Lower optimizer.lr, set clip_norm=1.0, or raise sigma; the last checkpoint of the run is kept."
         )
+
+    def _require_finite_weights(self) -> None:
+        """Before a checkpoint is written: an overflow may leave a finite 0-1 loss. Raises DivergenceError."""
+        for name, parameter in self._parameters_by_name.items():
+            if not torch.isfinite(parameter).all():
+                raise DivergenceError(
+                    f"'{name}' is no longer finite at the end of epoch {self.current_epoch} (step {self.global_step}). "
+                    "Lower optimizer.lr or set clip_norm=1.0; the last checkpoint of the run is kept."
+                )
 
     # ---- validation: the plain network, noise off --------------------------------------------------
 

@@ -95,13 +95,15 @@ class LikelihoodRatio(Estimator):
     def _check_chain(self, chain: Chain) -> None:
         per_site(self.sigma, len(chain.sites))
         for name, module in zip(chain.names, chain.modules, strict=True):
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if batch_norm and (module.training or module.running_mean is None):
                 raise ConfigurationError(
-                    f"module '{name}' ({type(module).__name__}) is in train mode and couples the samples of a "
-                    "batch, which breaks the likelihood-ratio estimate; remove it, use a per-sample "
+                    f"module '{name}' ({type(module).__name__}) is in train mode or keeps no statistics, and couples "
+                    "the samples of a batch, which breaks the likelihood-ratio estimate; remove it, use a per-sample "
                     "normalisation (nn.GroupNorm without affine parameters), or put it in eval mode."
                 )
-            if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            draws = isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
+            if draws and module.training:
                 raise ConfigurationError(
                     f"module '{name}' ({type(module).__name__}) draws noise of its own from the global generator; "
                     "remove it: the injected noise already regularises."
