@@ -104,10 +104,10 @@ class GLRModule(pl.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         if x.device.type == "cpu" or self.global_step % CHECK_EVERY == 0 or self.trainer.is_last_batch:
             self._require_finite(estimate, gradients, norm)
-        if self.clip_norm is not None:
-            torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-12)).clamp(max=1.0))
         for parameter, gradient in zip(self._parameters_by_name.values(), gradients, strict=True):
             parameter.grad = gradient
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters_by_name.values(), self.clip_norm, norm)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.step()
