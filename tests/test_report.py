@@ -46,6 +46,8 @@ def row(threat: str, correct: int, level: float | None = None, kind: str = "clea
     level_name = {"clean": "", "attack": "epsilon", "corruption": "severity"}[kind]
     named: dict[str, Any] = {
         "run": "elsewhere",
+        "checkpoint": "best",
+        "evaluation_seed": 0,
         "threat": threat,
         "kind": kind,
         "preset": "",
@@ -158,8 +160,8 @@ def test_runs_table(two: list[Path], tmp_path: Path) -> None:
         "network": "mlp",
         "activation": "HardThreshold",
         "loss": "ZeroOne",
-        "estimator": "LikelihoodRatio (K = 32)",
-        "also differs in": "",
+        "estimator": "LikelihoodRatio (K = 64)",
+        "also differs in": "network.centre=0.5",
         "test accuracy / %": "90.00",
         "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
         "best epoch": "2",

@@ -435,7 +435,7 @@ class TestTable:
                 "line 2: unreliable cannot be 'no'",
             ),
             (lambda text: text.replace(",60,", ",sixty,", 1), "line 2: n cannot be 'sixty'"),
-            (lambda text: text.splitlines()[0] + "\na,b,c\n", "21 cells expected, got 3"),
+            (lambda text: text.splitlines()[0] + "\na,b,c\n", "23 cells expected, got 3"),
             (lambda text: text[: text.rindex('"')], "cannot be read"),
         ],
     )

@@ -141,6 +141,9 @@ class Gumbel(Noise):
     def log_cdf(self, z: Tensor) -> Tensor:
         return -torch.exp(-z)
 
+    def hazard(self, z: Tensor) -> Tensor:
+        return torch.exp(self.log_prob(z)) / -torch.expm1(self.log_cdf(z))
+
     def icdf(self, u: Tensor) -> Tensor:
         return -torch.log(-torch.log(u))
 

@@ -54,9 +54,10 @@ class PiecewiseConstant(nn.Module):
         return value
 
     def forward(self, v: Tensor) -> Tensor:
-        if self.levels == (0.0, 1.0):
-            return (v > self.cuts[0]).to(v.dtype)
-        return self.select(v, [v.new_tensor(level) for level in self.levels])
+        if len(self.levels) == 2:
+            low, high = self.levels
+            return (v > self.cuts[0]).to(v.dtype).mul_(high - low).add_(low)
+        return self.select(v, [v.new_full((), level) for level in self.levels])
 
     def extra_repr(self) -> str:
         return f"cuts={self.cuts}, levels={self.levels}"

@@ -61,7 +61,7 @@ class Chain:
             ConfigurationError: the network is not a chain, has no site, or holds parameters that are not those of
                 exactly one site.
         """
-        if not isinstance(network, nn.Sequential):
+        if not isinstance(network, nn.Sequential) or type(network).forward is not nn.Sequential.forward:
             raise ConfigurationError(
                 f"noise is injected into an nn.Sequential, got {type(network).__name__}; "
                 "write the network as an nn.Sequential (nested ones are fine)."
@@ -137,7 +137,7 @@ class Chain:
 
 
 def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for name, child in module._modules.items():  # named_children() leaves out a module's second use
             if child is not None:
                 yield from _leaves(f"{prefix}.{name}" if prefix else name, child)
@@ -150,7 +150,8 @@ def _check_parameters(pairs: list[tuple[str, nn.Module]]) -> None:
     owner: dict[Tensor, str] = {}
     for name, module in pairs:
         kind = f"module '{name}' ({type(module).__name__})"
-        if is_parametrized(module):
+        own = {parameter_name for parameter_name, _ in module.named_parameters(recurse=False)}
+        if is_parametrized(module) or (is_contractible(module) and not own <= {"weight", "bias"}):
             raise ConfigurationError(
                 f"{kind} computes its weight from other parameters, whose gradient is not estimated; remove that "
                 "(torch.nn.utils.parametrize.remove_parametrizations)."

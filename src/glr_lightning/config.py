@@ -27,9 +27,9 @@ PACKAGED = Path(__file__).parent / "conf"
 CONF_DIR = str(PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf")
 """The configuration folder: inside the wheel, or beside `src` in a checkout."""
 
-TRUSTED = ("glr_lightning.", "torch.nn.", "torch.optim.", "pytorch_lightning.loggers.")
-"""Prefixes of the names that a configuration read from a run folder may call."""
-LOOKUP = "hydra.utils.get_method"
+_OWN = ("activations", "baselines", "data", "estimators", "injection", "losses", "networks", "noise", "sampling")
+TRUSTED = (*(f"glr_lightning.{family}." for family in _OWN), "torch.nn.modules.", "torch.optim.")
+"""The modules whose classes a configuration read from a run folder may call; of networks, functions too."""
 
 
 @dataclass
@@ -130,8 +130,7 @@ def build(node: Any, *, trusted: Sequence[str] | None = TRUSTED, **keywords: Any
             target itself refuses.
     """
     if trusted is not None:
-        for target in _targets(node):
-            _require_trusted(target, trusted)
+        _require_trusted(node, tuple(trusted))
     try:
         return hydra.utils.instantiate(node, _convert_="all", **keywords)
     except InstantiationException as error:
@@ -140,31 +139,38 @@ def build(node: Any, *, trusted: Sequence[str] | None = TRUSTED, **keywords: Any
         raise ConfigurationError(str(error.__cause__ or error).strip()) from error
 
 
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["path"]) if node["_target_"] == LOOKUP and "path" in node else str(node["_target_"])
-        for child in node.values():
-            yield from _targets(child)
-    elif isinstance(node, list):
+def _require_trusted(node: Any, trusted: tuple[str, ...]) -> None:
+    """Refuse a node that would call anything but a trusted target, or that Hydra would interpolate."""
+    if isinstance(node, str) and "${" in node:
+        raise ConfigurationError(f"{node!r} is refused: a run's configuration is resolved and holds no interpolation.")
+    if isinstance(node, list):
         for child in node:
-            yield from _targets(child)
+            _require_trusted(child, trusted)
+    if isinstance(node, dict):
+        for key, child in node.items():
+            _require_trusted(key, trusted)
+            _require_trusted(child, trusted)
+            if str(key).startswith("_") and key not in {"_target_", "_partial_"}:
+                raise ConfigurationError(f"{key!r} is refused in a run's configuration.")
+        if "_target_" in node and not _is_trusted(str(node["_target_"]), trusted):
+            raise ConfigurationError(
+                f"_target_ {node['_target_']!r} is refused: a run's configuration may only name this package's and "
+                "torch's own building blocks. If you trust it, add its package with trusted=[PACKAGE]."
+            )
 
 
-def _require_trusted(target: str, trusted: Sequence[str]) -> None:
-    """Refuse a target that is not defined under a trusted prefix (a module's imports are not its own)."""
-    known = False
-    if target.startswith(tuple(trusted)):
-        try:
-            found = hydra.utils.get_object(target)
-        except Exception as error:
-            raise ConfigurationError(f"_target_ {target!r} does not exist: {error}") from error
-        known = f"{getattr(found, '__module__', '')}.".startswith(tuple(trusted))
-    if not known:
-        raise ConfigurationError(
-            f"_target_ {target!r} is refused: a run's configuration may only name what is defined in "
-            f"{', '.join(p.rstrip('.') for p in trusted)}. If you trust it, add its package with trusted=[PACKAGE]."
-        )
+def _is_trusted(target: str, trusted: tuple[str, ...]) -> bool:
+    """Is the target defined in a trusted module? A module's imports are not its own, so the object is asked."""
+    packages = tuple({f"{prefix.split('.')[0]}." for prefix in trusted})
+    if not target.startswith(packages):  # do not even import it
+        return False
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception as error:
+        raise ConfigurationError(f"_target_ {target!r} does not exist: {error}") from error
+    home = f"{getattr(found, '__module__', '')}."
+    kind = isinstance(found, type) or home.startswith("glr_lightning.networks.") or not home.startswith(TRUSTED)
+    return kind and home.startswith(trusted)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(f"there is no {path}; a run folder holds the config.yaml of its training.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(config, dict):
         raise ConfigurationError(f"{path} does not hold a mapping; it is damaged.")

@@ -1,5 +1,6 @@
 """glr-evaluate: reload trained runs, test them under threats, leave a table in each run folder."""
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -92,6 +93,7 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
                 surrogate=surrogates.get(key),
                 batch_size=config["batch_size"],
                 run=str(run.folder),
+                checkpoint=config["checkpoint"],
                 progress=describe,
             )
             results += _write_as_they_come(run.folder / ROBUSTNESS, rows, lambda: bar.advance(task))
@@ -120,7 +122,8 @@ def load_surrogate(run: TrainedRun, options: dict[str, Any], trusted: tuple[str,
         workplace = Path(tempfile.mkdtemp(prefix=".training-", dir=parent))
         try:
             train(config, workplace / "run")
-            (workplace / "run").rename(folder)
+            with contextlib.suppress(OSError):  # another process may have put the same one there meanwhile
+                (workplace / "run").rename(folder)
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
     return load_run(folder, trusted=trusted, root=config["data"]["root"]).network

@@ -55,7 +55,7 @@ def _(layer: nn.Linear, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     """v = h W^T + b:  dW = signal^T h, db = sum of signal over rows (and over any inner axes)."""
     rows = rows_of(x, signal)
     cotangent = rows.reshape(-1, layer.out_features)
-    gradient = {"weight": cotangent.T @ x.reshape(-1, layer.in_features)}
+    gradient = {"weight": cotangent.T @ x.reshape(-1, layer.in_features).to(cotangent.dtype)}
     if layer.bias is not None:
         gradient["bias"] = cotangent.sum(0)
     return _in_dtype_of(layer, gradient)
@@ -72,7 +72,7 @@ def _(layer: nn.Conv2d, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     rows = rows_of(x, signal)
     gradient = {
         "weight": weight_gradients.conv2d_weight(
-            x, layer.weight.shape, rows, layer.stride, layer.padding, layer.dilation, layer.groups
+            x.to(rows.dtype), layer.weight.shape, rows, layer.stride, layer.padding, layer.dilation, layer.groups
         )
     }
     if layer.bias is not None:

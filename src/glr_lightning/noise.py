@@ -213,7 +213,7 @@ class Logistic(Noise):
 
 @dataclass(frozen=True)
 class StudentT(Noise):
-    """Student's t with 0 < `nu` <= 300 degrees of freedom: s(z) = (nu + 1) z / (nu + z^2), bounded in z.
+    """Student's t with 0.5 <= `nu` <= 300 degrees of freedom: s(z) = (nu + 1) z / (nu + z^2), bounded in z.
 
     With z = sqrt(nu) cot(psi), 0 < psi < pi, the right tail is an integral of a smooth positive function,
 
@@ -224,14 +224,20 @@ class StudentT(Noise):
 
     nu: float = 5.0
 
+    MIN_NU: ClassVar[float] = 0.5
+    """Below it draws overflow in float32."""
     MAX_NU: ClassVar[int] = 300
     """Above it the quadrature of the tail would need more nodes."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.nu, bool) or not isinstance(self.nu, int | float) or not 0 < self.nu <= self.MAX_NU:
+        if (
+            isinstance(self.nu, bool)
+            or not isinstance(self.nu, int | float)
+            or not self.MIN_NU <= self.nu <= self.MAX_NU
+        ):
             raise ConfigurationError(
-                f"noise.nu must be a positive number of at most {self.MAX_NU}, got {self.nu!r}; use for example 5, or "
-                "noise=gaussian, which is the limit of large nu."
+                f"noise.nu must be a number from {self.MIN_NU} to {self.MAX_NU}, got {self.nu!r}; use for example 5, "
+                "or noise=gaussian, which is the limit of large nu."
             )
 
     @property

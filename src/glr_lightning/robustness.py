@@ -7,7 +7,9 @@ Carlini & Wagner, "Obfuscated gradients give a false sense of security", ICML 20
 
 One threat at one level is one row, a flat dict with the keys FIELDS:
 
-    run, threat, kind, preset  which model; which threat, of which kind and set of constants
+    run, checkpoint            which model
+    evaluation_seed            of the threats' randomness
+    threat, kind, preset       which threat, of which kind and set of constants
     level_name, level          "severity", "epsilon" or ""; its value, None for a threat without levels
     n, correct, accuracy       images, hits and their ratio
     wilson_low, wilson_high    the 95 % interval of the accuracy
@@ -70,6 +72,7 @@ def evaluate(
     index: Tensor | None = None,
     batch_size: int = 1000,
     run: str = "",
+    checkpoint: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[Row]:
     """The rows of `threats` (by name) on images x, float [n, C, H, W] in [0, 1], with labels y, int64 [n].
@@ -79,7 +82,7 @@ def evaluate(
     seed, index: the randomness of image i is a function of (seed, index[i]) alone, so neither the batch size
         nor the choice of images changes a result; index is int64 [n], the positions in the full data set, by
         default 0 .. n - 1.
-    run: written into each row.
+    run, checkpoint: written into each row.
     progress: called with a line of words before each row.
 
     Everything is checked at the call; the rows are then computed one by one, as the iterator is read.
@@ -104,7 +107,14 @@ def evaluate(
         start = time.perf_counter()
         batches = [_judge(model, source, threat, parameters, *_to(place, batch), seed=seed) for batch in data]
         images = {key: torch.cat([batch[key] for batch in batches]).cpu() for key in batches[0]}
-        facts = {"run": run, "threat": name, "level": level, "seconds": time.perf_counter() - start}
+        facts = {
+            "run": run,
+            "checkpoint": checkpoint,
+            "evaluation_seed": seed,
+            "threat": name,
+            "level": level,
+            "seconds": time.perf_counter() - start,
+        }
         return _summarise(threat, images, facts)
 
     return (
@@ -293,6 +303,8 @@ def _optional_float(text: str) -> float | None:
 
 _PARSERS: dict[str, Callable[[str], object]] = {
     "run": str,
+    "checkpoint": str,
+    "evaluation_seed": int,
     "threat": str,
     "kind": str,
     "preset": str,

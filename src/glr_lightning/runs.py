@@ -7,7 +7,7 @@ weights_only=True, so nothing in it is run.
 """
 
 import glob
-import pickle
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,17 @@ def create_run_folder(folder: Path, config: dict[str, Any]) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"run_dir={folder} is in use and holds no run; choose another run_dir.")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a reader never meets half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder: replacing is atomic
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def find_runs(patterns: str | Sequence[str], option: str = "run") -> list[Path]:
@@ -84,24 +94,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}; train first, or name a folder that holds one.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # torch reports damage in many ways
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"checkpoint {path} is refused: it is damaged, or holds more than tensors and plain values "
             f"({first_line}). Nothing in it was run. Train again, or fetch the file again."
         ) from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise CheckpointError(f"{path} is not a checkpoint of glr-train: it has no state_dict.")
+    needed = {"state_dict": dict, "epoch": int, "global_step": int, "cost": dict}
+    for key, kind in needed.items():
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
+            raise CheckpointError(f"{path} is not a checkpoint of glr-train: it has no {key}.")
     return checkpoint
 
 
 def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
     """Copy a checkpoint's weights into a network. Raises CheckpointError if they do not fit."""
     prefix = "network."
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    weights = {str(key): value for key, value in checkpoint["state_dict"].items()}
+    state = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     try:
         network.load_state_dict(state)
-    except (RuntimeError, AttributeError) as error:
+    except Exception as error:  # missing, unexpected and misshapen entries, or no tensors at all
         raise CheckpointError(f"the weights of {path} do not fit the network of its {CONFIG}: {error}") from None
 
 

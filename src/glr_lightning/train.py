@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import platform
 import shutil
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from glr_lightning import cli
-from glr_lightning.config import CONF_DIR, TRUSTED, build, config_hash, cpu_threads, load_yaml, resolve
+from glr_lightning.config import CONF_DIR, TRUSTED, build, compose, config_hash, cpu_threads, load_yaml, resolve
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.progress import TrainingProgress
 from glr_lightning.runs import (
@@ -34,11 +35,24 @@ from glr_lightning.runs import (
     create_run_folder,
     load_checkpoint,
     load_weights,
+    write_atomically,
 )
 from glr_lightning.training import GLRModule
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+RUN_DIR_OF_RANK_0 = "GLR_RUN_DIR"
 PACKAGES = ("glr-lightning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint with a fixed name in the run folder, which may have been moved since it was written."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the best score although the folder's path differs; Lightning would forget it."""
+        path = f"{self.dirpath}/{self.filename}.ckpt"
+        here = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+        scores = {path: state_dict["best_model_score"]} if state_dict["best_k_models"] else {}
+        super().load_state_dict(state_dict | here | {"best_k_models": scores})
 
 
 class InitialCheckpoint(Callback):
@@ -58,7 +72,7 @@ def train(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> dic
         resume: continue from the folder's last checkpoint. The folder's configuration must then be passed.
 
     Returns:
-        The content of result.json.
+        The content of result.json; of several processes, in the first one.
 
     Raises:
         ConfigurationError: an option, or a combination, that cannot work; a folder that is taken.
@@ -91,17 +105,18 @@ def train(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> dic
     )
     has_validation = data.val_dataloader() != []
     _check_factories(module, config)
-    trainer = _trainer(config, run_dir, trusted, has_validation, resume)
+    trainer = _trainer(config, run_dir, has_validation, resume)
     if not resume and trainer.is_global_zero:
         create_run_folder(run_dir, config)
     _fit(trainer, module, data, run_dir, resume)
+    if not trainer.is_global_zero:
+        return {}
     if not has_validation:  # nothing to choose by: the final weights are the ones tested, as in the papers
         shutil.copyfile(run_dir / LAST, run_dir / BEST)
     load_weights(network, load_checkpoint(run_dir / BEST), run_dir / BEST)
     network.to(trainer.strategy.root_device)
     result = {"test_accuracy": accuracy(network, *data.split("test"))} | _result(config, module, trainer, run_dir)
-    if trainer.is_global_zero:
-        (run_dir / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_atomically(run_dir / RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -137,12 +152,12 @@ def _check_factories(module: GLRModule, config: dict[str, Any]) -> None:
         raise ConfigurationError(f"torch refuses these options ({error}): {options}") from None
 
 
-def _trainer(config: dict[str, Any], run_dir: Path, trusted: Any, has_validation: bool, resume: bool) -> pl.Trainer:
+def _trainer(config: dict[str, Any], run_dir: Path, has_validation: bool, resume: bool) -> pl.Trainer:
     callbacks: list[Callback] = [InitialCheckpoint()]
     # the best before the last, whose file then remembers it; save_last=True would save only when the best improves
     for path, monitor in ((BEST, "val_accuracy"), (LAST, None)):
         if has_validation or monitor is None:
-            checkpoint = ModelCheckpoint(
+            checkpoint = RunCheckpoint(
                 dirpath=run_dir / path.parent,
                 filename=path.stem,
                 monitor=monitor,
@@ -154,7 +169,9 @@ def _trainer(config: dict[str, Any], run_dir: Path, trusted: Any, has_validation
     if config["progress"]:
         callbacks.append(TrainingProgress())
     rows = _read_metrics(run_dir) if resume else []
-    loggers: list[Logger] = [build(node, trusted=trusted, save_dir=str(run_dir)) for node in config["logger"].values()]
+    # of a run folder's loggers only the choice is taken, since a logger may write anywhere
+    chosen = compose([f"logger={list(config['logger'])[-1]}"])["logger"] if resume else config["logger"]
+    loggers: list[Logger] = [build(node, trusted=None, save_dir=str(run_dir)) for node in chosen.values()]
     for logger in loggers:
         if isinstance(logger, CSVLogger) and rows:
             logger.experiment.metrics.extend(rows)  # a new CSVLogger starts an empty file
@@ -239,9 +256,13 @@ def _main(composed: DictConfig) -> None:
             config = resolve(composed)
             config["experiment"] = HydraConfig.get().runtime.choices.get("experiment")
             run_dir = Path(HydraConfig.get().runtime.output_dir if cli.is_multirun() else config["run_dir"])
+            if "LOCAL_RANK" in os.environ:  # a process that strategy=ddp started: its own run_dir has a later time
+                run_dir = Path(os.environ.get(RUN_DIR_OF_RANK_0, run_dir))
+            os.environ[RUN_DIR_OF_RANK_0] = str(run_dir)
         with cpu_threads(config["threads"]):
             result = train(config, run_dir, resume=composed.resume is not None)
-        _show(result, run_dir)
+        if result:
+            _show(result, run_dir)
 
     cli.run_job(job)
 

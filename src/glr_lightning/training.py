@@ -79,7 +79,8 @@ class GLRModule(pl.LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._parameters_by_name = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.train_loss, self.grad_norm, self.val_loss = MeanMetric(), MeanMetric(), MeanMetric()
+        # torchmetrics would wait for the device at every step to look for NaNs; _require_finite looks in its own time
+        self.train_loss, self.grad_norm, self.val_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
         self.train_accuracy, self.val_accuracy = (
             MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(2)
         )
@@ -95,7 +96,7 @@ class GLRModule(pl.LightningModule):
     # ---- training -----------------------------------------------------------------------------------------
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x, y = batch
+        x, y = self._in_dtype_of_weights(batch)
         generator = step_generator(self.seed, self.global_step, self.global_rank, x.device)
         estimate = self.estimator.estimate(self.network, self.loss, x, y, generator=generator)
         gradients = [estimate.gradients[name] for name in self._parameters_by_name]
@@ -116,6 +117,10 @@ class GLRModule(pl.LightningModule):
         self.train_loss.update(estimate.loss)
         self.grad_norm.update(norm)
         self.train_accuracy.update(estimate.logits, y)
+
+    def _in_dtype_of_weights(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Pixels become float32 after Lightning has cast a batch, so precision=64-true is for us to honour."""
+        return batch[0].to(next(self.network.parameters()).dtype), batch[1]
 
     def on_train_start(self) -> None:
         self._clock = time.perf_counter()
@@ -140,7 +145,7 @@ class GLRModule(pl.LightningModule):
         return [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
 
     def _require_finite(self, estimate: Estimate, gradients: list[Tensor], norm: Tensor) -> None:
-        """Stop before a NaN reaches the weights. Raises DivergenceError."""
+        """Stop at a NaN, on a CPU before it reaches the weights. Raises DivergenceError."""
         if torch.isfinite(estimate.loss) and torch.isfinite(norm):
             return
         lines = "\n".join(
@@ -165,7 +170,7 @@ class GLRModule(pl.LightningModule):
     # ---- validation: the plain network, noise off --------------------------------------------------
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x, y = batch
+        x, y = self._in_dtype_of_weights(batch)
         logits = self.network(x)
         self.val_loss.update(self.loss(logits, y))
         self.val_accuracy.update(logits, y)

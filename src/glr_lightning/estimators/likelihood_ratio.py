@@ -94,7 +94,8 @@ class LikelihoodRatio(Estimator):
 
     def _check_chain(self, chain: Chain) -> None:
         per_site(self.sigma, len(chain.sites))
-        for name, module in zip(chain.names, chain.modules, strict=True):
+        inner = [(n, m) for n, leaf in zip(chain.names, chain.modules, strict=True) for m in leaf.modules()]
+        for name, module in inner:
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             if batch_norm and (module.training or module.running_mean is None):
                 raise ConfigurationError(
@@ -160,7 +161,9 @@ class LikelihoodRatio(Estimator):
             return self.sampling(self.noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
 
         logits, seen = chain.noisy(clean, noisy_sites, sigma, draw)
-        return loss(logits, y.repeat(copies)).unflatten(0, (copies, len(y))), seen
+        # autocast may have lowered the logits; a leave-one-out mean over many copies needs the full precision
+        losses = loss(logits.to(seen[0].v.dtype), y.repeat(copies))
+        return losses.unflatten(0, (copies, len(y))), seen
 
     def _score(self, chain: Chain, at: NoisySite, sigma: float) -> Tensor:
         """The score of each draw, [copies, batch, *site]: plain, or its mean over the activation's cell."""
