@@ -20,11 +20,11 @@ install: .venv/installed ## create .venv and install the package with its develo
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,tensorboard]"
 	touch $@
 
-quickstart: install ## train without backprop and with it on digits, test both, report (under 2 minutes)
+quickstart: install ## train without backprop and with it on digits, test both, report (under 2 minutes after the install)
 	rm -rf runs/quickstart
 	$(BIN)/glr-train experiment=lrtz run_dir=runs/quickstart/lrtz
 	$(BIN)/glr-train experiment=bp run_dir=runs/quickstart/bp
-	$(BIN)/glr-evaluate "run=runs/quickstart/*" threat=standard > /dev/null  # the report shows its table
+	$(BIN)/glr-evaluate "run=runs/quickstart/*" threat=standard > /dev/null
 	$(BIN)/glr-report "runs=runs/quickstart/*" out=runs/quickstart/report
 
 train: install ## train one network: make train ARGS="experiment=lrtz data=mnist data.root=DIR"

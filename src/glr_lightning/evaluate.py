@@ -124,6 +124,8 @@ def load_surrogate(run: TrainedRun, options: dict[str, Any], trusted: tuple[str,
             train(config, workplace / "run")
             with contextlib.suppress(OSError):  # another process may have put the same one there meanwhile
                 (workplace / "run").rename(folder)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("The surrogate will be trained again.") from None
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
     return load_run(folder, trusted=trusted, root=config["data"]["root"]).network
@@ -168,7 +170,7 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        return torch.empty(0, device="cuda" if name == "gpu" else name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(
             f"device={name} cannot be used: {str(error).splitlines()[0]}; use device=cpu."

@@ -112,7 +112,7 @@ def evaluate(
             "checkpoint": checkpoint,
             "evaluation_seed": seed,
             "threat": name,
-            "level": level,
+            "level": None if level is None else float(level),
             "seconds": time.perf_counter() - start,
         }
         return _summarise(threat, images, facts)
@@ -364,17 +364,21 @@ def read_rows(path: str | Path) -> list[Row]:
             return [_parse(cells, f"{path}, line {reader.line_num}") for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CheckpointError(
-            f"{path} cannot be read as a table of results: {error}. Evaluate the run again."
+            f"{path} cannot be read as a table of results: {error}. Remove the file and evaluate the run again."
         ) from error
 
 
 def _parse(cells: Sequence[str], where: str) -> Row:
     if len(cells) != len(FIELDS):
-        raise CheckpointError(f"{where}: {len(FIELDS)} cells expected, got {len(cells)}. Evaluate the run again.")
+        raise CheckpointError(
+            f"{where}: {len(FIELDS)} cells expected, got {len(cells)}. Remove the file and evaluate the run again."
+        )
     row: Row = {}
     for (field, parse), text in zip(_PARSERS.items(), cells, strict=True):
         try:
             row[field] = parse(text)
         except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{where}: {field} cannot be {text!r}. Evaluate the run again.") from error
+            raise CheckpointError(
+                f"{where}: {field} cannot be {text!r}. Remove the file and evaluate the run again."
+            ) from error
     return row

@@ -48,8 +48,11 @@ def create_run_folder(folder: Path, config: dict[str, Any]) -> None:
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"run_dir={folder} is in use and holds no run; choose another run_dir.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+    except OSError as error:
+        raise ConfigurationError(f"run_dir={folder} cannot be written: {error}; choose another run_dir.") from None
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -73,8 +76,7 @@ def find_runs(patterns: str | Sequence[str], option: str = "run") -> list[Path]:
     found: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matches = [Path(match) for match in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
-        runs = [m for m in matches if (m / CONFIG).is_file()]
-        runs = runs or [config.parent for m in matches if m.is_dir() for config in m.rglob(CONFIG)]
+        runs = [run for match in matches for run in _runs_at(match)]
         if not runs:
             what = f"matches {len(matches)} path(s), none of them a run folder" if matches else "matches nothing"
             raise CheckpointError(
@@ -82,6 +84,12 @@ def find_runs(patterns: str | Sequence[str], option: str = "run") -> list[Path]:
             )
         found.update(runs)
     return sorted(found)
+
+
+def _runs_at(path: Path) -> list[Path]:
+    if (path / CONFIG).is_file():
+        return [path]
+    return [config.parent for config in path.rglob(CONFIG)] if path.is_dir() else []
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -116,6 +124,8 @@ def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> 
         network.load_state_dict(state)
     except Exception as error:  # missing, unexpected and misshapen entries, or no tensors at all
         raise CheckpointError(f"the weights of {path} do not fit the network of its {CONFIG}: {error}") from None
+    if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
+        raise CheckpointError(f"{path} holds weights that are not finite; the training diverged. Train again.")
 
 
 def build_data(config: dict[str, Any], trusted: Sequence[str] | None = TRUSTED, root: str | None = None) -> Any:

@@ -31,6 +31,16 @@ class Table:
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return "\n\n".join([table, *(escape(note) for note in self.notes)])
 
+    def transposed(self) -> "Table":
+        """Rows for columns, for a screen that is too narrow."""
+        heading = [self.heading[0], *([row[0]] for row in self.rows)]
+        rows = [
+            [", ".join(words), *(row[place] for row in self.rows)]
+            for place, words in enumerate(self.heading)
+            if place > 0
+        ]
+        return Table(heading, rows, self.notes)
+
     def rich(self) -> rich.table.Table:
         table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for place, lines in enumerate(self.heading):
@@ -47,12 +57,17 @@ def show(tables: Sequence[Table]) -> None:
     """Print to stdout, as wide as the widest table: a number that is cut off would be another number."""
     console = Console(highlight=False)
     for table in tables:
-        drawn = table.rich()
-        needed = console.measure(drawn, options=console.options.update(max_width=10**6)).maximum
+        wide, narrow = ((t.rich(), _width(t, console)) for t in (table, table.transposed()))
+        drawn, needed = wide if wide[1] <= console.width else min(wide, narrow, key=lambda form: form[1])
         console.width = max(console.width, needed)
         console.print(drawn)
         for note in table.notes:
             console.print(Text(note), soft_wrap=True)
+
+
+def _width(table: Table, console: Console) -> int:
+    """The columns of a terminal that a table takes uncut."""
+    return console.measure(table.rich(), options=console.options.update(max_width=10**6)).maximum
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
@@ -87,9 +102,9 @@ def robustness_table(runs: Sequence[Run], columns: Sequence[Column]) -> Table:
     half = max((100 * (high - low) / 2 for low, high in intervals), default=0.0)
     notes = [f"†{number} {note}" for note, number in footnotes.items()]
     notes += _remarks(evaluated, columns)
-    notes.append(
-        f"95 % Wilson intervals are at most {half:.2f} either way; results.csv has each. {NONE} is not evaluated."
-    )
+    notes.append(f"95 % Wilson intervals are at most {half:.2f} either way; results.csv has each.")
+    if any(NONE in row for row in rows):
+        notes.append(f"{NONE} is not evaluated.")
     if len(evaluated) < len(runs):
         notes.append(not_evaluated(runs))
     return Table([["run"], *(column.words for column in columns), ["images"]], rows, notes)

@@ -1,10 +1,12 @@
 """glr-train: train one network and leave a run folder."""
 
 import csv
+import dataclasses
 import json
 import os
 import platform
 import shutil
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import hydra
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -21,7 +24,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from glr_lightning import cli
-from glr_lightning.config import CONF_DIR, TRUSTED, build, compose, config_hash, cpu_threads, load_yaml, resolve
+from glr_lightning.config import (
+    CONF_DIR,
+    TRUSTED,
+    TrainConfig,
+    build,
+    compose,
+    config_hash,
+    cpu_threads,
+    load_yaml,
+    resolve,
+)
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.progress import TrainingProgress
 from glr_lightning.runs import (
@@ -40,6 +53,7 @@ from glr_lightning.runs import (
 from glr_lightning.training import GLRModule
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+_finished: list[tuple[Path, dict[str, Any]]] = []  # the jobs of a sweep
 RUN_DIR_OF_RANK_0 = "GLR_RUN_DIR"
 PACKAGES = ("glr-lightning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
 
@@ -83,7 +97,10 @@ def train(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> dic
     trusted = TRUSTED if resume else None
     _check_root(config)
     if resume:
-        done = load_checkpoint(run_dir / LAST)["epoch"]
+        last = load_checkpoint(run_dir / LAST)
+        done = last["epoch"]
+        if not last.get("optimizer_states") or not last.get("lr_schedulers"):
+            raise CheckpointError(f"{run_dir / LAST} holds no optimizer to go on with; it is damaged.")
         if (run_dir / RESULT).exists():
             raise ConfigurationError(
                 f"the run in {run_dir} is finished after {done + 1} epochs; there is nothing to resume."
@@ -91,7 +108,7 @@ def train(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> dic
     pl.seed_everything(config["seed"], verbose=False)
     data = build_data(config, trusted)
     data.prepare_data()
-    data.setup("fit")
+    data.setup()  # the test files too: damage shall show now, not after hours
     network = build_network(config, data, trusted)
     module = GLRModule(
         network,
@@ -130,10 +147,18 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -
 
 
 def _check_root(config: dict[str, Any]) -> None:
+    fields = {key.name for key in dataclasses.fields(TrainConfig)}
+    try:
+        OmegaConf.merge(OmegaConf.structured(TrainConfig), {k: v for k, v in config.items() if k in fields})
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"the configuration is damaged: {str(error).splitlines()[0]}") from None
+    missing = sorted(fields - set(config))
+    if missing:
+        raise ConfigurationError(f"the configuration has no {', '.join(missing)}; it is damaged or not of glr-train.")
     if config["epochs"] < 1:
         raise ConfigurationError(f"epochs must be at least 1, got {config['epochs']}.")
-    if config["seed"] < 0:
-        raise ConfigurationError(f"seed must be 0 or more, got {config['seed']}.")
+    if not 0 <= config["seed"] < 2**32:
+        raise ConfigurationError(f"seed must be from 0 to 2^32 - 1, got {config['seed']}.")
     if config["clip_norm"] is not None and not config["clip_norm"] > 0:
         raise ConfigurationError(f"clip_norm must be positive or null, got {config['clip_norm']}.")
     if config["precision"] not in PRECISIONS:
@@ -146,8 +171,11 @@ def _check_root(config: dict[str, Any]) -> None:
 def _check_factories(module: GLRModule, config: dict[str, Any]) -> None:
     """Make optimizer and scheduler once before anything is written; torch checks their options only then."""
     try:
-        module.configure_optimizers()
-    except (TypeError, ValueError) as error:
+        made = module.configure_optimizers()
+        with warnings.catch_warnings():  # that the optimizer has not stepped
+            warnings.simplefilter("ignore")
+            made["lr_scheduler"].step()
+    except (TypeError, ValueError, ArithmeticError) as error:
         options = {"optimizer": config["optimizer"], "scheduler": config["scheduler"]}
         raise ConfigurationError(f"torch refuses these options ({error}): {options}") from None
 
@@ -235,9 +263,25 @@ def _result(config: dict[str, Any], module: GLRModule, trainer: pl.Trainer, run_
     }
 
 
+def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
+    """The configuration of a run to resume, with what may differ from machine to machine taken from the call."""
+    for override in HydraConfig.get().overrides.task:
+        key = override.split("=")[0]
+        if key == "data.root":
+            config["data"]["root"] = composed.data.root
+        elif key in {"progress", "threads", "device", "devices", "strategy"}:
+            config[key] = composed[key]
+        elif key != "resume":
+            raise ConfigurationError(f"resume takes the run's own configuration; leave out {override}.")
+    return config
+
+
 def _show(result: dict[str, Any], run_dir: Path) -> None:
     table = Table(show_header=False, box=None)
-    table.add_row("test accuracy", f"[bold]{100 * result['test_accuracy']:.2f} %[/] (epoch {result['best_epoch']})")
+    table.add_row(
+        "test accuracy",
+        f"[bold]{100 * result['test_accuracy']:.2f} %[/] (epoch {result['best_epoch'] + 1} of {result['epochs']})",
+    )
     table.add_row("training", f"{result['train_seconds']:.1f} s, {result['forwards']:,} forward passes of one image")
     table.add_row("run folder", str(run_dir))
     cli.console.print(table)
@@ -247,11 +291,8 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
 def _main(composed: DictConfig) -> None:
     def job() -> None:
         if composed.resume is not None:
-            overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
-            if overrides:
-                raise ConfigurationError(f"resume takes the run's own configuration; leave out {' '.join(overrides)}.")
             run_dir = Path(composed.resume)
-            config = load_yaml(run_dir / CONFIG)
+            config = _with_place(load_yaml(run_dir / CONFIG), composed)
         else:
             config = resolve(composed)
             config["experiment"] = HydraConfig.get().runtime.choices.get("experiment")
@@ -259,16 +300,27 @@ def _main(composed: DictConfig) -> None:
             if "LOCAL_RANK" in os.environ:  # a process that strategy=ddp started: its own run_dir has a later time
                 run_dir = Path(os.environ.get(RUN_DIR_OF_RANK_0, run_dir))
             os.environ[RUN_DIR_OF_RANK_0] = str(run_dir)
-        with cpu_threads(config["threads"]):
+        if cli.is_multirun():
+            cli.console.print(f"job {HydraConfig.get().job.num}: {run_dir.name}", highlight=False)
+        with cpu_threads(config.get("threads")):
             result = train(config, run_dir, resume=composed.resume is not None)
         if result:
             _show(result, run_dir)
+            _finished.append((run_dir, result))
 
     cli.run_job(job)
 
 
 def main() -> None:
-    cli.run_main(_main)
+    try:
+        cli.run_main(_main)
+    finally:
+        if len(_finished) > 1:
+            table = Table("run", "test accuracy / %", title="sweep")
+            for run_dir, result in _finished:
+                table.add_row(run_dir.name, f"{100 * result['test_accuracy']:.2f}")
+            cli.console.print(table)
+        _finished.clear()
 
 
 if __name__ == "__main__":

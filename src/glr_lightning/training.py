@@ -1,6 +1,7 @@
 """The LightningModule: manual optimization with estimated gradients. It alone writes `.grad`."""
 
 import hashlib
+import math
 import time
 from typing import Any, Protocol
 
@@ -128,10 +129,15 @@ class GLRModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
-        self._log_and_reset(train_loss=self.train_loss, train_accuracy=self.train_accuracy, grad_norm=self.grad_norm)
-        self.log("lr", scheduler.get_last_lr()[0])
-        self.log("forwards", float(self.forwards))
         self._require_finite_weights()
+        row = self._compute_and_reset(
+            train_loss=self.train_loss, train_accuracy=self.train_accuracy, grad_norm=self.grad_norm
+        )
+        row |= {name: float(self.trainer.callback_metrics.get(name, math.nan)) for name in ("val_loss", "val_accuracy")}
+        row |= {"epoch": self.current_epoch, "lr": float(scheduler.get_last_lr()[0]), "forwards": self.forwards}
+        # Lightning would write it after the checkpoint, and an interruption between the two would lose it
+        for logger in self.loggers:
+            logger.log_metrics({k: v for k, v in row.items() if v == v}, step=self.global_step - 1)
         scheduler.step()
         now = time.perf_counter()
         self.train_seconds += now - self._clock
@@ -176,13 +182,15 @@ class GLRModule(pl.LightningModule):
         self.val_accuracy.update(logits, y)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_and_reset(val_loss=self.val_loss, val_accuracy=self.val_accuracy)
+        self._compute_and_reset(val_loss=self.val_loss, val_accuracy=self.val_accuracy)
 
-    def _log_and_reset(self, **metrics: Any) -> None:
+    def _compute_and_reset(self, **metrics: Any) -> dict[str, float]:
         """Once an epoch: logging every step costs more than a small network's step."""
+        values = {name: float(metric.compute()) for name, metric in metrics.items()}
         for name, metric in metrics.items():
-            self.log(name, metric.compute(), prog_bar=name in {"train_loss", "val_accuracy"})
+            self.log(name, values[name], logger=False)  # for the callbacks
             metric.reset()
+        return values
 
     # ---- checkpoints ----------------------------------------------------------------------------------------
 

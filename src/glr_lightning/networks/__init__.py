@@ -1,5 +1,5 @@
 """Networks: functions that return a plain nn.Sequential."""
 
-from glr_lightning.networks.mlp import mlp
+from glr_lightning.networks.mlp import Shift, mlp
 
-__all__ = ["mlp"]
+__all__ = ["Shift", "mlp"]

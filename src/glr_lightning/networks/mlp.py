@@ -45,7 +45,7 @@ def mlp(
     Raises:
         ConfigurationError: a width below 1, a bias list of the wrong length, an unknown init.
     """
-    if isinstance(hidden, str) or not all(_is_width(width) for width in hidden):
+    if not isinstance(hidden, Sequence) or isinstance(hidden, str) or not all(_is_width(width) for width in hidden):
         raise ConfigurationError(f"network.hidden must be a list of positive widths such as [50], got {hidden!r}.")
     widths = [math.prod(image_shape), *hidden, classes]
     biases = [bias] * (len(widths) - 1) if isinstance(bias, bool) else list(bias)
