@@ -282,7 +282,7 @@ def test_a_sweep_trains_every_job_and_reports_the_ones_that_cannot_work(
     assert "1 job(s) of the sweep failed" in outcome.err
     names = {p.parent.name for p in tmp_path.rglob("result.json")}
     assert len(names) == 3
-    assert all("activation=threshold" not in name or "estimator=likelihood_ratio" in name for name in names)
+    assert all("activation-threshold" not in name or "estimator-likelihood_ratio" in name for name in names)
     assert "sweep" in outcome.err
 
 

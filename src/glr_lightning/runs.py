@@ -75,7 +75,8 @@ def find_runs(patterns: str | Sequence[str], option: str = "run") -> list[Path]:
     """
     found: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matches = [Path(match) for match in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
+        path = Path(pattern).expanduser()
+        matches = [path] if path.exists() else [Path(match) for match in glob.glob(str(path), recursive=True)]
         runs = [run for match in matches for run in _runs_at(match)]
         if not runs:
             what = f"matches {len(matches)} path(s), none of them a run folder" if matches else "matches nothing"
