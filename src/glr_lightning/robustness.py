@@ -360,7 +360,10 @@ def read_rows(path: str | Path) -> list[Row]:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             if tuple(header) != FIELDS:
-                raise CheckpointError(f"{path} is no table of results: its header is {header}, not {list(FIELDS)}.")
+                raise CheckpointError(
+                    f"{path} is no table of results of this version: its header is {','.join(header)}, not "
+                    f"{','.join(FIELDS)}. Remove the file and evaluate the run again."
+                )
             return [_parse(cells, f"{path}, line {reader.line_num}") for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CheckpointError(
