@@ -105,9 +105,9 @@ def losses_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
     right = LikelihoodRatio._losses
 
     def wrong(self: LikelihoodRatio, *args: Any) -> Any:
-        losses, seen = right(self, *args)
+        losses, group, seen = right(self, *args)
         copies, batch = losses.shape
-        return losses.flatten().unflatten(0, (batch, copies)).T, seen
+        return losses.flatten().unflatten(0, (batch, copies)).T, group, seen
 
     patch.setattr(LikelihoodRatio, "_losses", wrong)
 

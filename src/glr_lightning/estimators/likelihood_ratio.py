@@ -130,8 +130,7 @@ class LikelihoodRatio(Estimator):
         total = torch.zeros((), device=x.device)
         for noisy_sites in passes:
             for copies in self._chunks(self._chunk_for(clean)):
-                losses, seen = self._losses(chain, clean, noisy_sites, sigma, copies, loss, y, generator)
-                group = self.sampling.group(copies, losses.device)
+                losses, group, seen = self._losses(chain, clean, noisy_sites, sigma, copies, loss, y, generator)
                 advantage = losses - self.baseline(losses, group, clean_loss)
                 weight = advantage / (self.copies * len(y))
                 for at in seen:
@@ -154,16 +153,19 @@ class LikelihoodRatio(Estimator):
         loss: Loss,
         y: Tensor,
         generator: torch.Generator,
-    ) -> tuple[Tensor, list[NoisySite]]:
-        """The losses [copies, batch] of one noisy pass, and what its sites saw."""
+    ) -> tuple[Tensor, Tensor, list[NoisySite]]:
+        """The losses [copies, batch] of one noisy pass, the copies' groups, and what its sites saw."""
+        groups: list[Tensor] = []
 
         def draw(v0: Tensor) -> Tensor:
-            return self.sampling(self.noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
+            draws = self.sampling(self.noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype)
+            groups.append(draws.group)
+            return draws.z
 
         logits, seen = chain.noisy(clean, noisy_sites, sigma, draw)
         # autocast may have lowered the logits; a leave-one-out mean over many copies needs the full precision
         losses = loss(logits.to(seen[0].v.dtype), y.repeat(copies))
-        return losses.unflatten(0, (copies, len(y))), seen
+        return losses.unflatten(0, (copies, len(y))), groups[0], seen  # a sampler groups all sites alike
 
     def _score(self, chain: Chain, at: NoisySite, sigma: float) -> Tensor:
         """The score of each draw, [copies, batch, *site]: plain, or its mean over the activation's cell."""
