@@ -89,7 +89,7 @@ def test_a_target_that_this_package_and_torch_do_not_define_is_refused(target: s
     [
         {"_target_": "hydra.utils.get_method", "path": "os.system"},
         {
-            "_target_": "glr_lightning.robustness.write_rows",
+            "_target_": "glr_lightning.rows.write_rows",
             "path": "x",
             "rows": [],
         },

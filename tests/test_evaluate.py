@@ -9,7 +9,7 @@ import torch
 from cli_runner import Outcome, run_cli
 from glr_lightning.config import compose
 from glr_lightning.evaluate import main
-from glr_lightning.robustness import FIELDS, read_rows
+from glr_lightning.rows import FIELDS, read_rows
 from glr_lightning.runs import load_checkpoint
 from glr_lightning.train import train
 

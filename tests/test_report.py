@@ -22,7 +22,8 @@ from glr_lightning.config import compose, config_hash
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.report import FIGURES, main, report, write_files
 from glr_lightning.results import all_columns, experiments, read_metrics, read_runs, run_names, t_interval
-from glr_lightning.robustness import FIELDS, Row, read_rows, wilson_interval, write_rows
+from glr_lightning.robustness import wilson_interval
+from glr_lightning.rows import FIELDS, Row, read_rows, write_rows
 
 N = 200
 VERSIONS = {"python": "3.11", "torch": "2.9"}

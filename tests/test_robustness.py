@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from glr_lightning.errors import CheckpointError, ConfigurationError
-from glr_lightning.robustness import FIELDS, Row, evaluate, read_rows, wilson_interval, write_rows
+from glr_lightning.robustness import evaluate, wilson_interval
+from glr_lightning.rows import FIELDS, Row, read_rows, write_rows
 from glr_lightning.threats import ImageRandom, Threat, attack
 from glr_lightning.threats.clean import clean
 from glr_lightning.threats.fgsm import fgsm

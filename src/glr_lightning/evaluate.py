@@ -21,7 +21,8 @@ from glr_lightning.config import CONF_DIR, TRUSTED, build, compose, config_hash,
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.progress import progress_bar
 from glr_lightning.results import all_columns, read_runs
-from glr_lightning.robustness import Row, evaluate, read_rows, write_rows
+from glr_lightning.robustness import evaluate
+from glr_lightning.rows import Row, read_rows, write_rows
 from glr_lightning.runs import BEST, CONFIG, LAST, ROBUSTNESS, TrainedRun, find_runs, load_run
 from glr_lightning.tables import robustness_table, show
 from glr_lightning.threats import Threat

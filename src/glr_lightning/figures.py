@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from glr_lightning.results import Cell, Column, Run, is_marked
-from glr_lightning.robustness import Row
+from glr_lightning.rows import Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS, LINES = "osD^v<>", ("-", "--", ":", "-.")

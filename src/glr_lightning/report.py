@@ -27,7 +27,7 @@ from glr_lightning.config import CONF_DIR, resolve
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.figures import draw
 from glr_lightning.results import Column, Run, all_columns, experiments, read_runs
-from glr_lightning.robustness import FIELDS
+from glr_lightning.rows import FIELDS
 from glr_lightning.runs import find_runs
 from glr_lightning.tables import (
     Table,

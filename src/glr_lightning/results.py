@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 
 from glr_lightning.config import config_hash, load_yaml
 from glr_lightning.errors import CheckpointError
-from glr_lightning.robustness import Row, read_rows
+from glr_lightning.rows import Row, read_rows
 from glr_lightning.runs import CONFIG, METRICS, RESULT, ROBUSTNESS
 
 KIND_ORDER = {"clean": 0, "attack": 1, "corruption": 2}
