@@ -76,6 +76,20 @@ def test_a_run_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
     assert "${" not in (tmp_path / "run/config.yaml").read_text()
 
 
+def test_metrics_are_those_of_the_network_that_they_describe(tmp_path: Path) -> None:
+    # a learning rate of 0 and one batch: every number of the epoch belongs to the network that is saved
+    options = ["experiment=bp", "optimizer=sgd", "optimizer.lr=0.0", "batch_size=1500", "epochs=1", "progress=false"]
+    train(compose(options), tmp_path / "run")
+    header, values = (line.split(",") for line in (tmp_path / "run/metrics.csv").read_text().splitlines())
+    metrics = dict(zip(header, map(float, values), strict=True))
+    run = load_run(tmp_path / "run")
+    for split in ("train", "val"):
+        x, y = run.data.split(split)
+        logits = run.network(x)
+        assert metrics[f"{split}_loss"] == pytest.approx(CrossEntropy()(logits, y).mean().item(), rel=1e-5)
+        assert metrics[f"{split}_accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item(), rel=1e-5)
+
+
 def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_does_not(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(compose([f"seed={seed}", *FAST]), tmp_path / name)
