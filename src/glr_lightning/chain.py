@@ -77,6 +77,11 @@ class Chain:
         """The layer at a site."""
         return self.modules[self.sites[site]]
 
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """The network's names of the layers at the sites."""
+        return tuple(self.names[position] for position in self.sites)
+
     def follower(self, site: int) -> nn.Module | None:
         """The module that reads the site's pre-activation, None after the last."""
         position = self.sites[site] + 1

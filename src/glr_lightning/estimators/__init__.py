@@ -1,7 +1,8 @@
 """Gradient estimators, one file per method, all with the same `estimate(...)`."""
 
-from glr_lightning.estimators.backprop import Backprop, NoisyBackprop
-from glr_lightning.estimators.base import Estimate, Estimator
+from glr_lightning.estimators.backprop import Backprop
+from glr_lightning.estimators.base import Estimate, Estimator, Objective
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
+from glr_lightning.estimators.noisy_backprop import NoisyBackprop
 
-__all__ = ["Backprop", "Estimate", "Estimator", "LikelihoodRatio", "NoisyBackprop"]
+__all__ = ["Backprop", "Estimate", "Estimator", "LikelihoodRatio", "NoisyBackprop", "Objective"]

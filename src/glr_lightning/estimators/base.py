@@ -4,13 +4,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.losses import Loss
+
+Objective = Literal["noise_free", "joint", "layerwise", "discontinuities", "weights"]
+"""What an estimate is the gradient of: the plain loss; E[L] under noise at all sites; per layer E[L] under noise at
+that layer alone; E[L] under noise where something jumps (`Hybrid`); E[L] under noise on the weights."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,23 @@ class Estimate:
 
 
 class Estimator(ABC):
-    """Estimates the gradient of J(theta) = E[L] on a batch. It never writes `.grad` and keeps no state."""
+    """Estimates the gradient of J(theta) = E[L] on a batch. It never writes `.grad` and keeps no state.
+
+    `objective`, `bias` and `plan` are what an estimator declares of itself; tests hold it to them.
+    """
+
+    @property
+    @abstractmethod
+    def objective(self) -> Objective:
+        """What its mean is the gradient of."""
+
+    @abstractmethod
+    def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        """For each layer with weights, by name, where its gradient comes from, in a few words."""
+
+    def bias(self, network: nn.Module) -> str:
+        """Why the mean is not the gradient of the objective on such a network; "" where it is."""
+        return ""
 
     @abstractmethod
     def check(self, network: nn.Module, loss: Loss) -> None:

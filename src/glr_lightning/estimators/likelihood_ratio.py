@@ -11,8 +11,8 @@ from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.chain import Chain, CleanPass, NoisySite
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, per_site, validated_count, validated_sigma
-from glr_lightning.injection import Injection, Joint
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site, validated_count, validated_sigma
+from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.layers import contract
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -87,6 +87,13 @@ class LikelihoodRatio(Estimator):
                 f"use chunk={self.sampling.group_size} or more."
             )
         self.baseline.check(self.copies // self.sampling.group_size)
+
+    @property
+    def objective(self) -> Objective:
+        return "layerwise" if isinstance(self.injection, Layerwise) else "joint"
+
+    def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        return dict.fromkeys(Chain.of(network).site_names, "likelihood ratio, from loss values")
 
     def check(self, network: nn.Module, loss: Loss) -> None:
         chain = Chain.of(network)
