@@ -34,7 +34,7 @@ class Backprop(Estimator):
     objective: ClassVar[Objective] = "noise_free"
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
-        owners = (name for name, module in network.named_modules() if any(True for _ in module.parameters(recurse=False)))
+        owners = (name.rpartition(".")[0] for name, _ in network.named_parameters())
         return dict.fromkeys(owners, "backpropagation")
 
     def check(self, network: nn.Module, loss: Loss) -> None:
