@@ -121,7 +121,8 @@ def error_probability(network: nn.Sequential, sigma: Sequence[float], x: Tensor,
         h, probability = image[None], torch.ones(1, dtype=x.dtype)  # patterns [patterns, ...] and their probabilities
         for module in hidden:
             if isinstance(module, nn.Linear | nn.Conv2d):
-                scale, v = next(scales), module(h)
+                scale, h = next(scales), module(h)
+                v = h
             elif isinstance(module, PiecewiseConstant):
                 on = torch.special.ndtr(v / scale) if scale else (v > 0).to(v.dtype)
                 units = v[0].numel()

@@ -141,6 +141,25 @@ class Chain:
         return h, seen
 
 
+def require_separate_samples(chain: Chain) -> None:
+    """Refuse modules that couple samples (Law 3) or draw noise of their own. Raises ConfigurationError."""
+    inner = [(n, m) for n, leaf in zip(chain.names, chain.modules, strict=True) for m in leaf.modules()]
+    for name, module in inner:
+        batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if batch_norm and (module.training or module.running_mean is None):
+            raise ConfigurationError(
+                f"module '{name}' ({type(module).__name__}) is in train mode or keeps no statistics, and couples "
+                "the samples of a batch, which breaks an estimate that takes them one by one; remove it, use a "
+                "per-sample normalisation (nn.GroupNorm without affine parameters), or put it in eval mode."
+            )
+        draws = isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
+        if draws and module.training:
+            raise ConfigurationError(
+                f"module '{name}' ({type(module).__name__}) draws noise of its own from the global generator; "
+                "remove it: the injected noise already regularises."
+            )
+
+
 def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for name, child in module._modules.items():  # named_children() leaves out a module's second use
