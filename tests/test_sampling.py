@@ -138,6 +138,9 @@ class Gumbel(Noise):
     def score(self, z: Tensor) -> Tensor:
         return 1 - torch.exp(-z)
 
+    def cdf(self, z: Tensor) -> Tensor:
+        return self.log_cdf(z).exp()
+
     def log_cdf(self, z: Tensor) -> Tensor:
         return -torch.exp(-z)
 
@@ -146,6 +149,9 @@ class Gumbel(Noise):
 
     def icdf(self, u: Tensor) -> Tensor:
         return -torch.log(-torch.log(u))
+
+    def slope_radius(self, u: Tensor) -> Tensor:
+        raise AssertionError("a density that is not symmetric has no such radius")
 
 
 def test_antithetic_pairs_of_an_asymmetric_density_are_refused() -> None:

@@ -106,15 +106,13 @@ class ZeroOneHead(Head):
     """
 
     def values(self, u: Tensor) -> Tensor:
-        return self.noise.cdf(self._lead(u).amax(-1) / self.sigma)
+        label = self.labels[:, None].expand(*u.shape[:-1], 1)
+        return self.noise.cdf((self._rivals(u).amax(-1) - u.gather(-1, label).squeeze(-1)) / self.sigma)
 
     def after_steps(self, u: Tensor, step: Tensor, columns: Tensor) -> Tensor:
-        lead = self._lead(u)
-        apart = columns[:, None, :] - columns[self.labels]  # [classes, rows, units], the rivals' answer less y's
-        best = torch.full_like(step, -torch.inf)
-        for c in range(len(columns)):  # a running maximum: nothing of size [rows, classes, units] is read again
-            best = torch.maximum(best, torch.addcmul(lead[:, c, None], step, apart[c]))
-        return self.noise.cdf(best / self.sigma)
+        moved = torch.addcmul(self._rivals(u).T[:, :, None], step, columns[:, None, :])  # classes first, as above
+        own = torch.addcmul(u.gather(1, self.labels[:, None]), step, columns[self.labels])
+        return self.noise.cdf((moved.amax(0) - own) / self.sigma)
 
     def signal(self, u: Tensor, generator: torch.Generator) -> Tensor:
         """Each logit's own noise integrated out, given that of the others.
@@ -123,19 +121,18 @@ class ZeroOneHead(Head):
         wrong one above v_y, if none of the other rivals has: f((v_y - u_c) / sigma) / sigma.
         """
         label = self.labels[:, None]
-        v = u + self.sigma * self.z
-        own = v.gather(1, label)
-        rivals = v.scatter(1, label, -torch.inf)
+        own = (u + self.sigma * self.z).gather(1, label)
+        rivals = self._rivals(u)
         best, second = rivals.topk(2, dim=1).values.split(1, dim=1) if u.shape[1] > 2 else _only_rival(rivals)
         others = torch.where(rivals == best, second, best)  # the strongest rival besides c
         at = torch.where(own > others, own, torch.inf).scatter(1, label, best)
         density = self.noise.log_prob((at - u) / self.sigma).exp() / self.sigma
         return density.scatter(1, label, -density.gather(1, label))
 
-    def _lead(self, u: Tensor) -> Tensor:
-        """v_c - u_y of every rival c, -inf at the label; [..., rows, classes]."""
-        label = self.labels[:, None].expand(*u.shape[:-1], 1)
-        return (u + self.sigma * self.z - u.gather(-1, label)).scatter(-1, label, -torch.inf)
+    def _rivals(self, u: Tensor) -> Tensor:
+        """v of every class but the label, which is -inf; [..., rows, classes]."""
+        v = u + self.sigma * self.z
+        return v.scatter(-1, self.labels[:, None].expand(*v.shape[:-1], 1), -torch.inf)
 
 
 def _only_rival(rivals: Tensor) -> Sequence[Tensor]:
