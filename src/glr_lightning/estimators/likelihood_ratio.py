@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.chain import Chain, CleanPass, NoisySite
+from glr_lightning.chain import Chain, CleanPass, NoisySite, require_separate_samples
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site, validated_count, validated_sigma
 from glr_lightning.injection import Injection, Joint, Layerwise
@@ -101,21 +101,7 @@ class LikelihoodRatio(Estimator):
 
     def _check_chain(self, chain: Chain) -> None:
         per_site(self.sigma, len(chain.sites))
-        inner = [(n, m) for n, leaf in zip(chain.names, chain.modules, strict=True) for m in leaf.modules()]
-        for name, module in inner:
-            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if batch_norm and (module.training or module.running_mean is None):
-                raise ConfigurationError(
-                    f"module '{name}' ({type(module).__name__}) is in train mode or keeps no statistics, and couples "
-                    "the samples of a batch, which breaks the likelihood-ratio estimate; remove it, use a per-sample "
-                    "normalisation (nn.GroupNorm without affine parameters), or put it in eval mode."
-                )
-            draws = isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
-            if draws and module.training:
-                raise ConfigurationError(
-                    f"module '{name}' ({type(module).__name__}) draws noise of its own from the global generator; "
-                    "remove it: the injected noise already regularises."
-                )
+        require_separate_samples(chain)
         if self.score == "conditional" and not any(
             isinstance(chain.follower(site), PiecewiseConstant) for site in range(len(chain.sites))
         ):
