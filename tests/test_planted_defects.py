@@ -13,10 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning import layers
-from glr_lightning.activations import HardThreshold
+from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.baselines import Clean, LeaveOneOut
 from glr_lightning.chain import Chain
-from glr_lightning.estimators import Estimate, LikelihoodRatio, likelihood_ratio
+from glr_lightning.estimators import (
+    Backprop,
+    Estimate,
+    EvolutionStrategies,
+    LikelihoodRatio,
+    evolution_strategies,
+    forward_gradient,
+    likelihood_ratio,
+    straight_through,
+)
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
@@ -24,6 +33,7 @@ from glr_lightning.sampling import Antithetic, Independent
 from test_estimators import SIGMA, X, Y, check_unbiased, check_unbiased_with_stride, flat, reference, small_network
 from test_layers import check_contract, convolution
 from test_noise import ADMISSIBLE, check_conditional_score, check_score
+from test_peers import check_all_patterns, check_error_of_one_weight, check_noise_on_weights, check_straight_through
 from test_published import check_training_step
 from test_sampling import check_baseline_ignores_dependent_copies
 from zscores import assert_mean, repetitions
@@ -33,6 +43,9 @@ Check = Callable[[], None]
 
 DEFAULT = LikelihoodRatio(copies=4)
 PLAIN = replace(DEFAULT, score="plain")
+
+slopes = partial(check_straight_through, Gaussian(), Sign())
+directions = partial(check_all_patterns, Joint(), small_network(nn.Tanh()), Backprop(), X, Y)
 
 threshold = partial(check_unbiased, activation=HardThreshold(), loss=ZeroOne())
 smooth = partial(check_unbiased, activation=nn.Tanh(), loss=CrossEntropy())
@@ -112,7 +125,55 @@ def losses_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LikelihoodRatio, "_losses", wrong)
 
 
-def twice(owner: type, name: str) -> Plant:
+def slope_without_its_division_by_sigma(patch: pytest.MonkeyPatch) -> None:
+    right = straight_through.smoothed_slope
+    patch.setattr(straight_through, "smoothed_slope", lambda a, noise, sigma, v: sigma * right(a, noise, sigma, v))
+
+
+def slope_that_forgets_the_jump(patch: pytest.MonkeyPatch) -> None:
+    def wrong(activation: PiecewiseConstant, noise: Noise, sigma: float, v: Tensor) -> Tensor:
+        return sum(noise.log_prob((cut - v) / sigma).exp() / sigma for cut in activation.cuts) + torch.zeros_like(v)
+
+    patch.setattr(straight_through, "smoothed_slope", wrong)
+
+
+def slope_with_the_first_layers_sigma_everywhere(patch: pytest.MonkeyPatch) -> None:
+    right = straight_through.per_site
+    patch.setattr(straight_through, "per_site", lambda sigma, sites: right(sigma, sites)[::-1])
+
+
+def one_pattern_of_signs_for_all_layers(patch: pytest.MonkeyPatch) -> None:
+    """Then E[u_1 u_2^T] is not 0, and each layer's estimate holds the other's gradient."""
+    right = forward_gradient.directional_derivatives
+
+    def wrong(*args: Any) -> Any:
+        derivatives, directions = right(*args)
+        return derivatives, dict.fromkeys(directions, directions[0])
+
+    patch.setattr(forward_gradient, "directional_derivatives", wrong)
+
+
+def derivatives_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
+    right = forward_gradient.directional_derivatives
+
+    def wrong(*args: Any) -> Any:
+        derivatives, directions = right(*args)
+        return derivatives.flatten().unflatten(0, derivatives.shape[::-1]).T, directions
+
+    patch.setattr(forward_gradient, "directional_derivatives", wrong)
+
+
+def weights_noise_not_divided_by_sigma(patch: pytest.MonkeyPatch) -> None:
+    right = EvolutionStrategies.estimate
+
+    def wrong(self: EvolutionStrategies, *args: Any, **kwargs: Any) -> Estimate:
+        estimate = right(self, *args, **kwargs)
+        return replace(estimate, gradients={name: self.sigma * g for name, g in estimate.gradients.items()})
+
+    patch.setattr(EvolutionStrategies, "estimate", wrong)
+
+
+def twice(owner: Any, name: str) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         right = getattr(owner, name)
         patch.setattr(owner, name, lambda *args: 2 * right(*args))
@@ -218,6 +279,22 @@ CASES = {
         twice(Noise, "conditional_score"), partial(check_conditional_score, Logistic()), "assert"
     ),
     "not divided by sigma": Case(signal_without_its_division_by_sigma, partial(smooth, PLAIN), GRADIENT),
+    # the peers
+    "slope x 2": Case(twice(straight_through, "smoothed_slope"), slopes, "0.weight"),
+    "slope not divided by sigma": Case(slope_without_its_division_by_sigma, slopes, "0.weight"),
+    "slope without the jump": Case(slope_that_forgets_the_jump, slopes, "0.weight"),
+    "slope of another layer's sigma": Case(slope_with_the_first_layers_sigma_everywhere, slopes, "0.weight"),
+    "one pattern of signs": Case(one_pattern_of_signs_for_all_layers, directions, "weight"),
+    "derivatives in sample-major rows": Case(derivatives_in_sample_major_rows, directions, "weight"),
+    "weights: losses x 2": Case(
+        twice(evolution_strategies, "batch_losses"), partial(check_error_of_one_weight, Gaussian()), GRADIENT
+    ),
+    "weights: not divided by sigma": Case(
+        weights_noise_not_divided_by_sigma, partial(check_noise_on_weights, Gaussian()), GRADIENT
+    ),
+    "weights: Laplace scored as Gaussian": Case(
+        score_of(Gaussian(), Laplace), partial(check_noise_on_weights, Laplace()), GRADIENT
+    ),
     "twice the noise": Case(noise_of_twice_the_sigma_that_is_divided_by, partial(threshold, DEFAULT), GRADIENT),
 }
 

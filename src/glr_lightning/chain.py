@@ -4,7 +4,7 @@ The network stays an ordinary nn.Sequential (nested ones allowed): no wrappers, 
 state dict, its evaluation and every attack on it are plain torch; noise exists only in the functions below.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -142,16 +142,26 @@ class Chain:
 
 
 def require_separate_samples(chain: Chain) -> None:
-    """Refuse modules that couple samples (Law 3) or draw noise of their own. Raises ConfigurationError."""
+    """Refuse layers through which a sample's loss depends on other samples or on noise of their own (Law 3).
+
+    Raises:
+        ConfigurationError: batch normalisation by the batch's own statistics, or a layer that draws.
+    """
     inner = [(n, m) for n, leaf in zip(chain.names, chain.modules, strict=True) for m in leaf.modules()]
     for name, module in inner:
         batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if batch_norm and (module.training or module.running_mean is None):
             raise ConfigurationError(
                 f"module '{name}' ({type(module).__name__}) is in train mode or keeps no statistics, and couples "
-                "the samples of a batch, which breaks an estimate that takes them one by one; remove it, use a "
+                "the samples of a batch, which breaks an estimate from each sample's own loss; remove it, use a "
                 "per-sample normalisation (nn.GroupNorm without affine parameters), or put it in eval mode."
             )
+    require_no_draws(inner)
+
+
+def require_no_draws(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse layers that draw noise of their own. Raises ConfigurationError."""
+    for name, module in modules:
         draws = isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
         if draws and module.training:
             raise ConfigurationError(
