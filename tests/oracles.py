@@ -163,3 +163,24 @@ def gradient_under_noise_on_weights(
     perturbed = {name: p.detach() + sigma * eps[name].unflatten(1, p.shape) for name, p in network.named_parameters()}
     gradients = torch.func.vmap(torch.func.grad(at))(perturbed)
     return {name: gradient.mean(0) for name, gradient in gradients.items()}
+
+
+def counted_loss(
+    network: nn.Sequential, noise: Noise, sigma: float, loss: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    """The mean of E[loss(logits)] of a chain whose first threshold has noise of scale sigma before it; no other noise.
+
+    Every pattern of its units is counted with its probability, which carries the derivative with respect to what lies
+    below; what lies above is differentiable as usual. `loss` takes logits [batch, classes].
+    """
+    modules = list(network)
+    at = next(i for i, module in enumerate(modules) if isinstance(module, PiecewiseConstant))
+    (cut,), (low, high) = modules[at].cuts, modules[at].levels
+    v = nn.Sequential(*modules[:at])(x)
+    on = 1 - noise.cdf((cut - v) / sigma)
+    total = torch.zeros(len(x), dtype=x.dtype)
+    for pattern in itertools.product((False, True), repeat=v.shape[1]):
+        up = torch.tensor(pattern)
+        h = torch.where(up, high, low).to(x.dtype).expand(len(x), -1)
+        total = total + torch.where(up, on, 1 - on).prod(1) * loss(nn.Sequential(*modules[at + 1 :])(h))
+    return total.mean()
