@@ -37,7 +37,7 @@ from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import mlp
 from glr_lightning.noise import Gaussian, Noise, Uniform
-from glr_lightning.sampling import Antithetic, Draws, Independent, Sampler
+from glr_lightning.sampling import Antithetic, Draws, Independent, Sampler, Sobol
 from groups import member, options
 from oracles import (
     CELLS,
@@ -49,7 +49,7 @@ from oracles import (
 )
 from zscores import MAPPED, assert_gradient, assert_mean, repetitions
 
-SCORES = ("plain", "conditional", "auto")
+SCORES = ("plain", "conditional", "coupled", "auto")
 SIGMA = (0.8, 1.3)  # a scale of its own for each layer, so that taking the wrong one shows
 REPETITIONS, RESOLUTION = 3000, 0.5  # in every combination a gradient that is half as long or half as long again shows
 
@@ -265,7 +265,10 @@ def test_every_combination_of_the_configuration_is_unbiased_or_refused(
         if not admissible:
             with pytest.raises(ConfigurationError, match=r"Use noise=gaussian, laplace, logistic or student_t\."):
                 make()
-        elif score == "conditional" and not jumps:
+        elif score == "coupled" and not member("sampling", sampling).mirrored:
+            with pytest.raises(ConfigurationError, match=r"use sampling=antithetic, or estimator\.score=auto\."):
+                make()
+        elif score in {"conditional", "coupled"} and not jumps:
             for refuse in (lambda m=make: m().check(network, of_loss), lambda m=make: estimate(m(), network, of_loss)):
                 with pytest.raises(ConfigurationError, match=r"Use estimator\.score=plain or auto\."):
                     refuse()
@@ -333,9 +336,11 @@ class Recorder(Sampler):
     chunks: list[int] = field(default_factory=list)
     bank: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    @property
-    def group_size(self) -> int:
-        return self.inner.group_size
+    def group_size(self, copies: int) -> int:
+        return self.inner.group_size(copies)
+
+    def part(self, groups: int) -> "Recorder":
+        return replace(self, inner=self.inner.part(groups))  # the lists stay the same two
 
     def group(self, copies: int, device: torch.device) -> Tensor:
         return self.inner.group(copies, device)
@@ -368,7 +373,11 @@ def small_network_with_3_hidden_units() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 3), HardThreshold(), nn.Linear(3, 2)).double()
 
 
-@pytest.mark.parametrize("sampling", [Independent(), Antithetic()], ids=["independent", "antithetic"])
+SPLIT = {"independent": Independent(), "antithetic": Antithetic(), "sobol": Sobol(randomisations=6)}
+every_split = pytest.mark.parametrize("sampling", SPLIT.values(), ids=SPLIT.keys())
+
+
+@every_split
 @pytest.mark.parametrize("baseline", [NoBaseline(), Clean(), LeaveOneOut()], ids=["none", "clean", "leave_one_out"])
 @pytest.mark.parametrize("chunk", [2, 3, 5, 8, 12, 99, None])
 def test_chunks_are_whole_groups_no_larger_than_asked_and_enough_for_the_baseline(
@@ -377,12 +386,13 @@ def test_chunks_are_whole_groups_no_larger_than_asked_and_enough_for_the_baselin
     recorder = Recorder(sampling, 12)
     estimator = LikelihoodRatio(copies=12, sampling=recorder, baseline=baseline, chunk=chunk)
     estimate(estimator, nn.Sequential(nn.Linear(3, 2)).double(), ZeroOne())
-    least = sampling.group_size * baseline.required_groups
+    group_size = sampling.group_size(12)
+    least = group_size * baseline.required_groups
     assert sum(recorder.chunks) == 12
     for size in recorder.chunks:
-        assert size % sampling.group_size == 0
+        assert size % group_size == 0
         # a remainder is spread over the chunks, so that none starves; leave-one-out may then exceed a chunk of 1 group
-        assert least <= size <= max(chunk or 12, least + sampling.group_size)
+        assert least <= size <= max(chunk or 12, least + group_size)
 
 
 def test_without_a_chunk_the_widest_layer_decides_how_many_copies_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,12 +403,77 @@ def test_without_a_chunk_the_widest_layer_decides_how_many_copies_are_held(monke
     assert recorder.chunks == [4] * 6  # three chunks of at most 5, and two noisy layers in each
 
 
-@pytest.mark.parametrize("sampling", [Independent(), Antithetic()], ids=["independent", "antithetic"])
+@every_split
 @pytest.mark.parametrize("baseline", [Clean(), LeaveOneOut()], ids=["clean", "leave_one_out"])
 @pytest.mark.parametrize("chunk", [2, 5])
 def test_a_chunked_estimate_is_unbiased(sampling: Sampler, baseline: Any, chunk: int) -> None:
     estimator = LikelihoodRatio(copies=12, sampling=sampling, baseline=baseline, chunk=chunk)
     check_unbiased(estimator, HardThreshold(), ZeroOne(), number=2000, resolution=0.4)
+
+
+# ---- the coupled score ----------------------------------------------------------------------------------------------
+
+
+STEPS = PiecewiseConstant(cuts=(-0.3, 0.5), levels=(0.0, 0.4, 1.0))
+JUMPS = {"threshold": HardThreshold(), "sign": Sign(), "three levels": STEPS}
+
+
+def check_coupled_score(noise: Noise, activation: PiecewiseConstant) -> None:
+    """The mean of s over all z that put v0 + sigma z and v0 - sigma z into the same two cells, by quadrature."""
+
+    def density(z: float) -> float:
+        return float(noise.log_prob(torch.tensor(z, dtype=torch.float64)).exp())
+
+    def scored(z: float) -> float:
+        return density(z) * float(noise.score(torch.tensor(z, dtype=torch.float64)))
+
+    sigma = 0.7
+    for v in (-2.0, -0.3, 0.0, 0.1, 0.5, 1.3):  # at 0.1 the mirrored cuts of three levels meet
+        cuts = [(cut - v) / sigma for cut in activation.cuts]
+        edges = sorted({0.0, *cuts, *(-cut for cut in cuts)})  # 0, where a score may jump
+        pieces = [(a, b) for a, b in itertools.pairwise((-math.inf, *edges, math.inf)) if b - a > 1e-9]
+        z = torch.tensor([0.5 * (max(a, edges[0] - 2) + min(b, edges[-1] + 2)) for a, b in pieces], dtype=torch.float64)
+        cells = list(zip(activation(v + sigma * z).tolist(), activation(v - sigma * z).tolist(), strict=True))
+        got = likelihood_ratio.coupled_score(noise, list(torch.tensor(cuts, dtype=torch.float64)[:, None]), z)
+        for score, cell in zip(got.tolist(), cells, strict=True):
+            same = [piece for piece, other in zip(pieces, cells, strict=True) if other == cell]
+            mass, total = (sum(integrate.quad(f, a, b)[0] for a, b in same) for f in (density, scored))
+            assert score == pytest.approx(total / mass, rel=1e-6, abs=1e-9), (v, cell)
+
+
+@every_density
+@pytest.mark.parametrize("activation", JUMPS.values(), ids=JUMPS.keys())
+def test_the_coupled_score_is_the_mean_score_of_the_pair_of_cells(noise: Noise, activation: PiecewiseConstant) -> None:
+    check_coupled_score(noise, activation)
+
+
+@every_density
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_mirrored_cuts_meet_the_coupled_score_is_the_score(noise: Noise, dtype: torch.dtype) -> None:
+    width = torch.cat([torch.zeros(1), torch.logspace(-12, -1.5, 200)]).to(dtype)
+    for t in (0.0, 1.0, 5.0):
+        z = t + 0.5 * width
+        got = likelihood_ratio.coupled_score(noise, [-t - width, t + 0 * width], z)
+        assert torch.isfinite(got).all()
+        between = (t < z) & (z < t + width)  # in floating point
+        torch.testing.assert_close(got[between], noise.score(z[between]), rtol=5e-3, atol=1e-4)
+        assert between.sum() > 50
+
+
+@pytest.mark.parametrize("injection", [Joint(), Layerwise()], ids=["joint", "layerwise"])
+def test_the_coupled_score_is_unbiased_with_three_levels(injection: Injection) -> None:
+    check_unbiased(LikelihoodRatio(copies=2, score="coupled", baseline=Clean(), injection=injection), STEPS, ZeroOne())
+
+
+def test_a_baseline_common_to_the_partners_cancels_from_the_coupled_estimate() -> None:
+    network = small_network(STEPS)
+    none, clean, left_out = (
+        estimate(LikelihoodRatio(copies=8, score="coupled", baseline=baseline), network, CrossEntropy()).gradients
+        for baseline in (NoBaseline(), Clean(), LeaveOneOut())
+    )
+    for name in ("0.weight", "0.bias"):
+        torch.testing.assert_close(clean[name], none[name], rtol=0, atol=1e-14)
+        torch.testing.assert_close(left_out[name], none[name], rtol=0, atol=1e-14)
 
 
 # ---- variance -------------------------------------------------------------------------------------------------------
@@ -411,6 +486,26 @@ def variance(estimator: LikelihoodRatio) -> dict[str, float]:
     x, y = torch.rand(8, 1, 14, 14), torch.arange(8)
     samples = repetitions(estimator, network, ZeroOne(), x, y, number=200)
     return {layer: float(samples[f"{layer}.weight"].var(0).sum()) for layer in ("linear1", "linear2")}
+
+
+def check_variance_never_larger(coarser: LikelihoodRatio, finer: LikelihoodRatio) -> None:
+    """Rao-Blackwell, layer by layer; 200 repetitions know a sum over hundreds of weights to a few percent."""
+    less, more = variance(coarser), variance(finer)
+    for layer in more:
+        assert less[layer] <= 1.1 * more[layer], f"the variance of {layer} was expected not to rise"
+
+
+@pytest.mark.parametrize("injection", [Joint(), Layerwise()], ids=["joint", "layerwise"])
+@every_density
+def test_a_score_that_knows_less_never_has_more_variance(noise: Noise, injection: Injection) -> None:
+    """Each is the conditional mean of the plain estimate of the SAME copies, given their cells.
+
+    Between the conditional score across pairs and the other two there is no such law.
+    """
+    plain = LikelihoodRatio(noise=noise, copies=8, injection=injection, score="plain")
+    independent = replace(plain, sampling=Independent())
+    check_variance_never_larger(replace(independent, score="conditional"), independent)
+    check_variance_never_larger(replace(plain, score="coupled"), plain)
 
 
 def test_the_conditional_score_lowers_the_variance_where_an_activation_with_cells_follows() -> None:
@@ -686,8 +781,11 @@ def test_copies_must_be_a_positive_whole_number(kind: Any, copies: Any) -> None:
         ({"copies": 2}, r"raise copies \(2 with sampling=independent, 4 with antithetic\)"),
         ({"copies": 1, "sampling": Independent()}, "or use baseline=clean"),
         ({"noise": Uniform()}, "Use noise=gaussian, laplace, logistic or student_t"),
-        ({"score": "best"}, "score must be one of plain, conditional, auto"),
+        ({"score": "best"}, "score must be one of plain, conditional, coupled, auto"),
+        ({"score": "coupled", "sampling": Sobol()}, "use sampling=antithetic, or estimator.score=auto"),
         ({"chunk": 1}, "use chunk=2 or more"),
+        ({"chunk": 15, "sampling": Sobol()}, "use chunk=16 or more"),
+        ({"copies": 4, "sampling": Sobol(1)}, r"or sampling\.randomisations \(2 with sobol\)"),
         ({"chunk": 0}, "chunk must be a whole number of at least 1"),
     ],
     ids=str,
@@ -806,3 +904,18 @@ def test_memory_is_bounded_by_the_chunk_and_not_by_the_copies(options: str, mebi
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) / 1024 < mebibytes
+
+
+def test_a_layer_too_wide_for_sobol_is_refused_before_the_first_step() -> None:
+    network = nn.Sequential(nn.Linear(1, 21_202), HardThreshold(), nn.Linear(21_202, 2))
+    with pytest.raises(ConfigurationError, match="use sampling=independent or antithetic"):
+        LikelihoodRatio(sampling=Sobol()).check(network, CrossEntropy())
+
+
+def test_the_coupled_score_above_the_first_noisy_layer_alone_is_refused() -> None:
+    network = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2), HardThreshold(), nn.Linear(2, 2))
+    with pytest.raises(
+        ConfigurationError, match=r"right after the first noisy layer; .* Use estimator\.score=plain or auto"
+    ):
+        LikelihoodRatio(score="coupled").check(network, CrossEntropy())
+    LikelihoodRatio(score="coupled", injection=Layerwise()).check(network, CrossEntropy())

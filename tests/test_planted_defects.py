@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning import layers
+from glr_lightning import layers, sampling
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.baselines import Clean, LeaveOneOut
 from glr_lightning.chain import Chain
@@ -29,8 +29,19 @@ from glr_lightning.estimators import (
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
-from glr_lightning.sampling import Antithetic, Independent
-from test_estimators import SIGMA, X, Y, check_unbiased, check_unbiased_with_stride, flat, reference, small_network
+from glr_lightning.sampling import Antithetic, Independent, Sobol
+from test_estimators import (
+    SIGMA,
+    X,
+    Y,
+    check_coupled_score,
+    check_unbiased,
+    check_unbiased_with_stride,
+    check_variance_never_larger,
+    flat,
+    reference,
+    small_network,
+)
 from test_layers import check_contract, convolution
 from test_noise import ADMISSIBLE, check_conditional_score, check_score
 from test_peers import check_all_patterns, check_error_of_one_weight, check_noise_on_weights, check_straight_through
@@ -43,6 +54,8 @@ Check = Callable[[], None]
 
 DEFAULT = LikelihoodRatio(copies=4)
 PLAIN = replace(DEFAULT, score="plain")
+COUPLED = replace(DEFAULT, score="coupled")
+SOBOL = replace(DEFAULT, sampling=Sobol())
 
 slopes = partial(check_straight_through, Gaussian(), Sign())
 directions = partial(check_all_patterns, Joint(), small_network(nn.Tanh()), Backprop(), X, Y)
@@ -66,6 +79,25 @@ def estimate_divided_by_4(patch: pytest.MonkeyPatch) -> None:
 
 def plain_leave_one_out_across_antithetic_pairs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Antithetic, "group", lambda self, copies, device: torch.arange(copies, device=device))
+
+
+def a_sobol_group_split_into_its_copies(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sobol, "group", lambda self, copies, device: torch.arange(copies, device=device))
+
+
+def sobol_without_its_digital_shift(patch: pytest.MonkeyPatch) -> None:
+    right = sampling._random_bits
+
+    def wrong(shape: Any, generator: torch.Generator) -> Tensor:
+        shift = len(shape) == 4  # the linear scramble, of three axes, is left
+        return torch.zeros(shape, dtype=torch.int32) if shift else right(shape, generator)
+
+    patch.setattr(sampling, "_random_bits", wrong)
+
+
+def coupled_score_x_2(patch: pytest.MonkeyPatch) -> None:
+    right = likelihood_ratio.coupled_score
+    patch.setattr(likelihood_ratio, "coupled_score", lambda *args: 2 * right(*args))
 
 
 def own_loss_inside_a_moving_average(patch: pytest.MonkeyPatch) -> None:
@@ -227,6 +259,13 @@ CASES = {
         partial(check_baseline_ignores_dependent_copies, LeaveOneOut(), Antithetic()),
         LAW,
     ),
+    "sobol group split": Case(a_sobol_group_split_into_its_copies, partial(threshold, SOBOL), GRADIENT),
+    "sobol group split, law 2": Case(
+        a_sobol_group_split_into_its_copies,
+        partial(check_baseline_ignores_dependent_copies, LeaveOneOut(), Sobol()),
+        LAW,
+    ),
+    "sobol without digital shift": Case(sobol_without_its_digital_shift, partial(threshold, SOBOL), GRADIENT),
     "moving average": Case(
         own_loss_inside_a_moving_average, partial(threshold, DEFAULT, number=40_000, resolution=0.1), GRADIENT
     ),
@@ -277,6 +316,15 @@ CASES = {
     "conditional score x 2": Case(twice(Noise, "conditional_score"), partial(threshold, DEFAULT), GRADIENT),
     "conditional score x 2, quadrature": Case(
         twice(Noise, "conditional_score"), partial(check_conditional_score, Logistic()), "assert"
+    ),
+    "coupled score x 2": Case(coupled_score_x_2, partial(threshold, COUPLED), GRADIENT),
+    "coupled score x 2, quadrature": Case(
+        coupled_score_x_2, partial(check_coupled_score, Logistic(), HardThreshold()), "assert"
+    ),
+    "coupled score x 2, variance": Case(
+        coupled_score_x_2,
+        partial(check_variance_never_larger, replace(COUPLED, copies=8), replace(PLAIN, copies=8)),
+        GRADIENT,
     ),
     "not divided by sigma": Case(signal_without_its_division_by_sigma, partial(smooth, PLAIN), GRADIENT),
     # the peers
