@@ -7,7 +7,6 @@ knows threshold chains of any depth with Gaussian noise and the 0-1 loss.
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -12,20 +12,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning import layers
+from glr_lightning import diagnostics, layers
 from glr_lightning.activations import HardThreshold
-from glr_lightning.baselines import Clean, LeaveOneOut
+from glr_lightning.baselines import Clean, LeaveOneOut, NoBaseline
 from glr_lightning.chain import Chain
+from glr_lightning.diagnostics import SignalToNoise
 from glr_lightning.estimators import Estimate, LikelihoodRatio, likelihood_ratio
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
 from glr_lightning.sampling import Antithetic, Independent
+from test_diagnostics import check_signal_to_noise
 from test_estimators import SIGMA, X, Y, check_unbiased, check_unbiased_with_stride, flat, reference, small_network
 from test_layers import check_contract, convolution
-from test_noise import ADMISSIBLE, check_conditional_score, check_score
+from test_noise import ADMISSIBLE, check_conditional_scale_score, check_conditional_score, check_score
 from test_published import check_training_step
 from test_sampling import check_baseline_ignores_dependent_copies
+from test_scales import DEFAULT as SCALES
+from test_scales import check_scale_gradient
 from zscores import assert_mean, repetitions
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -139,6 +143,21 @@ def noise_of_twice_the_sigma_that_is_divided_by(patch: pytest.MonkeyPatch) -> No
     patch.setattr(Chain, "noisy", wrong)
 
 
+def mean_square_for_signal(patch: pytest.MonkeyPatch) -> None:
+    """|m|^2 without s^2 / W taken away: the noise of the mean is counted as signal."""
+    right = SignalToNoise.compute_and_reset
+
+    def wrong(self: SignalToNoise) -> dict[str, float]:
+        return {name: ratio + 1 / diagnostics.WINDOW for name, ratio in right(self).items()}
+
+    patch.setattr(SignalToNoise, "compute_and_reset", wrong)
+
+
+def scale_score_without_its_minus_1(patch: pytest.MonkeyPatch) -> None:
+    right = LikelihoodRatio._scale_score
+    patch.setattr(LikelihoodRatio, "_scale_score", lambda self, *args: right(self, *args) + 1)
+
+
 # ---- which check sees them ------------------------------------------------------------------------------------------
 
 
@@ -218,6 +237,18 @@ CASES = {
         twice(Noise, "conditional_score"), partial(check_conditional_score, Logistic()), "assert"
     ),
     "not divided by sigma": Case(signal_without_its_division_by_sigma, partial(smooth, PLAIN), GRADIENT),
+    "scale score x 2": Case(
+        twice(LikelihoodRatio, "_scale_score"), partial(check_scale_gradient, SCALES, "neuron"), GRADIENT
+    ),
+    "scale score without its - 1": Case(
+        scale_score_without_its_minus_1,
+        partial(check_scale_gradient, replace(SCALES, baseline=NoBaseline()), "layer", resolution=0.6),
+        GRADIENT,
+    ),
+    "conditional scale score x 2, quadrature": Case(
+        twice(Noise, "conditional_scale_score"), partial(check_conditional_scale_score, Logistic()), "assert"
+    ),
+    "noise not averaged over windows": Case(mean_square_for_signal, check_signal_to_noise, EQUAL),
     "twice the noise": Case(noise_of_twice_the_sigma_that_is_divided_by, partial(threshold, DEFAULT), GRADIENT),
 }
 

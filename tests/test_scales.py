@@ -13,7 +13,7 @@ from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError, DivergenceError
 from glr_lightning.estimators import Backprop, LikelihoodRatio
 from glr_lightning.injection import Injection, Joint, Layerwise
-from glr_lightning.losses import CrossEntropy, ZeroOne
+from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.noise import Noise
 from glr_lightning.results import read_metrics
 from glr_lightning.runs import load_checkpoint, load_run
@@ -25,6 +25,7 @@ from test_estimators import IMAGES, LABELS, SIGMA, X, Y, small_convnet, small_ne
 from test_train import lasting
 from zscores import assert_gradient
 
+ERROR = ZeroOne()
 DEFAULT = LikelihoodRatio(copies=4, sigma=SIGMA)
 ADMISSIBLE = [noise for noise in (member("noise", name) for name in options("noise")) if noise.admissible]
 FAST = ["progress=false", "copies=8", "epochs=2"]
@@ -37,7 +38,7 @@ def log_sigma_gradients(
     x: Tensor,
     y: Tensor,
     number: int,
-    loss: CrossEntropy | ZeroOne = ZeroOne(),
+    loss: Loss = ERROR,
 ) -> list[Tensor]:
     """Of so many independent estimates, for each layer [number, scales of the layer]."""
     generator = torch.Generator().manual_seed(0)
