@@ -8,7 +8,6 @@ smooth networks.
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -113,23 +112,24 @@ def spline(x: Tensor, y: Tensor) -> tuple[Function, Function]:
     )
 
 
-def error_probability(network: nn.Sequential, sigma: Sequence[float], x: Tensor, y: Tensor) -> Tensor:
+def error_probability(network: nn.Sequential, sigma: Sequence[float | Tensor], x: Tensor, y: Tensor) -> Tensor:
     """P(argmax of two logits != y), the batch's mean, of a chain of weighted layers, thresholds and Flatten.
 
-    Gaussian noise of scale sigma[l] (0: none) at weighted layer l. All patterns of the hidden units are counted with
-    their probabilities, so this is exact, and differentiable for autograd where the noise is.
+    Gaussian noise of scale sigma[l] (0: none) at weighted layer l, a number or one for each unit. All patterns of the
+    hidden units are counted with their probabilities, so this is exact, and differentiable for autograd where the
+    noise is, in its scales too.
     """
     *hidden, last = [module for module in network.modules() if not isinstance(module, nn.Sequential)]
     error = []
     for image, label in zip(x, y.tolist(), strict=True):
-        scales = iter(sigma)
+        scales = iter(torch.as_tensor(scale, dtype=x.dtype) for scale in sigma)
         h, probability = image[None], torch.ones(1, dtype=x.dtype)  # patterns [patterns, ...] and their probabilities
         for module in hidden:
             if isinstance(module, nn.Linear | nn.Conv2d):
                 scale, h = next(scales), module(h)
                 v = h
             elif isinstance(module, PiecewiseConstant):
-                on = torch.special.ndtr(v / scale) if scale else (v > 0).to(v.dtype)
+                on = torch.special.ndtr(v / scale) if scale.all() else (v > 0).to(v.dtype)
                 units = v[0].numel()
                 patterns = torch.tensor(list(itertools.product((0.0, 1.0), repeat=units)), dtype=x.dtype)
                 chance = torch.where(patterns > 0, on.flatten(1)[:, None], 1 - on.flatten(1)[:, None]).prod(-1)
@@ -139,7 +139,8 @@ def error_probability(network: nn.Sequential, sigma: Sequence[float], x: Tensor,
                 h = module(h)
         logits, scale = last(h), next(scales)
         d = logits[:, 1 - label] - logits[:, label]
-        wrong = torch.special.ndtr(d / (scale * math.sqrt(2))) if scale else (d > 0).to(d.dtype)
+        spread = scale.square().expand(2).sum().sqrt()  # of the difference of two logits
+        wrong = torch.special.ndtr(d / spread) if scale.all() else (d > 0).to(d.dtype)
         error.append(probability @ wrong)
     return torch.stack(error).mean()
 

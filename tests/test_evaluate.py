@@ -9,7 +9,9 @@ import torch
 from cli_runner import Outcome, run_cli
 from glr_lightning.config import compose
 from glr_lightning.evaluate import main
-from glr_lightning.rows import FIELDS, read_rows
+from glr_lightning.figures import _by_severity
+from glr_lightning.results import accuracy_interval, all_columns, read_runs
+from glr_lightning.rows import FIELDS, read_rows, write_rows
 from glr_lightning.runs import load_checkpoint
 from glr_lightning.train import train
 
@@ -95,7 +97,52 @@ def test_a_white_box_gradient_attack_on_a_threshold_network_is_flagged(evaluate:
         assert ("says nothing about robustness" in outcome.out) is masked
 
 
+def test_noisy_passes_add_a_row_beside_the_noise_free_one(evaluate: Any, trained: Path) -> None:
+    path = trained / "runs/lrtz/robustness.csv"
+    assert evaluate("run=runs/lrtz", "threat=[clean,contrast]").code == 0
+    (before, *_) = read_rows(path)
+    outcomes = {}
+    for size in ("1000", "77"):
+        outcome = evaluate("run=runs/lrtz", "threat=contrast", "noisy_passes=3", f"batch_size={size}")
+        assert outcome.code == 0, outcome.err
+        rows = {(r["level_name"], r["level"]): r for r in read_rows(path) if r["threat"] == "clean"}
+        assert rows.keys() == {("", None), ("noisy passes", 3.0)}
+        noisy = rows["noisy passes", 3.0]
+        assert (noisy["kind"], noisy["n"], noisy["max_linf"]) == ("clean", before["n"], 0.0)
+        assert rows["", None]["correct"] == before["correct"]
+        outcomes[size] = noisy["correct"]
+        assert "passes" in outcome.out
+    assert outcomes["1000"] == outcomes["77"] != before["correct"]
+    (run,) = read_runs([trained / "runs/lrtz"])
+    noise_free, with_noise = [column for column in all_columns([run]) if column.kind == "clean"]
+    if noise_free.levels:  # whichever was written first
+        noise_free, with_noise = with_noise, noise_free
+    assert with_noise.words == ["clean", "noisy passes 3"]
+    assert accuracy_interval(run) == run.cells[noise_free].interval
+
+
+def test_what_needs_the_noise_free_row_takes_it_whatever_stands_first(evaluate: Any, trained: Path) -> None:
+    path = trained / "runs/lrtz/robustness.csv"
+    assert evaluate("run=runs/lrtz", "threat=[clean,contrast]", "noisy_passes=2").code == 0
+    rows = read_rows(path)
+    accuracy = rows[0]["accuracy"]
+    moved = [row for row in rows if row["level_name"] == "noisy passes"] + rows[:-1]
+    write_rows(path, [moved[0] | {"accuracy": accuracy, "wilson_low": 0.0}, *moved[1:]])  # equal, but another row
+    (run,) = read_runs([trained / "runs/lrtz"])
+    assert accuracy_interval(run) == (rows[0]["wilson_low"], rows[0]["wilson_high"])
+    points = _by_severity(run, [cell for column, cell in run.cells.items() if column.kind == "corruption"])
+    assert points[0.0]["level"] is None
+
+
+def test_noisy_passes_of_a_run_without_noise_are_refused_by_name(evaluate: Any, trained: Path) -> None:
+    outcome = evaluate("run=runs/*", "threat=clean", "noisy_passes=3")
+    assert outcome.code == 2
+    assert "these were not: runs/bp. Leave them out" in outcome.err
+    assert not list(trained.glob("runs/*/robustness.csv"))
+
+
 REFUSED = {
+    "no noisy passes": (["run=runs/lrtz", "threat=clean", "noisy_passes=0"], "noisy_passes must be a whole number"),
     "no run named": ([], "which run?"),
     "no such run": (["run=nowhere"], "matches nothing"),
     "a glob without runs": (["run=runs/*/checkpoints"], "none of them a run folder"),

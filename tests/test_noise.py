@@ -85,6 +85,24 @@ def check_conditional_score(noise: Noise) -> None:
         assert float(got) == pytest.approx(expected, rel=1e-6, abs=1e-9), (lower, upper)
 
 
+def check_conditional_scale_score(noise: Noise) -> None:
+    """E[s z - 1 | a < z < b] = int (s z - 1) f / int f, both integrals scaled by the largest f of the cell."""
+    for lower, upper in CELLS:
+        a, b = -math.inf if lower is None else lower, math.inf if upper is None else upper
+        peak = float(noise.log_prob(tensor(min(max(0.0, a), b))))
+
+        def scaled(z: Tensor, peak: float = peak) -> Tensor:
+            return torch.exp(noise.log_prob(z) - peak)
+
+        weighted = on_floats(lambda z, f=scaled: (noise.score(z) * z - 1) * f(z))
+        expected = integral(weighted, a, b) / integral(on_floats(scaled), a, b)
+        bounds = (None if bound is None else tensor(bound) for bound in (lower, upper))
+        assert float(noise.conditional_scale_score(*bounds)) == pytest.approx(expected, rel=2e-6, abs=1e-8), (
+            lower,
+            upper,
+        )
+
+
 # ---- laws -----------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +192,35 @@ def test_samples_come_from_the_generator_alone(noise: Noise) -> None:
 @every_density
 def test_conditional_score_is_the_mean_score_of_the_cell(noise: Noise) -> None:
     check_conditional_score(noise)
+
+
+@every_density
+def test_conditional_scale_score_is_the_mean_of_s_z_minus_1_in_the_cell(noise: Noise) -> None:
+    check_conditional_scale_score(noise)
+
+
+@every_density
+def test_conditional_scale_scores_average_to_0_over_the_cells(noise: Noise) -> None:
+    """Law 1, E[s z] = 1, by the tower property; and without a bound that bounds, the mean is 0."""
+    for cuts in ([0.0], [0.7], [-3.0, -0.1, 2.0], torch.linspace(-4, 4, 33).tolist()):
+        edges = [None, *map(tensor, cuts), None]
+        means = torch.stack([noise.conditional_scale_score(a, b) for a, b in itertools.pairwise(edges)])
+        below = [tensor(0.0), *noise.cdf(torch.tensor(cuts, dtype=torch.float64)), tensor(1.0)]
+        assert float(torch.stack(below).diff() @ means) == pytest.approx(0, abs=1e-7)
+    everything = noise.conditional_scale_score(tensor(-math.inf), tensor(math.inf))
+    assert float(everything) == 0
+    with pytest.raises(ValueError, match="needs a bound"):
+        noise.conditional_scale_score(None, None)
+
+
+@every_density
+def test_in_float32_the_one_sided_scale_score_is_finite_to_a_thousand_sigma(noise: Noise) -> None:
+    t = torch.cat([torch.linspace(-1e3, 1e3, 2001), torch.linspace(-40, 40, 161)])
+    for got in (noise.conditional_scale_score(t, None), noise.conditional_scale_score(None, t)):
+        assert torch.isfinite(got).all()
+    near = t[t.abs() <= 30]
+    exact = noise.conditional_scale_score(None, near.double())
+    torch.testing.assert_close(noise.conditional_scale_score(None, near).double(), exact, rtol=1e-3, atol=1e-5)
 
 
 @every_density

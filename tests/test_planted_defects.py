@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning import layers, sampling
+from glr_lightning import diagnostics, layers, sampling
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
-from glr_lightning.baselines import Clean, LeaveOneOut
+from glr_lightning.baselines import Clean, LeaveOneOut, NoBaseline
 from glr_lightning.chain import Chain
+from glr_lightning.diagnostics import SignalToNoise
 from glr_lightning.estimators import (
     Backprop,
     Estimate,
@@ -30,6 +31,7 @@ from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
 from glr_lightning.sampling import Antithetic, Independent, Sobol
+from test_diagnostics import check_signal_to_noise
 from test_estimators import (
     SIGMA,
     X,
@@ -43,10 +45,12 @@ from test_estimators import (
     small_network,
 )
 from test_layers import check_contract, convolution
-from test_noise import ADMISSIBLE, check_conditional_score, check_score
+from test_noise import ADMISSIBLE, check_conditional_scale_score, check_conditional_score, check_score
 from test_peers import check_all_patterns, check_error_of_one_weight, check_noise_on_weights, check_straight_through
 from test_published import check_training_step
 from test_sampling import check_baseline_ignores_dependent_copies
+from test_scales import DEFAULT as SCALES
+from test_scales import check_scale_gradient
 from zscores import assert_mean, repetitions
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -232,6 +236,21 @@ def noise_of_twice_the_sigma_that_is_divided_by(patch: pytest.MonkeyPatch) -> No
     patch.setattr(Chain, "noisy", wrong)
 
 
+def mean_square_for_signal(patch: pytest.MonkeyPatch) -> None:
+    """|m|^2 without s^2 / W taken away: the noise of the mean is counted as signal."""
+    right = SignalToNoise.compute_and_reset
+
+    def wrong(self: SignalToNoise) -> dict[str, float]:
+        return {name: ratio + 1 / diagnostics.WINDOW for name, ratio in right(self).items()}
+
+    patch.setattr(SignalToNoise, "compute_and_reset", wrong)
+
+
+def scale_score_without_its_minus_1(patch: pytest.MonkeyPatch) -> None:
+    right = LikelihoodRatio._scale_score
+    patch.setattr(LikelihoodRatio, "_scale_score", lambda self, *args: right(self, *args) + 1)
+
+
 # ---- which check sees them ------------------------------------------------------------------------------------------
 
 
@@ -343,6 +362,18 @@ CASES = {
     "weights: Laplace scored as Gaussian": Case(
         score_of(Gaussian(), Laplace), partial(check_noise_on_weights, Laplace()), GRADIENT
     ),
+    "scale score x 2": Case(
+        twice(LikelihoodRatio, "_scale_score"), partial(check_scale_gradient, SCALES, "neuron"), GRADIENT
+    ),
+    "scale score without its - 1": Case(
+        scale_score_without_its_minus_1,
+        partial(check_scale_gradient, replace(SCALES, baseline=NoBaseline()), "layer", resolution=0.6),
+        GRADIENT,
+    ),
+    "conditional scale score x 2, quadrature": Case(
+        twice(Noise, "conditional_scale_score"), partial(check_conditional_scale_score, Logistic()), "assert"
+    ),
+    "noise not averaged over windows": Case(mean_square_for_signal, check_signal_to_noise, EQUAL),
     "twice the noise": Case(noise_of_twice_the_sigma_that_is_divided_by, partial(threshold, DEFAULT), GRADIENT),
 }
 

@@ -215,6 +215,25 @@ REFUSED = {
     "unknown score": (["estimator.score=best"], 2, "score must be one of"),
     "hidden width 0": (["network.hidden=[0]"], 2, "network.hidden"),
     "validation of everything": (["data.validation=1.0"], 2, "data.validation"),
+    "learned scales without their gradients": (
+        ["experiment=bp", "learn_sigma=layer"],
+        2,
+        "use estimator=likelihood_ratio",
+    ),
+    "learned scales per image": (["learn_sigma=image"], 2, "learn_sigma must be null, layer or neuron"),
+    "learned and scheduled": (["learn_sigma=layer", "sigma_schedule=geometric"], 2, "would both move sigma"),
+    "sigma_lr 0": (["sigma_lr=0"], 2, "sigma_lr must be positive"),
+    "a schedule of what is not there": (
+        ["experiment=bp", "copies_schedule=geometric"],
+        2,
+        "copies, which Backprop does not have",
+    ),
+    "a schedule to 0": (["sigma_schedule=geometric", "sigma_schedule.end=0"], 2, "end of a schedule"),
+    "a schedule to an odd number of copies": (
+        ["copies_schedule=geometric", "copies_schedule.end=9"],
+        2,
+        "multiple of 2",
+    ),
     "missing data": (["data=mnist", "data.root=nowhere", "data.download=false"], 2, "nowhere"),
     "half precision with a scaler": (["precision=16-mixed"], 2, "needs a backward pass"),
     "a device that is not there": (["device=tpu"], 2, "device"),
@@ -361,7 +380,7 @@ def test_two_processes_take_the_steps_that_one_would(tmp_path: Path) -> None:
 
 
 def test_ranks_draw_different_noise_and_end_with_the_same_weights(tmp_path: Path) -> None:
-    config = compose(["device=cpu", "devices=2", "strategy=ddp_fork", *FAST])
+    config = compose(["device=cpu", "devices=2", "strategy=ddp_fork", "learn_sigma=neuron", *FAST])
     script = f"""
 import json, sys, torch
 from pathlib import Path
@@ -371,7 +390,7 @@ from glr_lightning.train import train
 
 class Witness(training.GLRModule):
     def on_train_end(self):
-        weights = torch.cat([p.detach().flatten() for p in self.network.parameters()])
+        weights = torch.cat([p.detach().flatten() for p in self.parameters()])  # log sigma too
         noise = torch.randn(3, generator=training.step_generator(0, 0, self.global_rank, self.device))
         Path(sys.argv[1] + f"/rank{{self.global_rank}}.json").write_text(json.dumps([weights.tolist(), noise.tolist()]))
 

@@ -107,7 +107,7 @@ class Chain:
         self,
         clean: CleanPass,
         noisy_sites: tuple[int, ...],
-        sigma: tuple[float, ...],
+        sigma: tuple[float | Tensor, ...],
         draw: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, list[NoisySite]]:
         """Run with noise at the given sites, starting from the noise-free state at the first of them.
@@ -115,7 +115,7 @@ class Chain:
         Args:
             clean: the noise-free pass over the same batch; its prefix is not computed again.
             noisy_sites: ascending site numbers.
-            sigma: the noise scale of every site.
+            sigma: the noise scale of every site; a tensor broadcasts to its pre-activation.
             draw: takes a pre-activation [1 or copies, batch, *site], returns noise [copies, batch, *site].
 
         Returns:

@@ -23,6 +23,11 @@ def is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def say(text: str) -> None:
+    """A line of information; above a progress bar, which is drawn on the same console."""
+    console.print(_escape(text), highlight=False, soft_wrap=True)
+
+
 def run_job(job: Callable[[], Any]) -> None:
     """Run the body of an entry point. An error that is the user's to mend ends it with one message.
 

@@ -27,7 +27,8 @@ PACKAGED = Path(__file__).parent / "conf"
 CONF_DIR = str(PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf")
 """The configuration folder: inside the wheel, or beside `src` in a checkout."""
 
-_OWN = ("activations", "baselines", "data", "estimators", "injection", "losses", "networks", "noise", "sampling")
+_OWN = ["activations", "baselines", "data", "estimators", "injection", "losses", "networks", "noise", "sampling"]
+_OWN += ["schedules"]
 TRUSTED = (*(f"glr_lightning.{family}." for family in _OWN), "torch.nn.modules.", "torch.optim.")
 """The modules whose classes a configuration read from a run folder may call; of networks, functions too."""
 
@@ -43,6 +44,9 @@ class TrainConfig:
     epochs: int = MISSING
     batch_size: int = MISSING
     clip_norm: float | None = None
+    learn_sigma: str | None = None
+    sigma_lr: float | None = None
+    diagnostics: bool = False
     device: str = "auto"
     devices: int = 1
     strategy: str = "auto"
@@ -62,6 +66,8 @@ class TrainConfig:
     estimator: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
+    sigma_schedule: Any = MISSING
+    copies_schedule: Any = MISSING
     logger: Any = MISSING
 
 
@@ -111,6 +117,7 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
 def config_hash(config: dict[str, Any]) -> str:
     """12 hex digits that identify what is trained: everything but where it is written and shown."""
     place = {"experiment", "run_dir", "resume", "logger", "progress", "device", "devices", "strategy", "threads"}
+    place |= {"diagnostics"}
     what = {key: value for key, value in config.items() if key not in place}
     if isinstance(what.get("data"), dict):
         what["data"] = {key: value for key, value in what["data"].items() if key not in {"root", "download"}}

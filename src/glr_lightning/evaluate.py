@@ -1,6 +1,7 @@
 """glr-evaluate: reload trained runs, test them under threats, leave a table in each run folder."""
 
 import contextlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from glr_lightning import cli
 from glr_lightning.config import CONF_DIR, TRUSTED, build, compose, config_hash, cpu_threads, resolve
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.noisy import noise_averaged, require_noise
 from glr_lightning.progress import progress_bar
 from glr_lightning.results import all_columns, read_runs
 from glr_lightning.robustness import evaluate
@@ -26,8 +28,10 @@ from glr_lightning.rows import Row, read_rows, write_rows
 from glr_lightning.runs import BEST, CONFIG, LAST, ROBUSTNESS, TrainedRun, find_runs, load_run
 from glr_lightning.tables import robustness_table, show
 from glr_lightning.threats import Threat
+from glr_lightning.threats.clean import clean
 from glr_lightning.train import train
 
+NOISY = "noisy passes"
 CHECKPOINTS = {"best": BEST, "last": LAST}
 
 
@@ -39,6 +43,7 @@ class EvaluateConfig:
     checkpoint: str = "best"
     seed: int = 0
     limit: int | None = None
+    noisy_passes: int | None = None
     batch_size: int = 1000
     device: str = "auto"
     threads: int | None = 1
@@ -55,7 +60,8 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 def evaluate_runs(config: dict[str, Any]) -> list[Row]:
     """Evaluate every run that a resolved configuration names and write `<run>/robustness.csv`, row by row.
 
-    Rows of earlier evaluations stay unless the same threat at the same level is evaluated again.
+    Rows of earlier evaluations stay unless the same threat at the same level is evaluated again. With noisy_passes=S
+    the clean images are also judged by the mean of S noisy predictions, in a row of its own beside the noise-free one.
 
     Raises:
         ConfigurationError, CheckpointError, DataError: nothing to evaluate, or something that cannot be used.
@@ -68,7 +74,13 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
         load_run(folder, trusted=trusted, root=config["data"]["root"], checkpoint=_checkpoint(config["checkpoint"]))
         for folder in folders
     ]
-    levels = sum(len(threat.levels) for threat in threats.values())
+    passes = config["noisy_passes"]
+    noisy = {str(run.folder): noise_averaged(run, passes, trusted) for run in runs} if passes is not None else {}
+    require_noise(noisy)
+    noisily = {"clean": Threat(clean, "clean", levels=((passes, {}),), level_name=NOISY)}
+    if noisy and not any(threat.kind == "clean" for threat in threats.values()):
+        threats = {"clean": Threat(clean, "clean"), **threats}  # which the noisy figure stands beside
+    levels = sum(len(threat.levels) for threat in threats.values()) + bool(noisy)
     test_sets: dict[str, tuple[Tensor, Tensor]] = {}
     surrogates: dict[str, nn.Module] = {}
     results: list[Row] = []
@@ -86,17 +98,13 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
             if key not in surrogates and any(t.gradient_source == "transfer" for t in threats.values()):
                 describe("surrogate")
                 surrogates[key] = load_surrogate(run, config["surrogate"], trusted=trusted).to(device)
-            rows = evaluate(
-                run.network.to(device),
-                *test_sets[key],
-                threats,
-                seed=config["seed"],
-                surrogate=surrogates.get(key),
-                batch_size=config["batch_size"],
-                run=str(run.folder),
-                checkpoint=config["checkpoint"],
-                progress=describe,
-            )
+            common = {"seed": config["seed"], "batch_size": config["batch_size"], "run": str(run.folder)}
+            common |= {"checkpoint": config["checkpoint"], "progress": describe}
+            network, surrogate = run.network.to(device), surrogates.get(key)
+            rows = evaluate(network, *test_sets[key], threats, surrogate=surrogate, **common)
+            averaged = noisy.get(str(run.folder))
+            if averaged is not None:
+                rows = itertools.chain(rows, evaluate(averaged, *test_sets[key], noisily, **common))
             results += _write_as_they_come(run.folder / ROBUSTNESS, rows, lambda: bar.advance(task))
     return results
 

@@ -140,7 +140,7 @@ def _severity_ticks(grid: Any, panels: Sequence[Any], levels: Sequence[float]) -
 
 def _by_severity(run: Run, cells: Sequence[Cell]) -> dict[float, Row]:
     """The rows of a corruption by severity, where the clean images are severity 0."""
-    clean = [cell.rows[0] for column, cell in run.cells.items() if column.kind == "clean"]
+    clean = [cell.rows[0] for c, cell in run.cells.items() if c.kind == "clean" and not c.levels]
     rows = {row["level"]: row for cell in cells for row in cell.rows}
     return {0.0: clean[0], **rows} if clean and rows else rows
 

@@ -127,6 +127,35 @@ class Noise(ABC):
         size = torch.exp(_log_difference(high, low) - log_mass)
         return torch.where(mirror ^ (log_left < log_right), -size, size)
 
+    def conditional_scale_score(self, lower: Tensor | None, upper: Tensor | None) -> Tensor:
+        """Mean of s(z) z - 1, the score of log sigma, of a draw known to lie between two bounds.
+
+            E[s(z) z - 1 | lower < z < upper] = (lower f(lower) - upper f(upper)) / (F(upper) - F(lower))
+
+        since s f = -f' and so int s z f = -[z f] + int f. Bounds and care in the tails as in `conditional_score`.
+        """
+        if lower is None and upper is None:
+            raise ValueError("conditional_scale_score needs a bound; without one the mean is 0.")
+        if lower is None:
+            assert upper is not None
+            return -upper * self.hazard(-upper)
+        if upper is None:
+            return lower * self.hazard(lower)
+        mirror = lower + upper > 0  # s(z) z is even: the mean over (a, b) is that over (-b, -a); work in the left tail
+        left = torch.where(mirror, -upper, lower)
+        right = torch.where(mirror, -lower, upper)
+        log_mass = _log_difference(self.log_cdf(right), self.log_cdf(left))
+        log_left, log_right = self._log_moment(left), self._log_moment(right)
+        high, low = torch.maximum(log_left, log_right), torch.minimum(log_left, log_right)
+        difference = torch.exp(_log_difference(high, low) - log_mass)
+        same_side = torch.where(log_left < log_right, difference, -difference)
+        around_0 = -torch.exp(log_left - log_mass) - torch.exp(log_right - log_mass)
+        return torch.where(right > 0, around_0, same_side)
+
+    def _log_moment(self, z: Tensor) -> Tensor:
+        """log(|z| f(z)), which is -inf at 0 and at infinity."""
+        return torch.where(z.isinf(), -torch.inf, z.abs().log() + self.log_prob(z))
+
 
 def _log_difference(high: Tensor, low: Tensor) -> Tensor:
     """log(exp(high) - exp(low)) for high >= low; low may be -inf, equal arguments give -inf."""

@@ -38,6 +38,7 @@ RESULT_TYPES: dict[str, type | tuple[type, ...]] = {
 # those that only the estimator reads: it repeats the ones that it uses.
 UNCOMPARED = {"experiment", "run_dir", "resume", "progress", "device", "devices", "strategy", "seed", "data.seed"}
 UNCOMPARED |= {"data.root", "data.download", "data", "network", "activation", "loss", "estimator", "estimator.copies"}
+UNCOMPARED |= {"diagnostics"}
 FOR_ESTIMATORS = {"sigma", "copies", "chunk", "noise", "sampling", "baseline", "injection"}
 
 
@@ -231,7 +232,8 @@ def all_columns(runs: Iterable[Run]) -> list[Column]:
 def accuracy_interval(run: Run) -> tuple[float, float] | None:
     """The Wilson interval of the test accuracy, if the clean row was measured on the same images and network."""
     for column, cell in run.cells.items():
-        if column.kind == "clean" and run.result and abs(cell.accuracy - run.result["test_accuracy"]) < 1e-6:
+        noise_free = column.kind == "clean" and not column.levels
+        if noise_free and run.result and abs(cell.accuracy - run.result["test_accuracy"]) < 1e-6:
             return cell.interval
     return None
 

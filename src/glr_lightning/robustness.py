@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.noisy import NoiseAveraged
 from glr_lightning.rows import FIELDS, Row
 from glr_lightning.threats import ImageRandom, Threat
 
@@ -73,7 +74,8 @@ def evaluate(
 ) -> Iterator[Row]:
     """The rows of `threats` (by name) on images x, float [n, C, H, W] in [0, 1], with labels y, int64 [n].
 
-    model: maps [B, C, H, W] to scores [B, classes], in eval mode; batches go to its parameters' device, type.
+    model: maps [B, C, H, W] to scores [B, classes], in eval mode; batches go to its parameters' device, type. A
+        `NoiseAveraged` one draws the noise of image i from (seed, index[i]) too.
     surrogate: the network that transfer attacks take their gradient from, of the same device and type.
     seed, index: the randomness of image i is a function of (seed, index[i]) alone, so neither the batch size
         nor the choice of images changes a result; index is int64 [n], the positions in the full data set, by
@@ -139,13 +141,14 @@ def _judge(
             f"a threat must return images of the shape it was given, {list(x.shape)}; "
             f"{getattr(threat.function, '__name__', threat.function)} returned {list(moved.shape)}."
         )
+    scores = model(moved, ImageRandom(seed, index)) if isinstance(model, NoiseAveraged) else model(moved)
     change = (moved - x).flatten(1)
     size = {"linf": change.abs().amax(1), "l2": torch.linalg.vector_norm(change, dim=1)}
     inside = (moved >= -TOLERANCE) & (moved <= 1.0 + TOLERANCE)
     bound = parameters["epsilon"] + TOLERANCE if threat.norm else math.inf
     unseen = x.new_full((len(x),), math.nan)
     return {
-        "correct": model(moved).argmax(1) == y,
+        "correct": scores.argmax(1) == y,
         **size,
         "finite": moved.flatten(1).isfinite().all(1),
         "inside": inside.flatten(1).all(1),

@@ -27,12 +27,14 @@ BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A network rebuilt from its run folder, noise-free and in eval mode, with the data it was trained on."""
+    """A network rebuilt from its run folder, noise-free and in eval mode, with the data it was trained on and the
+    whole checkpoint that its weights are from."""
 
     folder: Path
     config: dict[str, Any]
     network: nn.Module
     data: ImageDataModule
+    checkpoint: dict[str, Any]
 
 
 def create_run_folder(folder: Path, config: dict[str, Any]) -> None:
@@ -162,5 +164,6 @@ def load_run(
     config = load_yaml(folder / CONFIG)
     data = build_data(config, trusted, root)
     network = build_network(config, data, trusted)
-    load_weights(network, load_checkpoint(folder / checkpoint), folder / checkpoint)
-    return TrainedRun(folder, config, network.eval(), data)
+    loaded = load_checkpoint(folder / checkpoint)
+    load_weights(network, loaded, folder / checkpoint)
+    return TrainedRun(folder, config, network.eval(), data, loaded)

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from glr_lightning.config import (
     resolve,
 )
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.plan import plan
 from glr_lightning.progress import TrainingProgress
 from glr_lightning.runs import (
     BEST,
@@ -50,6 +52,7 @@ from glr_lightning.runs import (
     load_weights,
     write_atomically,
 )
+from glr_lightning.schedules import Annealing
 from glr_lightning.training import GLRModule
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
@@ -77,13 +80,16 @@ class InitialCheckpoint(Callback):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
 
 
-def train(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> dict[str, Any]:
+def train(
+    config: dict[str, Any], run_dir: Path, *, resume: bool = False, notify: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """Train what a resolved configuration describes and test it once.
 
     Args:
         config: a plain, resolved configuration, as `glr_lightning.config.compose` returns it.
         run_dir: the run folder to make, or with `resume` to go on with.
         resume: continue from the folder's last checkpoint. The folder's configuration must then be passed.
+        notify: is told, line by line, what is going to be trained and how, and of classes that die; None: nobody is.
 
     Returns:
         The content of result.json; of several processes, in the first one.
@@ -110,21 +116,31 @@ def train(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> dic
     data.prepare_data()
     data.setup()  # the test files too: damage shall show now, not after hours
     network = build_network(config, data, trusted)
+    estimator = build(config["estimator"], trusted=trusted)
+    sigma, copies = (build(config[f"{name}_schedule"], trusted=trusted) for name in ("sigma", "copies"))
     module = GLRModule(
         network,
-        build(config["estimator"], trusted=trusted),
+        estimator,
         build(config["loss"], trusted=trusted),
         build(config["optimizer"], trusted=trusted),
         build(config["scheduler"], trusted=trusted),
         classes=data.classes,
         seed=config["seed"],
         clip_norm=config["clip_norm"],
+        learn_sigma=config["learn_sigma"],
+        sigma_lr=config["sigma_lr"],
+        annealing=Annealing(estimator, sigma, copies, config["epochs"]),
+        diagnostics=config["diagnostics"],
+        notify=notify,
     )
     has_validation = data.val_dataloader() != []
     _check_factories(module, config)
     trainer = _trainer(config, run_dir, has_validation, resume)
     if not resume and trainer.is_global_zero:
         create_run_folder(run_dir, config)
+    if notify is not None and trainer.is_global_zero:
+        for line in plan(estimator, network, module.loss):
+            notify(line)
     _fit(trainer, module, data, run_dir, resume)
     if not trainer.is_global_zero:
         return {}
@@ -161,6 +177,10 @@ def _check_root(config: dict[str, Any]) -> None:
         raise ConfigurationError(f"seed must be from 0 to 2^32 - 1, got {config['seed']}.")
     if config["clip_norm"] is not None and not config["clip_norm"] > 0:
         raise ConfigurationError(f"clip_norm must be positive or null, got {config['clip_norm']}.")
+    if config["sigma_lr"] is not None and not config["sigma_lr"] > 0:
+        raise ConfigurationError(
+            f"sigma_lr must be positive, or null for the optimizer's own, got {config['sigma_lr']}."
+        )
     if config["precision"] not in PRECISIONS:
         raise ConfigurationError(
             f"precision must be one of {', '.join(PRECISIONS)}, got {config['precision']!r}. "
@@ -248,12 +268,14 @@ def _number(text: str) -> float:
 
 
 def _result(config: dict[str, Any], module: GLRModule, trainer: pl.Trainer, run_dir: Path) -> dict[str, Any]:
-    cost = load_checkpoint(run_dir / LAST)["cost"]  # not the module's: a spawned process counted in its own copy
+    last = load_checkpoint(run_dir / LAST)  # not the module: a spawned process counted in its own copy
+    cost = last["cost"]
     return {
         "best_epoch": load_checkpoint(run_dir / BEST)["epoch"],
         "epochs": config["epochs"],
         "train_seconds": round(cost["train_seconds"], 3),
         "forwards": cost["forwards"],
+        "dead_classes": last["dead_classes"],
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "device": str(trainer.strategy.root_device),
         "seed": config["seed"],
@@ -283,6 +305,8 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
         f"[bold]{100 * result['test_accuracy']:.2f} %[/] (epoch {result['best_epoch'] + 1} of {result['epochs']})",
     )
     table.add_row("training", f"{result['train_seconds']:.1f} s, {result['forwards']:,} forward passes of one image")
+    if result["dead_classes"]:
+        table.add_row("dead classes", f"{', '.join(map(str, result['dead_classes']))}: hardly predicted any more")
     table.add_row("run folder", str(run_dir))
     cli.console.print(table)
 
@@ -303,7 +327,7 @@ def _main(composed: DictConfig) -> None:
         if cli.is_multirun():
             cli.console.print(f"job {HydraConfig.get().job.num}: {run_dir.name}", highlight=False)
         with cpu_threads(config.get("threads")):
-            result = train(config, run_dir, resume=composed.resume is not None)
+            result = train(config, run_dir, resume=composed.resume is not None, notify=cli.say)
         if result:
             _show(result, run_dir)
             _finished.append((run_dir, result))

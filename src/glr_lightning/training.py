@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from glr_lightning.errors import DivergenceError
-from glr_lightning.estimators import Estimate, Estimator
+from glr_lightning import scales
+from glr_lightning.chain import Chain
+from glr_lightning.diagnostics import ClassCounts, SignalToNoise, WatchedBaseline, news_of_classes, watched
+from glr_lightning.errors import ConfigurationError, DivergenceError
+from glr_lightning.estimators import Estimate, Estimator, LikelihoodRatio
 from glr_lightning.losses import Loss
+from glr_lightning.schedules import Annealing
 
 CHECK_EVERY = 50
 """Steps between looks at the loss on an accelerator, where each look waits for the device."""
@@ -50,6 +55,11 @@ class GLRModule(pl.LightningModule):
         seed: seeds the noise, together with the step and the rank.
         clip_norm: the largest 2-norm of the whole gradient, or None. (`Trainer(gradient_clip_val=)` refuses
             manual optimization.)
+        learn_sigma: learn the noise scales, one per "layer" or per "neuron", or None: they stay the estimator's.
+        sigma_lr: the learning rate of their logarithms, or None: the optimizer's own. They have no weight decay.
+        annealing: the estimator of every epoch, or None: always the same.
+        diagnostics: log how good the gradients are (`SignalToNoise`, `WatchedBaseline`).
+        notify: is told in one line when a class dies or recovers.
 
     Raises:
         ConfigurationError: the estimator cannot train this network and loss.
@@ -66,6 +76,11 @@ class GLRModule(pl.LightningModule):
         classes: int,
         seed: int = 0,
         clip_norm: float | None = None,
+        learn_sigma: str | None = None,
+        sigma_lr: float | None = None,
+        annealing: Annealing | None = None,
+        diagnostics: bool = False,
+        notify: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -74,24 +89,50 @@ class GLRModule(pl.LightningModule):
         self.loss = loss
         self.seed = seed
         self.clip_norm = clip_norm
+        self.sigma_lr = sigma_lr
+        self.annealing = annealing
+        self.notify = notify
         self.forwards = 0
+        self.dead_classes: list[int] = []
         self.train_seconds = 0.0
         self._clock = 0.0
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._parameters_by_name = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self._trained = list(self._parameters_by_name)  # of the network
+        self.log_sigma = scales.log_scales(estimator, network, learn_sigma) if learn_sigma else nn.ParameterList()
+        self._parameters_by_name |= {f"log_sigma.{site}": p for site, p in enumerate(self.log_sigma)}
+        if learn_sigma and annealing is not None and annealing.changes("sigma"):
+            raise ConfigurationError(
+                f"learn_sigma={learn_sigma} and a sigma_schedule would both move sigma; "
+                "use sigma_schedule=constant, or learn_sigma=null."
+            )
         # torchmetrics would wait for the device at every step to look for NaNs; _require_finite looks in its own time
         self.train_loss, self.grad_norm, self.val_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
         self.train_accuracy, self.val_accuracy = (
             MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(2)
         )
+        self.class_counts = ClassCounts(classes)
+        self.snr = SignalToNoise() if diagnostics else None
+        self._watch: WatchedBaseline | None = None
         estimator.check(network, loss)
+        self._prepare(0)
+
+    def _prepare(self, epoch: int) -> None:
+        """The estimator of an epoch: a function of the epoch alone, so that a resumed run has the same."""
+        self._present = self.estimator if self.annealing is None else self.annealing.at(epoch)
+        if self.snr is not None:
+            self._present, self._watch = watched(self._present)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer(list(self._parameters_by_name.values()))
+        weights: list[Any] = [self._parameters_by_name[name] for name in self._trained]
+        if self.log_sigma:
+            lr = {} if self.sigma_lr is None else {"lr": self.sigma_lr}
+            weights = [{"params": weights}, {"params": list(self.log_sigma), "weight_decay": 0.0, **lr}]
+        optimizer = self._make_optimizer(weights)
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
     # ---- training -----------------------------------------------------------------------------------------
@@ -99,8 +140,8 @@ class GLRModule(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = self._in_dtype_of_weights(batch)
         generator = step_generator(self.seed, self.global_step, self.global_rank, x.device)
-        estimate = self.estimator.estimate(self.network, self.loss, x, y, generator=generator)
-        gradients = [estimate.gradients[name] for name in self._parameters_by_name]
+        estimate = self._estimate(x, y, generator)
+        gradients = [*(estimate.gradients[name] for name in self._trained), *estimate.log_sigma]
         if self.trainer.world_size > 1:
             gradients = self._mean_over_ranks(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -118,6 +159,19 @@ class GLRModule(pl.LightningModule):
         self.train_loss.update(estimate.loss)
         self.grad_norm.update(norm)
         self.train_accuracy.update(estimate.logits, y)
+        self.class_counts.update(estimate.logits, y)
+        if self.snr is not None:
+            self.snr.update(dict(zip(self._trained, gradients, strict=False)))
+
+    def _estimate(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+        if not self.log_sigma:
+            return self._present.estimate(self.network, self.loss, x, y, generator=generator)
+        assert isinstance(self._present, LikelihoodRatio)  # as log_scales has checked
+        return self._present.estimate(self.network, self.loss, x, y, generator=generator, scales=self._scales())
+
+    def _scales(self) -> list[Tensor]:
+        """The learned sigma of every layer: positive, whatever the optimizer does."""
+        return [log_sigma.detach().exp() for log_sigma in self.log_sigma]
 
     def _in_dtype_of_weights(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Pixels become float32 after Lightning has cast a batch, so precision=64-true is for us to honour."""
@@ -125,6 +179,9 @@ class GLRModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self._clock = time.perf_counter()
+
+    def on_train_epoch_start(self) -> None:
+        self._prepare(self.current_epoch)
 
     def on_train_epoch_end(self) -> None:
         scheduler = self.lr_schedulers()
@@ -134,6 +191,9 @@ class GLRModule(pl.LightningModule):
             train_loss=self.train_loss, train_accuracy=self.train_accuracy, grad_norm=self.grad_norm
         )
         row |= {name: float(self.trainer.callback_metrics.get(name, math.nan)) for name in ("val_loss", "val_accuracy")}
+        row |= self._noise_of_epoch() | {"dead_classes": float(len(self._look_for_dead_classes()))}
+        if self.snr is not None:
+            row |= self.snr.compute_and_reset() | (self._watch.compute_and_reset() if self._watch else {})
         row |= {"epoch": self.current_epoch, "lr": float(scheduler.get_last_lr()[0]), "forwards": self.forwards}
         # Lightning would write it after the checkpoint, and an interruption between the two would lose it
         for logger in self.loggers:
@@ -142,6 +202,29 @@ class GLRModule(pl.LightningModule):
         now = time.perf_counter()
         self.train_seconds += now - self._clock
         self._clock = now
+
+    def _noise_of_epoch(self) -> dict[str, float]:
+        """What a schedule or learning has made of the noise."""
+        row: dict[str, float] = scales.summary(self.network, self._scales()) if self.log_sigma else {}
+        present: Any = self._present
+        if self.annealing is not None and self.annealing.changes("copies"):
+            row["copies"] = present.copies
+        if self.annealing is not None and self.annealing.changes("sigma"):
+            if isinstance(present.sigma, tuple):
+                names = [f"sigma_{name}" for name in Chain.of(self.network).site_names]
+                row |= dict(zip(names, present.sigma, strict=True))
+            else:
+                row["sigma"] = present.sigma
+        return row
+
+    def _look_for_dead_classes(self) -> list[int]:
+        """The classes that are hardly predicted any more; 0-1 loss never pulls such a class back."""
+        before, self.dead_classes = self.dead_classes, self.class_counts.compute().nonzero().flatten().tolist()
+        self.class_counts.reset()
+        if self.notify is not None and self.trainer.is_global_zero:
+            for line in news_of_classes(before, self.dead_classes, self.current_epoch):
+                self.notify(line)
+        return self.dead_classes
 
     def _mean_over_ranks(self, gradients: list[Tensor]) -> list[Tensor]:
         """DDP reduces only what its own backward made; average the estimates in one flat buffer instead."""
@@ -196,7 +279,9 @@ class GLRModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["cost"] = {"forwards": self.forwards, "train_seconds": self.train_seconds}
+        checkpoint["dead_classes"] = self.dead_classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         cost = checkpoint["cost"]
         self.forwards, self.train_seconds = cost["forwards"], cost["train_seconds"]
+        self.dead_classes = checkpoint.get("dead_classes", [])

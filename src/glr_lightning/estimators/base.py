@@ -27,12 +27,14 @@ class Estimate:
         logits: [batch, classes], the noise-free ones where the estimator computes them.
         diagnostics: plain numbers about the cost; "forwards" is the number of samples sent through the
             network or the noisy part of it.
+        log_sigma: dJ/dlog(sigma) of every noisy layer, each in the shape of its scale; empty unless scales were given.
     """
 
     gradients: dict[str, Tensor]
     loss: Tensor
     logits: Tensor
     diagnostics: dict[str, int] = field(default_factory=dict)
+    log_sigma: tuple[Tensor, ...] = ()
 
 
 class Estimator(ABC):

@@ -52,6 +52,10 @@ class LikelihoodRatio(Estimator):
     score each loss for what it says: with leave-one-out and K >= 8 the coupled variance was 1.2 to 2 times the
     conditional one on threshold networks. Only at K = 2, which leaves nothing to leave one out of, are they on a par.
 
+    Noise scale. From the same copies, E[(L - b) (s(z) z - 1)] = dJ/dlog(sigma), summed over the units that share the
+    scale: log f((v - A)/sigma)/sigma has the derivative s(z) z - 1 with respect to log(sigma), and E[s(z) z - 1] = 0
+    lets b be subtracted. Where the score is conditional, so is this.
+
     References. Peng, Xiao, Heidergott, Hong, Lam, INFORMS Journal on Computing 34(1), 2022 (joint injection);
     Jiang, Zhang, Xu, Yu, Peng, ICLR 2024 (layer-wise injection); Dong, Mnih, Tucker, DisARM, NeurIPS 2020 (the
     coupled score of a logistic threshold unit).
@@ -139,10 +143,22 @@ class LikelihoodRatio(Estimator):
             )
 
     @torch.no_grad()
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def estimate(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator,
+        scales: Sequence[Tensor] | None = None,
+    ) -> Estimate:
+        """As every estimator's; with `scales`, one tensor for each layer that broadcasts to its pre-activation, these
+        are the noise scales in place of `sigma`, and `Estimate.log_sigma` holds the gradients of their logarithms."""
         chain = Chain.of(network)
         self._check_chain(chain)
-        sigma = per_site(self.sigma, len(chain.sites))
+        sigma = per_site(self.sigma, len(chain.sites)) if scales is None else tuple(scales)
+        by_log_sigma = [torch.zeros_like(scale) for scale in scales or ()]
         clean = chain.clean(x)
         clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None
         passes = self.injection.passes(len(chain.sites))
@@ -156,20 +172,25 @@ class LikelihoodRatio(Estimator):
                 weight = advantage / (self.copies * len(y))
                 for at in seen:
                     score = self._score(chain, at, sigma[at.site])
-                    signal = score * (weight / sigma[at.site])[(...,) + (None,) * (score.dim() - 2)]
+                    per_unit = weight[(...,) + (None,) * (score.dim() - 2)]
+                    signal = score * (per_unit / sigma[at.site])
+                    if scales is not None:
+                        by_scale = per_unit * self._scale_score(chain, at, sigma[at.site])
+                        by_log_sigma[at.site] = by_log_sigma[at.site] + by_scale.sum_to_size(scales[at.site].shape)
                     for name, value in contract(chain.layer(at.site), at.x, signal).items():
                         full_name = chain.parameter_name(at.site, name)
                         gradients[full_name] = gradients[full_name] + value if full_name in gradients else value
                 total = total + losses.sum()
         noisy_samples = len(passes) * self.copies * len(y)
-        return Estimate(gradients, total / noisy_samples, clean.logits, {"forwards": noisy_samples + len(y)})
+        forwards = {"forwards": noisy_samples + len(y)}
+        return Estimate(gradients, total / noisy_samples, clean.logits, forwards, tuple(by_log_sigma))
 
     def _losses(
         self,
         chain: Chain,
         clean: CleanPass,
         noisy_sites: tuple[int, ...],
-        sigma: tuple[float, ...],
+        sigma: tuple[float | Tensor, ...],
         copies: int,
         loss: Loss,
         y: Tensor,
@@ -189,7 +210,7 @@ class LikelihoodRatio(Estimator):
         losses = loss(logits.to(seen[0].v.dtype), y.repeat(copies))
         return losses.unflatten(0, (copies, len(y))), groups[0], seen  # a sampler groups all sites alike
 
-    def _score(self, chain: Chain, at: NoisySite, sigma: float) -> Tensor:
+    def _score(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
         """The score of each draw, [copies, batch, *site]: plain, or its mean over the cells of the activation."""
         activation = chain.follower(at.site)
         if self.score == "plain" or not isinstance(activation, PiecewiseConstant):
@@ -199,6 +220,17 @@ class LikelihoodRatio(Estimator):
         # v0 of the first noisy layer is common to all copies, so this costs 1 / copies of a score per draw
         per_cell = [
             self.noise.conditional_score(*(None if cut is None else (cut - at.v0) / sigma for cut in cell))
+            for cell in activation.cells
+        ]
+        return activation.select(at.v, per_cell)
+
+    def _scale_score(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
+        """s(z) z - 1 of each draw, [copies, batch, *site]: plain, or its mean over the activation's cell."""
+        activation = chain.follower(at.site)
+        if self.score == "plain" or not isinstance(activation, PiecewiseConstant):
+            return self.noise.score(at.z) * at.z - 1
+        per_cell = [
+            self.noise.conditional_scale_score(*(None if cut is None else (cut - at.v0) / sigma for cut in cell))
             for cell in activation.cells
         ]
         return activation.select(at.v, per_cell)

@@ -1,0 +1,93 @@
+"""Schedules: a number that changes from epoch to epoch, as a pure function of how much of the training is done.
+
+Adding one: a frozen dataclass here, a YAML in conf/sigma_schedule or conf/copies_schedule.
+"""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators import Estimator
+
+
+class Schedule(ABC):
+    """A way from a first value to a last one."""
+
+    @abstractmethod
+    def __call__(self, start: float, done: float) -> float:
+        """The value at the part `done` of the way, from 0 in the first epoch to 1 in the last."""
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The first value all the time."""
+
+    def __call__(self, start: float, done: float) -> float:
+        return start
+
+
+@dataclass(frozen=True)
+class Geometric(Schedule):
+    """start (end / start)^done: by the same factor every epoch. Raises ConfigurationError unless end is positive."""
+
+    end: float
+
+    def __post_init__(self) -> None:
+        value = self.end
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ConfigurationError(f"the end of a schedule must be a positive finite number, got {value!r}.")
+
+    def __call__(self, start: float, done: float) -> float:
+        return start * (self.end / start) ** done
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """The estimator of every epoch: sigma times a factor that starts at 1, and copies from the configured number on.
+
+    Copies are whole: between the first epoch and the last they are rounded to a multiple of 2, so that pairs stay
+    whole too.
+
+    Raises:
+        ConfigurationError: a schedule of what the estimator has not, or a value that it refuses in some epoch.
+    """
+
+    estimator: Estimator
+    sigma: Schedule
+    copies: Schedule
+    epochs: int
+
+    def __post_init__(self) -> None:
+        fields = {f.name for f in dataclasses.fields(self.estimator)}  # type: ignore[arg-type]
+        for name in ("sigma", "copies"):
+            if self.changes(name) and name not in fields:
+                raise ConfigurationError(
+                    f"{name}_schedule changes {name}, which {type(self.estimator).__name__} does not have; "
+                    f"use {name}_schedule=constant, or estimator=likelihood_ratio."
+                )
+        for epoch in range(self.epochs) if self.changes("sigma") or self.changes("copies") else ():
+            self.at(epoch)
+
+    def changes(self, name: str) -> bool:
+        """Is there a schedule of sigma, or copies, but the constant one?"""
+        return not isinstance(getattr(self, name), Constant)
+
+    def at(self, epoch: int) -> Estimator:
+        """The estimator of an epoch, 0 .. epochs - 1."""
+        done = epoch / max(self.epochs - 1, 1)
+        values: dict[str, Any] = {}
+        estimator: Any = self.estimator
+        if self.changes("sigma"):
+            factor, sigma = self.sigma(1.0, done), estimator.sigma
+            values["sigma"] = tuple(s * factor for s in sigma) if isinstance(sigma, tuple) else sigma * factor
+        if self.changes("copies"):
+            copies = self.copies(estimator.copies, done)
+            values["copies"] = round(copies) if done in (0, 1) else max(2 * round(copies / 2), 2)
+        try:
+            return dataclasses.replace(estimator, **values)
+        except ConfigurationError as error:
+            given = ", ".join(f"{name}={value}" for name, value in values.items())
+            raise ConfigurationError(f"the schedule gives {given} in epoch {epoch + 1}: {error}") from None
