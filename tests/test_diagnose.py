@@ -33,7 +33,7 @@ from glr_lightning.estimators import Backprop, Estimate, Estimator, LikelihoodRa
 from glr_lightning.figures import variance_against_time
 from glr_lightning.findings import BIASED, DECLARED, REFUSED, UNBIASED, Finding, findings_csv, read_findings
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
-from glr_lightning.sampling import Independent
+from glr_lightning.sampling import Antithetic, Independent
 from glr_lightning.train import train
 from glr_lightning.variants import estimator_node
 from test_estimators import SIGMA, Margin, X, Y, reference, small_network
@@ -363,6 +363,21 @@ def test_a_trained_run_is_diagnosed_as_it_was_configured(diagnose: Any, tmp_path
     assert by["pinned", 8, "linear1"].objective == "layerwise"
     assert not [f for f in found if f.verdict == BIASED]
     assert "Reference of joint, sigma=0.1" in outcome.out  # another sigma is another objective
+
+
+def test_the_command_flags_leave_one_out_across_antithetic_pairs(
+    diagnose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted factor K / (K - 1) is 4/3 at K = 4, and 1.004 in the reference."""
+    monkeypatch.setattr(Antithetic, "group", Independent.group)
+    entries = "estimators=[{layerwise:'estimator=likelihood_ratio sampling=antithetic'}]"
+    more = ["repetitions=300", "reference.copies=256", "copies=4"]
+    outcome = diagnose("experiment=lrt", "network.hidden=[6]", entries, *more)
+    assert outcome.code == 0, outcome.err
+    for f in read_findings(tmp_path / "diagnosis/diagnosis.csv"):
+        assert f.verdict == BIASED
+        assert f.relative_bias == pytest.approx(1 / 3, abs=0.1)
+    assert "BIASED: layerwise" in outcome.out
 
 
 REFUSED_INPUT = {

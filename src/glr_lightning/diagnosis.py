@@ -192,7 +192,7 @@ def compare(moments: Moments, reference: Reference, rounding: float) -> Comparis
         relative_bias=ratio - 1,
         relative_bias_error=float((error**2 + (ratio * expected_error) ** 2).sqrt() / expected.abs()),
         relative_variance=moments.variance / reference.squared_length,
-        cosine=float((products / lengths).mean()) / length,
+        cosine=max(-1.0, min(1.0, float((products / lengths).mean()) / length)),
     )
 
 

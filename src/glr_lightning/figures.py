@@ -13,6 +13,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from glr_lightning.findings import DECLARED, Finding, layer_names
 from glr_lightning.results import Cell, Column, Run, is_marked
@@ -154,6 +155,8 @@ def variance_against_time(findings: Sequence[Finding]) -> bytes:
                 face = "white" if biased else look.colour
                 axes.scatter(x, y, sizes, marker=look.marker, facecolor=face, edgecolor=look.colour, zorder=3)
             axes.set(title=layer or "network", xscale="log", yscale="log", xlabel="milliseconds of one estimate")
+            axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
+            axes.xaxis.set_major_formatter("{x:g}")
             if own:
                 _iso_lines(axes)
         for axes in list(grid.flat)[len(layers) :]:
@@ -162,7 +165,9 @@ def variance_against_time(findings: Sequence[Finding]) -> bytes:
             axes.set_ylabel("relative variance of one estimate")
         biased = any(f.verdict == DECLARED for f in findings)
         handles = [_handle(look) for look in looks.values()]
-        names = labels + (["hollow: biased (declared)"] if biased else [])
+        drawn = {f.estimator for f in findings if f.relative_variance}
+        names = [label if label in drawn else f"{label} (no variance)" for label in labels]
+        names += ["hollow: biased (declared)"] if biased else []
         _legend_above(figure, handles + ([_handle(Look("#555555", "o", "none"), hollow=True)] if biased else []), names)
         return _png(figure)
 

@@ -103,7 +103,7 @@ def finding_tables(findings: Sequence[Finding], notes: Sequence[str]) -> list[Ta
 def _cells(f: Finding) -> list[str]:
     bias = NONE
     if f.relative_bias is not None and f.relative_bias_error is not None:
-        bias = f"{100 * f.relative_bias:+.1f} ± {100 * f.relative_bias_error:.1f}"
+        bias = f"{round(100 * f.relative_bias, 1) + 0.0:+.1f} ± {100 * f.relative_bias_error:.1f}"
     ends = [_number(f.relative_variance), _number(f.cosine, ".3f"), _number(f.alignment, ".3f")]
     cost = [NONE if f.forwards is None else f"{f.forwards:,}", _number(f.milliseconds), _number(f.variance_time)]
     copies = NONE if f.copies is None else str(f.copies)
