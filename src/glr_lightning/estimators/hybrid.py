@@ -70,10 +70,10 @@ class Hybrid(Estimator):
         return dict(zip(chain.site_names, words, strict=True))
 
     def check(self, network: nn.Module, loss: Loss) -> None:
-        self._check_chain(Chain.of(network), loss)
+        self.check_chain(Chain.of(network), loss)
 
-    def _check_chain(self, chain: Chain, loss: Loss) -> None:
-        self._ratio._check_chain(chain)
+    def check_chain(self, chain: Chain, loss: Loss) -> None:
+        self._ratio.check_chain(chain)
         split, sites = _below(chain), len(chain.sites)
         if split == 0 and loss.differentiable:
             raise ConfigurationError(
@@ -90,7 +90,7 @@ class Hybrid(Estimator):
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
         chain = Chain.of(network)
-        self._check_chain(chain, loss)
+        self.check_chain(chain, loss)
         sigma = per_site(self.sigma, len(chain.sites))
         split, last = _below(chain), len(chain.sites) - 1
         noisy_sites = tuple(range(split)) + (() if loss.differentiable else (last,))
@@ -105,7 +105,7 @@ class Hybrid(Estimator):
         with torch.no_grad():
             clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None
             weight = (losses - self.baseline(losses, group, clean_loss)) / losses.numel()
-            signals = [self._ratio._score(chain, at, sigma[at.site]) for at in seen]
+            signals = [self._ratio.score_of(chain, at, sigma[at.site]) for at in seen]
             signals = [
                 s * (weight / sigma[at.site])[(...,) + (None,) * (s.dim() - 2)]
                 for s, at in zip(signals, seen, strict=True)

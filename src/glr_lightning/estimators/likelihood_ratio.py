@@ -118,9 +118,9 @@ class LikelihoodRatio(Estimator):
 
     def check(self, network: nn.Module, loss: Loss) -> None:
         chain = Chain.of(network)
-        self._check_chain(chain)
+        self.check_chain(chain)
 
-    def _check_chain(self, chain: Chain) -> None:
+    def check_chain(self, chain: Chain) -> None:
         per_site(self.sigma, len(chain.sites))
         require_separate_samples(chain)
         for layer in map(chain.layer, range(len(chain.sites))):
@@ -156,7 +156,7 @@ class LikelihoodRatio(Estimator):
         """As every estimator's; with `scales`, one tensor for each layer that broadcasts to its pre-activation, these
         are the noise scales in place of `sigma`, and `Estimate.log_sigma` holds the gradients of their logarithms."""
         chain = Chain.of(network)
-        self._check_chain(chain)
+        self.check_chain(chain)
         sigma = per_site(self.sigma, len(chain.sites)) if scales is None else tuple(scales)
         by_log_sigma = [torch.zeros_like(scale) for scale in scales or ()]
         clean = chain.clean(x)
@@ -171,7 +171,7 @@ class LikelihoodRatio(Estimator):
                 advantage = losses - self.baseline(losses, group, clean_loss)
                 weight = advantage / (self.copies * len(y))
                 for at in seen:
-                    score = self._score(chain, at, sigma[at.site])
+                    score = self.score_of(chain, at, sigma[at.site])
                     per_unit = weight[(...,) + (None,) * (score.dim() - 2)]
                     signal = score * (per_unit / sigma[at.site])
                     if scales is not None:
@@ -210,7 +210,7 @@ class LikelihoodRatio(Estimator):
         losses = loss(logits.to(seen[0].v.dtype), y.repeat(copies))
         return losses.unflatten(0, (copies, len(y))), groups[0], seen  # a sampler groups all sites alike
 
-    def _score(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
+    def score_of(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
         """The score of each draw, [copies, batch, *site]: plain, or its mean over the cells of the activation."""
         activation = chain.follower(at.site)
         if self.score == "plain" or not isinstance(activation, PiecewiseConstant):

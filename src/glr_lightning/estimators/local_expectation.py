@@ -98,9 +98,9 @@ class LocalExpectation(Estimator):
         return dict(zip(chain.site_names, words, strict=True))
 
     def check(self, network: nn.Module, loss: Loss) -> None:
-        self._check_chain(Chain.of(network))
+        self.check_chain(Chain.of(network))
 
-    def _check_chain(self, chain: Chain) -> None:
+    def check_chain(self, chain: Chain) -> None:
         per_site(self.sigma, len(chain.sites))
         require_separate_samples(chain)
         if chain.sites[-1] != len(chain.modules) - 1:
@@ -113,7 +113,7 @@ class LocalExpectation(Estimator):
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
         chain = Chain.of(network)
-        self._check_chain(chain)
+        self.check_chain(chain)
         sigma = per_site(self.sigma, len(chain.sites))
 
         def draw(v0: Tensor) -> Tensor:
