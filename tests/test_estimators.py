@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, final
 
 import pytest
@@ -28,7 +29,9 @@ from glr_lightning.estimators import (
     Estimator,
     EvolutionStrategies,
     ForwardGradient,
+    Hybrid,
     LikelihoodRatio,
+    LocalExpectation,
     NoisyBackprop,
     StraightThrough,
     likelihood_ratio,
@@ -43,6 +46,7 @@ from oracles import (
     CELLS,
     TOLERANCE,
     WEIGHTS_TOLERANCE,
+    counted_loss,
     error_probability,
     gradient_under_noise_on_weights,
     smoothed_gradient,
@@ -595,6 +599,11 @@ def expected_gradient(estimator: Any, network: nn.Sequential, noise: Noise, loss
             return reference(network, noise, Joint(), loss)
         case "layerwise":
             return reference(network, noise, Layerwise(), loss)
+        case "discontinuities":
+            by_logits = partial(loss, labels=Y)
+            mean_loss = counted_loss(network, noise, SIGMA[0], by_logits, X)  # noise below the threshold alone
+            gradients = torch.autograd.grad(mean_loss, list(network.parameters()))
+            return dict(zip(dict(network.named_parameters()), gradients, strict=True))
         case "weights":
             return gradient_under_noise_on_weights(network, noise, estimator.sigma, loss, X, Y)
     raise AssertionError(f"no oracle for the objective {estimator.objective!r}; add one here")
@@ -635,6 +644,8 @@ EACH = {
     "layerwise": LikelihoodRatio(copies=4, injection=Layerwise(), baseline=Clean()),
     "noisy_backprop": NoisyBackprop(copies=4),
     "backprop": Backprop(),
+    "local_expectation": LocalExpectation(copies=2),
+    "hybrid": Hybrid(copies=4),
     "straight_through": StraightThrough(),
     "forward_gradient": ForwardGradient(copies=4),
     "forward_gradient_layerwise": ForwardGradient(copies=4, injection=Layerwise()),
@@ -649,13 +660,13 @@ def test_every_configured_estimator_is_held_to_this() -> None:
 
 
 def member_of_estimators(name: str) -> Estimator:
-    estimator: Estimator = build(compose([f"estimator={name}"])["estimator"])
+    estimator: Estimator = build(compose([f"estimator={name}", "copies=4"])["estimator"])
     return estimator
 
 
 def network_for(estimator: Estimator) -> nn.Sequential:
     """One that the estimator accepts."""
-    return small_network(HardThreshold() if isinstance(estimator, StraightThrough) else nn.Tanh())
+    return small_network(HardThreshold() if isinstance(estimator, StraightThrough | Hybrid) else nn.Tanh())
 
 
 @every_estimator
@@ -749,7 +760,7 @@ def test_one_scale_serves_all_layers_and_a_list_has_one_for_each() -> None:
     assert all(torch.equal(same[name], listed[name]) for name in same)
     assert not torch.equal(same["2.weight"], other["2.weight"])
     refused = [LikelihoodRatio(sigma=[1.0, 1.0, 1.0]), NoisyBackprop(sigma=[1.0])]
-    for estimator in (*refused, StraightThrough(sigma=[1.0]), ForwardGradient(sigma=[1.0])):
+    for estimator in (*refused, StraightThrough(sigma=[1.0]), ForwardGradient(sigma=[1.0]), Hybrid(sigma=[1.0])):
         for refuse in (
             lambda e=estimator: e.check(network_for(e), CrossEntropy()),
             lambda e=estimator: estimate(e, network_for(e), CrossEntropy()),
@@ -760,7 +771,8 @@ def test_one_scale_serves_all_layers_and_a_list_has_one_for_each() -> None:
 
 @pytest.mark.parametrize("sigma", [0, -1.0, math.inf, math.nan, "1", None, True, [], [1.0, 0.0], [1.0, None]])
 @pytest.mark.parametrize(
-    "kind", [LikelihoodRatio, NoisyBackprop, StraightThrough, ForwardGradient, EvolutionStrategies]
+    "kind",
+    [LikelihoodRatio, LocalExpectation, Hybrid, NoisyBackprop, StraightThrough, ForwardGradient, EvolutionStrategies],
 )
 def test_a_noise_scale_must_be_positive_and_finite(kind: Any, sigma: Any) -> None:
     with pytest.raises(ConfigurationError, match="sigma"):
@@ -768,7 +780,9 @@ def test_a_noise_scale_must_be_positive_and_finite(kind: Any, sigma: Any) -> Non
 
 
 @pytest.mark.parametrize("copies", [0, -2, 1.5, "8", None, True])
-@pytest.mark.parametrize("kind", [LikelihoodRatio, NoisyBackprop, ForwardGradient, EvolutionStrategies])
+@pytest.mark.parametrize(
+    "kind", [LikelihoodRatio, LocalExpectation, Hybrid, NoisyBackprop, ForwardGradient, EvolutionStrategies]
+)
 def test_copies_must_be_a_positive_whole_number(kind: Any, copies: Any) -> None:
     with pytest.raises(ConfigurationError, match="copies must be a whole number of at least 1"):
         kind(copies=copies)

@@ -24,7 +24,9 @@ from glr_lightning.estimators import (
     LikelihoodRatio,
     evolution_strategies,
     forward_gradient,
+    heads,
     likelihood_ratio,
+    local_expectation,
     straight_through,
 )
 from glr_lightning.injection import Joint, Layerwise
@@ -44,8 +46,22 @@ from test_estimators import (
     reference,
     small_network,
 )
+from test_hybrid import check_above_a_threshold, check_below_a_zero_one_loss
 from test_layers import check_contract, convolution
-from test_noise import ADMISSIBLE, check_conditional_scale_score, check_conditional_score, check_score
+from test_local_expectation import (
+    check_deep,
+    check_enumeration,
+    check_local,
+    check_zero_one_signal,
+    threshold_network,
+)
+from test_noise import (
+    ADMISSIBLE,
+    check_conditional_scale_score,
+    check_conditional_score,
+    check_score,
+    check_slope_radius,
+)
 from test_peers import check_all_patterns, check_error_of_one_weight, check_noise_on_weights, check_straight_through
 from test_published import check_training_step
 from test_sampling import check_baseline_ignores_dependent_copies
@@ -251,6 +267,42 @@ def scale_score_without_its_minus_1(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LikelihoodRatio, "_scale_score", lambda self, *args: right(self, *args) + 1)
 
 
+def slope_radius_of_another_density(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Gaussian, "slope_radius", lambda self, u: Logistic().slope_radius(u))
+
+
+def share_of_the_units_not_divided_by_its_probability(patch: pytest.MonkeyPatch) -> None:
+    right = local_expectation._Beyond.after_moves
+
+    def wrong(self: Any, at: Any, v: Tensor, chosen: Tensor, target: Tensor) -> Tensor:
+        change = right(self, at, v, chosen, target) - self.losses.view(*v.shape[:2], 1)
+        return self.losses.view(*v.shape[:2], 1) + change * chosen.shape[2] / v.shape[2]
+
+    patch.setattr(local_expectation._Beyond, "after_moves", wrong)
+
+
+def fresh_noise_above_a_moved_unit(patch: pytest.MonkeyPatch) -> None:
+    """Unbiased still, but not under common random numbers: the enumeration sees it."""
+    right = local_expectation._Beyond.after_moves
+
+    def wrong(self: Any, at: Any, *args: Tensor) -> Tensor:
+        seen = tuple(replace(site, z=-site.z) for site in self.seen)
+        return right(replace(self, seen=seen), at, *args)
+
+    patch.setattr(local_expectation._Beyond, "after_moves", wrong)
+
+
+def jumps_the_other_way(patch: pytest.MonkeyPatch) -> None:
+    right = heads.CrossEntropyHead.after_jumps
+    patch.setattr(heads.CrossEntropyHead, "after_jumps", lambda self, u, up, *args: right(self, u, ~up, *args))
+
+
+def cotangent_of_one_copy(patch: pytest.MonkeyPatch) -> None:
+    """The likelihood ratio at the logits forgets its division by sigma."""
+    right = LikelihoodRatio.score_of
+    patch.setattr(LikelihoodRatio, "score_of", lambda self, chain, at, sigma: sigma * right(self, chain, at, sigma))
+
+
 # ---- which check sees them ------------------------------------------------------------------------------------------
 
 
@@ -374,6 +426,36 @@ CASES = {
         twice(Noise, "conditional_scale_score"), partial(check_conditional_scale_score, Logistic()), "assert"
     ),
     "noise not averaged over windows": Case(mean_square_for_signal, check_signal_to_noise, EQUAL),
+    # local expectation and hybrid
+    "weights of the branches x 2": Case(
+        twice(local_expectation, "density_at_0"), partial(check_local, nn.Tanh(), CrossEntropy()), GRADIENT
+    ),
+    "radius of another density": Case(
+        slope_radius_of_another_density, partial(check_local, nn.Tanh(), CrossEntropy()), GRADIENT
+    ),
+    "radius of another density, quadrature": Case(
+        slope_radius_of_another_density, partial(check_slope_radius, Gaussian()), EQUAL
+    ),
+    "units not divided by their probability": Case(
+        share_of_the_units_not_divided_by_its_probability,
+        partial(check_deep, threshold_network(3, 3, 2, 2), (0.5, 0.7, 0.9), 1, X, Y),
+        GRADIENT,
+    ),
+    "noise above not in common": Case(
+        fresh_noise_above_a_moved_unit,
+        partial(check_enumeration, Gaussian(), CrossEntropy(), threshold_network(3, 4, 2, 3), (0.8, 0.5, 0.6)),
+        EQUAL,
+    ),
+    "jumps the other way": Case(
+        jumps_the_other_way,
+        partial(check_enumeration, Gaussian(), CrossEntropy(), threshold_network(3, 4, 3), (0.8, 0.6)),
+        EQUAL,
+    ),
+    "0-1 loss of a label x 2": Case(
+        twice(heads.ZeroOneHead, "signal"), partial(check_zero_one_signal, Gaussian()), EQUAL
+    ),
+    "hybrid: logits not divided by sigma": Case(cotangent_of_one_copy, check_below_a_zero_one_loss, GRADIENT),
+    "hybrid: thresholds not divided by sigma": Case(cotangent_of_one_copy, check_above_a_threshold, GRADIENT),
     "twice the noise": Case(noise_of_twice_the_sigma_that_is_divided_by, partial(threshold, DEFAULT), GRADIENT),
 }
 
