@@ -147,6 +147,8 @@ class GLRModule(pl.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         if x.device.type == "cpu" or self.global_step % CHECK_EVERY == 0 or self.trainer.is_last_batch:
             self._require_finite(estimate, gradients, norm)
+        if self.snr is not None:  # before they are clipped
+            self.snr.update(dict(zip(self._trained, gradients, strict=False)))
         for parameter, gradient in zip(self._parameters_by_name.values(), gradients, strict=True):
             parameter.grad = gradient
         if self.clip_norm is not None:
@@ -160,8 +162,6 @@ class GLRModule(pl.LightningModule):
         self.grad_norm.update(norm)
         self.train_accuracy.update(estimate.logits, y)
         self.class_counts.update(estimate.logits, y)
-        if self.snr is not None:
-            self.snr.update(dict(zip(self._trained, gradients, strict=False)))
 
     def _estimate(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         if not self.log_sigma:
