@@ -7,7 +7,7 @@ THREAT ?= standard
 OUT ?= report
 ARGS ?=
 
-.PHONY: help install quickstart train evaluate sweep report bench study lint test clean
+.PHONY: help install quickstart train evaluate sweep report diagnose bench study lint test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,6 +38,9 @@ sweep: install ## loss x activation x noise scale on digits: make sweep ARGS="da
 
 report: install ## tables and figures from many runs: make report RUNS="runs/*" OUT=report
 	$(BIN)/glr-report "runs=$(RUNS)" out=$(OUT)
+
+diagnose: install ## bias, variance and cost of the estimators: make diagnose ARGS="run=runs/NAME"
+	$(BIN)/glr-diagnose $(or $(ARGS),experiment=lrt)
 
 bench: install ## time per step: naive outer product, ours, backprop; Lightning over a bare loop
 	$(BIN)/python experiments/benchmark/bench.py

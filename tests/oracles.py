@@ -2,7 +2,8 @@
 
 `smoothed_gradient` knows linear -> activation -> linear with two hidden units and two logits, for any density, any
 elementwise activation and any loss that depends on two logits through their difference. `error_probability`
-knows threshold chains of any depth with Gaussian noise and the 0-1 loss.
+knows threshold chains of any depth with Gaussian noise and the 0-1 loss. `gradient_under_noise_on_weights` knows
+smooth networks.
 """
 
 import functools
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
+from scipy.stats import qmc
 from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
@@ -22,6 +24,9 @@ CELLS = 400
 """Cells per axis in `smoothed_gradient`."""
 TOLERANCE = 5e-4
 """A bound on its error by parameter; mostly it is below 1e-5, but a jump of the loss across the cells costs more."""
+
+WEIGHTS_TOLERANCE = 2e-3
+"""The same for `gradient_under_noise_on_weights` up to sigma = 0.5."""
 
 Function = Callable[[Tensor], Tensor]
 Gradient = dict[str, Tensor]
@@ -121,7 +126,8 @@ def error_probability(network: nn.Sequential, sigma: Sequence[float | Tensor], x
         h, probability = image[None], torch.ones(1, dtype=x.dtype)  # patterns [patterns, ...] and their probabilities
         for module in hidden:
             if isinstance(module, nn.Linear | nn.Conv2d):
-                scale, v = next(scales), module(h)
+                scale, h = next(scales), module(h)
+                v = h
             elif isinstance(module, PiecewiseConstant):
                 on = torch.special.ndtr(v / scale) if scale.all() else (v > 0).to(v.dtype)
                 units = v[0].numel()
@@ -137,3 +143,45 @@ def error_probability(network: nn.Sequential, sigma: Sequence[float | Tensor], x
         wrong = torch.special.ndtr(d / spread) if scale.all() else (d > 0).to(d.dtype)
         error.append(probability @ wrong)
     return torch.stack(error).mean()
+
+
+def gradient_under_noise_on_weights(
+    network: nn.Module, noise: Noise, sigma: float, loss: Loss, x: Tensor, y: Tensor, number: int = 2**14
+) -> Gradient:
+    """The gradient of E[L(theta + sigma eps)], of a network and a loss with derivatives.
+
+    The derivative may be taken inside: E[dL/dtheta at theta + sigma eps], an integral of a smooth function
+    over as many dimensions as there are weights, by scrambled Sobol points through the quantiles of the density.
+    """
+    shapes = {name: p.shape for name, p in network.named_parameters()}
+    sizes = [shape.numel() for shape in shapes.values()]
+    u = torch.from_numpy(qmc.Sobol(sum(sizes), rng=np.random.default_rng(0)).random(number))
+    eps = dict(zip(shapes, noise.icdf(u.clamp(1e-12, 1 - 1e-12)).split(sizes, dim=1), strict=True))
+
+    def at(parameters: Gradient) -> Tensor:
+        return loss(torch.func.functional_call(network, parameters, (x,)), y).mean()
+
+    perturbed = {name: p.detach() + sigma * eps[name].unflatten(1, p.shape) for name, p in network.named_parameters()}
+    gradients = torch.func.vmap(torch.func.grad(at))(perturbed)
+    return {name: gradient.mean(0) for name, gradient in gradients.items()}
+
+
+def counted_loss(
+    network: nn.Sequential, noise: Noise, sigma: float, loss: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    """The mean of E[loss(logits)] of a chain whose first threshold has noise of scale sigma before it; no other noise.
+
+    Every pattern of its units is counted with its probability, which carries the derivative with respect to what lies
+    below; what lies above is differentiable as usual. `loss` takes logits [batch, classes].
+    """
+    modules = list(network)
+    at = next(i for i, module in enumerate(modules) if isinstance(module, PiecewiseConstant))
+    (cut,), (low, high) = modules[at].cuts, modules[at].levels
+    v = nn.Sequential(*modules[:at])(x)
+    on = 1 - noise.cdf((cut - v) / sigma)
+    total = torch.zeros(len(x), dtype=x.dtype)
+    for pattern in itertools.product((False, True), repeat=v.shape[1]):
+        up = torch.tensor(pattern)
+        h = torch.where(up, high, low).to(x.dtype).expand(len(x), -1)
+        total = total + torch.where(up, on, 1 - on).prod(1) * loss(nn.Sequential(*modules[at + 1 :])(h))
+    return total.mean()

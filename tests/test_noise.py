@@ -85,6 +85,30 @@ def check_conditional_score(noise: Noise) -> None:
         assert float(got) == pytest.approx(expected, rel=1e-6, abs=1e-9), (lower, upper)
 
 
+def check_slope_radius(noise: Noise) -> None:
+    """f(r(u)) = u f(0), and with u uniform the mean of differences is the derivative of the mean:
+
+    f(0) int_0^1 (g(r) - g(-r)) du = int s g f, for a smooth g and for one that jumps.
+    """
+    u = torch.linspace(1e-6, 1 - 1e-6, 101, dtype=torch.float64)
+    at_0 = float(noise.log_prob(tensor(0.0)).exp())
+    torch.testing.assert_close(noise.log_prob(noise.slope_radius(u)).exp(), u * at_0, rtol=1e-9, atol=1e-15)
+    for g in (lambda z: torch.tanh(1.3 * z - 0.4), lambda z: (z > 0.7).to(z.dtype) + 0.2 * z.cos()):
+        expected = integral(on_floats(lambda z, g=g: noise.score(z) * g(z) * noise.log_prob(z).exp()), -math.inf, 0.7)
+        expected += integral(on_floats(lambda z, g=g: noise.score(z) * g(z) * noise.log_prob(z).exp()), 0.7, math.inf)
+        jump = float(noise.log_prob(tensor(0.7)).exp()) / at_0  # r(u) = 0.7 there
+        difference = on_floats(lambda u, g=g: g(noise.slope_radius(u)) - g(-noise.slope_radius(u)))
+        got = at_0 * (integral(difference, 0.0, jump) + integral(difference, jump, 1.0))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", ADMISSIBLE.values(), ids=ADMISSIBLE.keys())
+def test_the_slope_of_a_density_is_drawn_through_its_radius(noise: Noise) -> None:
+    check_slope_radius(noise)
+    draws = noise.sample_slope((20_000,), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert_distribution(draws, lambda r: 1 - (noise.log_prob(r) - noise.log_prob(torch.zeros_like(r))).exp())
+
+
 def check_conditional_scale_score(noise: Noise) -> None:
     """E[s z - 1 | a < z < b] = int (s z - 1) f / int f, both integrals scaled by the largest f of the cell."""
     for lower, upper in CELLS:

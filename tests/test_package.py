@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli_runner import run_cli
-from glr_lightning import evaluate, report, train
+from glr_lightning import diagnose, evaluate, report, train
 from glr_lightning.config import CONF_DIR
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +60,10 @@ def test_the_readme_names_every_option_of_every_group() -> None:
                 assert f"`{option.stem}`" in row, f"{group.name}={option.stem}"
 
 
-@pytest.mark.parametrize("main", [train.main, evaluate.main, report.main], ids=["train", "evaluate", "report"])
+ENTRY_POINTS = {"train": train.main, "evaluate": evaluate.main, "report": report.main, "diagnose": diagnose.main}
+
+
+@pytest.mark.parametrize("main", ENTRY_POINTS.values(), ids=ENTRY_POINTS)
 def test_help_shows_examples_and_the_configuration(
     main: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

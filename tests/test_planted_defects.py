@@ -12,20 +12,57 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning import diagnostics, layers
-from glr_lightning.activations import HardThreshold
+from glr_lightning import diagnostics, layers, sampling
+from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.baselines import Clean, LeaveOneOut, NoBaseline
 from glr_lightning.chain import Chain
 from glr_lightning.diagnostics import SignalToNoise
-from glr_lightning.estimators import Estimate, LikelihoodRatio, likelihood_ratio
+from glr_lightning.estimators import (
+    Backprop,
+    Estimate,
+    EvolutionStrategies,
+    LikelihoodRatio,
+    evolution_strategies,
+    forward_gradient,
+    heads,
+    likelihood_ratio,
+    local_expectation,
+    straight_through,
+)
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
-from glr_lightning.sampling import Antithetic, Independent
+from glr_lightning.sampling import Antithetic, Independent, Sobol
 from test_diagnostics import check_signal_to_noise
-from test_estimators import SIGMA, X, Y, check_unbiased, check_unbiased_with_stride, flat, reference, small_network
+from test_estimators import (
+    SIGMA,
+    X,
+    Y,
+    check_coupled_score,
+    check_unbiased,
+    check_unbiased_with_stride,
+    check_variance_never_larger,
+    flat,
+    reference,
+    small_network,
+)
+from test_hybrid import check_above_a_threshold, check_below_a_zero_one_loss
 from test_layers import check_contract, convolution
-from test_noise import ADMISSIBLE, check_conditional_scale_score, check_conditional_score, check_score
+from test_local_expectation import (
+    check_deep,
+    check_enumeration,
+    check_local,
+    check_zero_one_signal,
+    threshold_network,
+)
+from test_noise import (
+    ADMISSIBLE,
+    check_conditional_scale_score,
+    check_conditional_score,
+    check_score,
+    check_slope_radius,
+)
+from test_peers import check_all_patterns, check_error_of_one_weight, check_noise_on_weights, check_straight_through
 from test_published import check_training_step
 from test_sampling import check_baseline_ignores_dependent_copies
 from test_scales import DEFAULT as SCALES
@@ -37,6 +74,11 @@ Check = Callable[[], None]
 
 DEFAULT = LikelihoodRatio(copies=4)
 PLAIN = replace(DEFAULT, score="plain")
+COUPLED = replace(DEFAULT, score="coupled")
+SOBOL = replace(DEFAULT, sampling=Sobol())
+
+slopes = partial(check_straight_through, Gaussian(), Sign())
+directions = partial(check_all_patterns, Joint(), small_network(nn.Tanh()), Backprop(), X, Y)
 
 threshold = partial(check_unbiased, activation=HardThreshold(), loss=ZeroOne())
 smooth = partial(check_unbiased, activation=nn.Tanh(), loss=CrossEntropy())
@@ -57,6 +99,25 @@ def estimate_divided_by_4(patch: pytest.MonkeyPatch) -> None:
 
 def plain_leave_one_out_across_antithetic_pairs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Antithetic, "group", lambda self, copies, device: torch.arange(copies, device=device))
+
+
+def a_sobol_group_split_into_its_copies(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sobol, "group", lambda self, copies, device: torch.arange(copies, device=device))
+
+
+def sobol_without_its_digital_shift(patch: pytest.MonkeyPatch) -> None:
+    right = sampling._random_bits
+
+    def wrong(shape: Any, generator: torch.Generator) -> Tensor:
+        shift = len(shape) == 4  # the linear scramble, of three axes, is left
+        return torch.zeros(shape, dtype=torch.int32) if shift else right(shape, generator)
+
+    patch.setattr(sampling, "_random_bits", wrong)
+
+
+def coupled_score_x_2(patch: pytest.MonkeyPatch) -> None:
+    right = likelihood_ratio.coupled_score
+    patch.setattr(likelihood_ratio, "coupled_score", lambda *args: 2 * right(*args))
 
 
 def own_loss_inside_a_moving_average(patch: pytest.MonkeyPatch) -> None:
@@ -116,7 +177,55 @@ def losses_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LikelihoodRatio, "_losses", wrong)
 
 
-def twice(owner: type, name: str) -> Plant:
+def slope_without_its_division_by_sigma(patch: pytest.MonkeyPatch) -> None:
+    right = straight_through.smoothed_slope
+    patch.setattr(straight_through, "smoothed_slope", lambda a, noise, sigma, v: sigma * right(a, noise, sigma, v))
+
+
+def slope_that_forgets_the_jump(patch: pytest.MonkeyPatch) -> None:
+    def wrong(activation: PiecewiseConstant, noise: Noise, sigma: float, v: Tensor) -> Tensor:
+        return sum(noise.log_prob((cut - v) / sigma).exp() / sigma for cut in activation.cuts) + torch.zeros_like(v)
+
+    patch.setattr(straight_through, "smoothed_slope", wrong)
+
+
+def slope_with_the_first_layers_sigma_everywhere(patch: pytest.MonkeyPatch) -> None:
+    right = straight_through.per_site
+    patch.setattr(straight_through, "per_site", lambda sigma, sites: right(sigma, sites)[::-1])
+
+
+def one_pattern_of_signs_for_all_layers(patch: pytest.MonkeyPatch) -> None:
+    """Then E[u_1 u_2^T] is not 0, and each layer's estimate holds the other's gradient."""
+    right = forward_gradient.directional_derivatives
+
+    def wrong(*args: Any) -> Any:
+        derivatives, directions = right(*args)
+        return derivatives, dict.fromkeys(directions, directions[0])
+
+    patch.setattr(forward_gradient, "directional_derivatives", wrong)
+
+
+def derivatives_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
+    right = forward_gradient.directional_derivatives
+
+    def wrong(*args: Any) -> Any:
+        derivatives, directions = right(*args)
+        return derivatives.flatten().unflatten(0, derivatives.shape[::-1]).T, directions
+
+    patch.setattr(forward_gradient, "directional_derivatives", wrong)
+
+
+def weights_noise_not_divided_by_sigma(patch: pytest.MonkeyPatch) -> None:
+    right = EvolutionStrategies.estimate
+
+    def wrong(self: EvolutionStrategies, *args: Any, **kwargs: Any) -> Estimate:
+        estimate = right(self, *args, **kwargs)
+        return replace(estimate, gradients={name: self.sigma * g for name, g in estimate.gradients.items()})
+
+    patch.setattr(EvolutionStrategies, "estimate", wrong)
+
+
+def twice(owner: Any, name: str) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         right = getattr(owner, name)
         patch.setattr(owner, name, lambda *args: 2 * right(*args))
@@ -158,6 +267,42 @@ def scale_score_without_its_minus_1(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LikelihoodRatio, "_scale_score", lambda self, *args: right(self, *args) + 1)
 
 
+def slope_radius_of_another_density(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Gaussian, "slope_radius", lambda self, u: Logistic().slope_radius(u))
+
+
+def share_of_the_units_not_divided_by_its_probability(patch: pytest.MonkeyPatch) -> None:
+    right = local_expectation._Beyond.after_moves
+
+    def wrong(self: Any, at: Any, v: Tensor, chosen: Tensor, target: Tensor) -> Tensor:
+        change = right(self, at, v, chosen, target) - self.losses.view(*v.shape[:2], 1)
+        return self.losses.view(*v.shape[:2], 1) + change * chosen.shape[2] / v.shape[2]
+
+    patch.setattr(local_expectation._Beyond, "after_moves", wrong)
+
+
+def fresh_noise_above_a_moved_unit(patch: pytest.MonkeyPatch) -> None:
+    """Unbiased still, but not under common random numbers: the enumeration sees it."""
+    right = local_expectation._Beyond.after_moves
+
+    def wrong(self: Any, at: Any, *args: Tensor) -> Tensor:
+        seen = tuple(replace(site, z=-site.z) for site in self.seen)
+        return right(replace(self, seen=seen), at, *args)
+
+    patch.setattr(local_expectation._Beyond, "after_moves", wrong)
+
+
+def jumps_the_other_way(patch: pytest.MonkeyPatch) -> None:
+    right = heads.CrossEntropyHead.after_jumps
+    patch.setattr(heads.CrossEntropyHead, "after_jumps", lambda self, u, up, *args: right(self, u, ~up, *args))
+
+
+def cotangent_of_one_copy(patch: pytest.MonkeyPatch) -> None:
+    """The likelihood ratio at the logits forgets its division by sigma."""
+    right = LikelihoodRatio.score_of
+    patch.setattr(LikelihoodRatio, "score_of", lambda self, chain, at, sigma: sigma * right(self, chain, at, sigma))
+
+
 # ---- which check sees them ------------------------------------------------------------------------------------------
 
 
@@ -185,6 +330,13 @@ CASES = {
         partial(check_baseline_ignores_dependent_copies, LeaveOneOut(), Antithetic()),
         LAW,
     ),
+    "sobol group split": Case(a_sobol_group_split_into_its_copies, partial(threshold, SOBOL), GRADIENT),
+    "sobol group split, law 2": Case(
+        a_sobol_group_split_into_its_copies,
+        partial(check_baseline_ignores_dependent_copies, LeaveOneOut(), Sobol()),
+        LAW,
+    ),
+    "sobol without digital shift": Case(sobol_without_its_digital_shift, partial(threshold, SOBOL), GRADIENT),
     "moving average": Case(
         own_loss_inside_a_moving_average, partial(threshold, DEFAULT, number=40_000, resolution=0.1), GRADIENT
     ),
@@ -236,7 +388,32 @@ CASES = {
     "conditional score x 2, quadrature": Case(
         twice(Noise, "conditional_score"), partial(check_conditional_score, Logistic()), "assert"
     ),
+    "coupled score x 2": Case(coupled_score_x_2, partial(threshold, COUPLED), GRADIENT),
+    "coupled score x 2, quadrature": Case(
+        coupled_score_x_2, partial(check_coupled_score, Logistic(), HardThreshold()), "assert"
+    ),
+    "coupled score x 2, variance": Case(
+        coupled_score_x_2,
+        partial(check_variance_never_larger, replace(COUPLED, copies=8), replace(PLAIN, copies=8)),
+        GRADIENT,
+    ),
     "not divided by sigma": Case(signal_without_its_division_by_sigma, partial(smooth, PLAIN), GRADIENT),
+    # the peers
+    "slope x 2": Case(twice(straight_through, "smoothed_slope"), slopes, "0.weight"),
+    "slope not divided by sigma": Case(slope_without_its_division_by_sigma, slopes, "0.weight"),
+    "slope without the jump": Case(slope_that_forgets_the_jump, slopes, "0.weight"),
+    "slope of another layer's sigma": Case(slope_with_the_first_layers_sigma_everywhere, slopes, "0.weight"),
+    "one pattern of signs": Case(one_pattern_of_signs_for_all_layers, directions, "weight"),
+    "derivatives in sample-major rows": Case(derivatives_in_sample_major_rows, directions, "weight"),
+    "weights: losses x 2": Case(
+        twice(evolution_strategies, "batch_losses"), partial(check_error_of_one_weight, Gaussian()), GRADIENT
+    ),
+    "weights: not divided by sigma": Case(
+        weights_noise_not_divided_by_sigma, partial(check_noise_on_weights, Gaussian()), GRADIENT
+    ),
+    "weights: Laplace scored as Gaussian": Case(
+        score_of(Gaussian(), Laplace), partial(check_noise_on_weights, Laplace()), GRADIENT
+    ),
     "scale score x 2": Case(
         twice(LikelihoodRatio, "_scale_score"), partial(check_scale_gradient, SCALES, "neuron"), GRADIENT
     ),
@@ -249,6 +426,36 @@ CASES = {
         twice(Noise, "conditional_scale_score"), partial(check_conditional_scale_score, Logistic()), "assert"
     ),
     "noise not averaged over windows": Case(mean_square_for_signal, check_signal_to_noise, EQUAL),
+    # local expectation and hybrid
+    "weights of the branches x 2": Case(
+        twice(local_expectation, "density_at_0"), partial(check_local, nn.Tanh(), CrossEntropy()), GRADIENT
+    ),
+    "radius of another density": Case(
+        slope_radius_of_another_density, partial(check_local, nn.Tanh(), CrossEntropy()), GRADIENT
+    ),
+    "radius of another density, quadrature": Case(
+        slope_radius_of_another_density, partial(check_slope_radius, Gaussian()), EQUAL
+    ),
+    "units not divided by their probability": Case(
+        share_of_the_units_not_divided_by_its_probability,
+        partial(check_deep, threshold_network(3, 3, 2, 2), (0.5, 0.7, 0.9), 1, X, Y),
+        GRADIENT,
+    ),
+    "noise above not in common": Case(
+        fresh_noise_above_a_moved_unit,
+        partial(check_enumeration, Gaussian(), CrossEntropy(), threshold_network(3, 4, 2, 3), (0.8, 0.5, 0.6)),
+        EQUAL,
+    ),
+    "jumps the other way": Case(
+        jumps_the_other_way,
+        partial(check_enumeration, Gaussian(), CrossEntropy(), threshold_network(3, 4, 3), (0.8, 0.6)),
+        EQUAL,
+    ),
+    "0-1 loss of a label x 2": Case(
+        twice(heads.ZeroOneHead, "signal"), partial(check_zero_one_signal, Gaussian()), EQUAL
+    ),
+    "hybrid: logits not divided by sigma": Case(cotangent_of_one_copy, check_below_a_zero_one_loss, GRADIENT),
+    "hybrid: thresholds not divided by sigma": Case(cotangent_of_one_copy, check_above_a_threshold, GRADIENT),
     "twice the noise": Case(noise_of_twice_the_sigma_that_is_divided_by, partial(threshold, DEFAULT), GRADIENT),
 }
 

@@ -14,11 +14,13 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from glr_lightning.estimators import Estimator, LikelihoodRatio
+from glr_lightning.estimators import Estimator, EvolutionStrategies, LikelihoodRatio, LocalExpectation
 from glr_lightning.losses import Loss
 
 FALSE_ALARM = 1e-6
 ROUNDING = 1e-12
+MAPPED = (LikelihoodRatio, LocalExpectation, EvolutionStrategies)
+"""Estimators of which `repetitions` makes thousands in one call."""
 
 
 def critical(comparisons: int, false_alarm: float = FALSE_ALARM) -> float:
@@ -93,16 +95,16 @@ def repetitions(
 ) -> dict[str, Tensor]:
     """The gradients of `number` independent estimates, each [number, *parameter].
 
-    Of the likelihood ratio they are one call: under `torch.func.vmap(randomness="different")` the very same code
-    draws new noise for every repetition. What differentiates inside cannot be mapped, but needs few repetitions.
-    (Nor can a sampler that draws from anything but torch's generator.)
+    Where loss values are all that is used (`MAPPED`) they are one call: under `torch.func.vmap(randomness="different")`
+    the very same code draws new noise for every repetition. What differentiates inside cannot be mapped, but needs few
+    repetitions. (Nor can a sampler that draws from anything but torch's generator.)
     """
     generator = torch.Generator().manual_seed(seed)
 
     def once(_: Tensor) -> dict[str, Tensor]:
         return estimator.estimate(network, loss, x, y, generator=generator).gradients
 
-    if not isinstance(estimator, LikelihoodRatio):
+    if not isinstance(estimator, MAPPED):
         gradients = [once(torch.zeros(())) for _ in range(number)]
         return {name: torch.stack([gradient[name] for gradient in gradients]) for name in gradients[0]}
     with warnings.catch_warnings():

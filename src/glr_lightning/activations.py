@@ -40,6 +40,12 @@ class PiecewiseConstant(nn.Module):
         """The bounds of each cell on the pre-activation axis, ascending; None is no bound."""
         return list(itertools.pairwise((None, *self.cuts, None)))
 
+    @property
+    def points(self) -> tuple[float, ...]:
+        """A pre-activation inside each cell, ascending."""
+        inner = [0.5 * (low + high) for low, high in itertools.pairwise(self.cuts)]
+        return (self.cuts[0] - 1.0, *inner, self.cuts[-1] + 1.0)
+
     def select(self, v: Tensor, per_cell: Sequence[Tensor]) -> Tensor:
         """For each pre-activation the value that belongs to its cell; shapes broadcast.
 

@@ -4,7 +4,7 @@ The network stays an ordinary nn.Sequential (nested ones allowed): no wrappers, 
 state dict, its evaluation and every attack on it are plain torch; noise exists only in the functions below.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -139,6 +139,35 @@ class Chain:
             seen.append(NoisySite(site, h, v0, v, z))
             h = v.flatten(0, 1)
         return h, seen
+
+
+def require_separate_samples(chain: Chain) -> None:
+    """Refuse layers through which a sample's loss depends on other samples or on noise of their own (Law 3).
+
+    Raises:
+        ConfigurationError: batch normalisation by the batch's own statistics, or a layer that draws.
+    """
+    inner = [(n, m) for n, leaf in zip(chain.names, chain.modules, strict=True) for m in leaf.modules()]
+    for name, module in inner:
+        batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if batch_norm and (module.training or module.running_mean is None):
+            raise ConfigurationError(
+                f"module '{name}' ({type(module).__name__}) is in train mode or keeps no statistics, and couples "
+                "the samples of a batch, which breaks an estimate from each sample's own loss; remove it, use a "
+                "per-sample normalisation (nn.GroupNorm without affine parameters), or put it in eval mode."
+            )
+    require_no_draws(inner)
+
+
+def require_no_draws(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse layers that draw noise of their own. Raises ConfigurationError."""
+    for name, module in modules:
+        draws = isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
+        if draws and module.training:
+            raise ConfigurationError(
+                f"module '{name}' ({type(module).__name__}) draws noise of its own from the global generator; "
+                "remove it: the injected noise already regularises."
+            )
 
 
 def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

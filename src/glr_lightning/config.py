@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from glr_lightning.errors import ConfigurationError, GLRError
 
@@ -39,7 +39,7 @@ class TrainConfig:
 
     seed: int = MISSING
     sigma: Any = MISSING
-    copies: int = MISSING
+    copies: Any = MISSING  # a number, which the estimator checks; to glr-diagnose a list
     chunk: int | None = None
     epochs: int = MISSING
     batch_size: int = MISSING
@@ -103,11 +103,18 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigurationError: Hydra refuses the overrides.
     """
+    with composing(overrides) as config:
+        return resolve(config)
+
+
+@contextmanager
+def composing(overrides: Sequence[str]) -> Iterator[DictConfig]:
+    """As `compose`, with the interpolations in place; within the block they can be resolved."""
     state = Singleton.get_state()  # Hydra allows one application at a time; step aside for the one that runs
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-            return resolve(hydra.compose("train", overrides=list(overrides)))
+            yield hydra.compose("train", overrides=list(overrides))
     except HydraException as error:
         raise ConfigurationError(str(error)) from None
     finally:

@@ -68,10 +68,10 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
     """
     folders = find_runs(config["run"])
     threats: dict[str, Threat] = {name: build(node, trusted=None) for name, node in (config["threat"] or {}).items()}
-    device = _device(config["device"])
+    device = torch_device(config["device"])
     trusted = (*TRUSTED, *(f"{package}." for package in config["trusted"]))
     runs = [
-        load_run(folder, trusted=trusted, root=config["data"]["root"], checkpoint=_checkpoint(config["checkpoint"]))
+        load_run(folder, trusted=trusted, root=config["data"]["root"], checkpoint=checkpoint_path(config["checkpoint"]))
         for folder in folders
     ]
     passes = config["noisy_passes"]
@@ -169,13 +169,15 @@ def _identity(row: Row) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("threat", "preset", "level_name", "level", "gradient_source"))
 
 
-def _checkpoint(name: str) -> Path:
+def checkpoint_path(name: str) -> Path:
+    """`best` or `last`, relative to a run folder. Raises ConfigurationError."""
     if name not in CHECKPOINTS:
         raise ConfigurationError(f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {name!r}.")
     return CHECKPOINTS[name]
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """auto, cpu, gpu, or a device of torch. Raises ConfigurationError if there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

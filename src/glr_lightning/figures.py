@@ -5,6 +5,7 @@ An experiment has a colour and a marker of its own, the same in every figure and
 """
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
+from glr_lightning.findings import DECLARED, Finding, layer_names
 from glr_lightning.results import Cell, Column, Run, is_marked
 from glr_lightning.rows import Row
 
@@ -127,6 +130,61 @@ def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     return figure
 
 
+def variance_against_time(findings: Sequence[Finding]) -> bytes:
+    """Of a diagnosis, a panel for each layer: relative variance against milliseconds, both logarithmic.
+
+    A line is an estimator, its points the numbers of copies, the larger the more. Averaging moves along the grey
+    diagonals of equal variance x time: whoever is on a lower one is better. Without variance there is no point.
+    """
+    layers = layer_names(findings)
+    labels = list(dict.fromkeys(f.estimator for f in findings if f.layer in layers))
+    looks = {label: _look(place)._replace(line="-") for place, label in enumerate(labels)}
+    with matplotlib.style.context(["default", STYLE]):
+        across = min(3, max(1, len(layers)))
+        down = -(-max(1, len(layers)) // across)
+        figure = Figure(figsize=(max(4.5, 3.9 * across), (PANEL + 0.3) * down))
+        grid = figure.subplots(down, across, squeeze=False)
+        for axes, layer in zip(grid.flat, layers, strict=False):
+            own = [f for f in findings if f.layer == layer and f.relative_variance and f.milliseconds]
+            for label, look in looks.items():
+                points = sorted((f for f in own if f.estimator == label), key=lambda f: f.copies or 0)
+                x, y = [f.milliseconds or 0.0 for f in points], [f.relative_variance or 0.0 for f in points]
+                axes.plot(x, y, color=look.colour, linewidth=1.2)
+                sizes = [22.0 + 16 * place for place in range(len(points))]
+                biased = any(f.verdict == DECLARED for f in points)
+                face = "white" if biased else look.colour
+                axes.scatter(x, y, sizes, marker=look.marker, facecolor=face, edgecolor=look.colour, zorder=3)
+            axes.set(title=layer or "network", xscale="log", yscale="log", xlabel="milliseconds of one estimate")
+            axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
+            axes.xaxis.set_major_formatter("{x:g}")
+            if own:
+                _iso_lines(axes)
+        for axes in list(grid.flat)[len(layers) :]:
+            axes.remove()
+        for axes in grid[:, 0]:
+            axes.set_ylabel("relative variance of one estimate")
+        biased = any(f.verdict == DECLARED for f in findings)
+        handles = [_handle(look) for look in looks.values()]
+        drawn = {f.estimator for f in findings if f.relative_variance}
+        names = [label if label in drawn else f"{label} (no variance)" for label in labels]
+        names += ["hollow: biased (declared)"] if biased else []
+        _legend_above(figure, handles + ([_handle(Look("#555555", "o", "none"), hollow=True)] if biased else []), names)
+        return _png(figure)
+
+
+def _iso_lines(axes: Axes) -> None:
+    """Equal variance x time, a diagonal for each power of ten, labelled at the left or lower edge of the panel."""
+    axes.margins(0.12)
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    axes.set(xlim=(left, right), ylim=(low, high))
+    for power in range(math.ceil(math.log10(left * low)), math.floor(math.log10(right * high)) + 1):
+        product = 10.0**power
+        axes.plot([left, right], [product / left, product / right], color="#bdbdbd", lw=0.8, ls="--", zorder=1)
+        x = max(left, product / high)  # where the line enters the panel
+        words = f" {product:g}"
+        axes.text(x, product / x, words, color="#8a8a8a", fontsize=7, va="top", ha="left", zorder=1, clip_on=True)
+
+
 def _severity_ticks(grid: Any, panels: Sequence[Any], levels: Sequence[float]) -> None:
     ticks = [0.0, *sorted(set(levels))]
     below = [axes for place, axes in enumerate(grid.flat) if place + grid.shape[1] >= len(panels)]
@@ -181,10 +239,14 @@ def _curve(run: Run, key: str) -> tuple[list[float], list[float]]:
 
 def _each(experiments: Experiments) -> Iterator[tuple[str, Look, Run]]:
     for place, (label, runs) in enumerate(experiments.items()):
-        turn, colour = divmod(place, len(COLOURS))
-        look = Look(COLOURS[colour], MARKERS[(colour + turn) % len(MARKERS)], LINES[turn % len(LINES)])
+        look = _look(place)
         for run in runs:
             yield label, look, run
+
+
+def _look(place: int) -> Look:
+    turn, colour = divmod(place, len(COLOURS))
+    return Look(COLOURS[colour], MARKERS[(colour + turn) % len(MARKERS)], LINES[turn % len(LINES)])
 
 
 def _legend(figure: Figure, experiments: Experiments, cells: Sequence[Cell] = ()) -> None:
@@ -195,6 +257,10 @@ def _legend(figure: Figure, experiments: Experiments, cells: Sequence[Cell] = ()
     if any(cell.warnings for cell in cells):
         handles.append(_handle(Look("#555555", "o", "none"), hollow=True))
         labels.append("hollow: marked †")
+    _legend_above(figure, handles, labels)
+
+
+def _legend_above(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
     width = max(len(label) for label in labels) + 6
     across = max(1, min(len(labels), int(13 * figure.get_figwidth()) // width))
     figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(labels) // across))

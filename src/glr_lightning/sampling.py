@@ -5,13 +5,16 @@ independent, copies of one group need not be. A baseline for copy k may use only
 (Law 2), so the groups travel with the draws.
 """
 
+import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.quasirandom import SobolEngine
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.noise import Noise
@@ -31,9 +34,20 @@ class Draws:
 
 
 class Sampler(ABC):
-    """Draws noise copies. `group_size` copies depend on each other; groups are independent."""
+    """Draws noise copies. `group_size(copies)` of them depend on each other; groups are independent."""
 
-    group_size: ClassVar[int]
+    mirrored: ClassVar[bool] = False
+    """Is every group a pair (z, -z)?"""
+    max_dimensions: ClassVar[float] = math.inf
+    """How many numbers a site of one sample may have."""
+
+    @abstractmethod
+    def group_size(self, copies: int) -> int:
+        """How many of so many copies are one dependence group."""
+
+    def part(self, groups: int) -> "Sampler":
+        """The sampler that draws so many whole groups and not all of them, for who holds few copies at a time."""
+        return self
 
     def check(self, noise: Noise, copies: int) -> None:
         """Refuse a number of copies that does not fill whole groups.
@@ -41,11 +55,20 @@ class Sampler(ABC):
         Raises:
             ConfigurationError: copies is not a positive multiple of the group size.
         """
-        if copies < 1 or copies % self.group_size:
+        size = self.group_size(copies)
+        if copies < 1 or copies % size:
             raise ConfigurationError(
                 f"{type(self).__name__.lower()} sampling needs copies to be a positive multiple of "
-                f"{self.group_size}, got copies={copies}; use copies={max(copies + copies % self.group_size, 2)} "
+                f"{size}, got copies={copies}; use copies={max(copies + copies % size, 2)} "
                 "or sampling=independent."
+            )
+
+    def check_site(self, dimensions: int) -> None:
+        """Refuse a site with too many numbers per sample. Raises ConfigurationError."""
+        if dimensions > self.max_dimensions:
+            raise ConfigurationError(
+                f"{type(self).__name__.lower()} sampling has at most {self.max_dimensions:,} dimensions, and one "
+                f"sample has {dimensions:,} pre-activations at a noisy layer; use sampling=independent or antithetic."
             )
 
     @abstractmethod
@@ -69,7 +92,8 @@ class Sampler(ABC):
 class Independent(Sampler):
     """All copies independent: every copy is a group of its own."""
 
-    group_size = 1
+    def group_size(self, copies: int) -> int:
+        return 1
 
     def group(self, copies: int, device: torch.device) -> Tensor:
         return torch.arange(copies, device=device)
@@ -94,7 +118,10 @@ class Antithetic(Sampler):
     A pair is ONE group. Leaving out only the own loss across pairs returns K / (K - 1) times the gradient.
     """
 
-    group_size = 2
+    mirrored = True
+
+    def group_size(self, copies: int) -> int:
+        return 2
 
     def check(self, noise: Noise, copies: int) -> None:
         super().check(noise, copies)
@@ -118,3 +145,120 @@ class Antithetic(Sampler):
     ) -> Draws:
         half = noise.sample((copies // 2, *shape), generator=generator, dtype=dtype)
         return Draws(torch.cat([half, -half]), self.group(copies, half.device))
+
+
+@dataclass(frozen=True)
+class Sobol(Sampler):
+    """Randomised quasi-Monte-Carlo: z = F^-1(u) with the u of K / R copies spread evenly over the unit cube.
+
+    The cube has one dimension per number of the site of ONE sample. The first 2^m points of a Sobol sequence have
+    one point in each interval of length 2^-m along each dimension, and the copies of one randomisation are such a
+    set. Three randomisations, drawn anew at every call (so for every step and layer), keep that property:
+
+    - A digital shift, u xor s with s uniform: of each randomisation, sample and dimension its own. It alone makes
+      each single copy exactly uniform and independent over samples, dimensions and layers, whatever else is fixed,
+      so an estimate that is unbiased with independent copies still is. The copies of one randomisation depend on each
+      other and are ONE group.
+    - A linear scramble (Matousek, Journal of Complexity 14, 1998): a random lower-triangular binary matrix per
+      dimension, of each randomisation its own (they are small), so that groups are independent outright. The samples
+      of a batch share it. That correlates nothing: given the matrices, the shift still leaves every sample's
+      estimate its mean.
+    - A random order of the points (Owen's Latin supercube sampling, 1998), because the layers are separate calls on
+      the same dimensions, and in the same order point k would pair related numbers of two layers.
+
+    Args:
+        randomisations: R, the independent groups; leave-one-out needs 2. K / R must be a power of two.
+
+    Raises:
+        ConfigurationError: randomisations is not a positive whole number.
+    """
+
+    randomisations: int = 2
+
+    max_dimensions = SobolEngine.MAXDIM
+
+    def __post_init__(self) -> None:
+        if isinstance(self.randomisations, bool) or not isinstance(self.randomisations, int) or self.randomisations < 1:
+            raise ConfigurationError(
+                f"sampling.randomisations must be a whole number of at least 1, got {self.randomisations!r}; "
+                "use 2 with baseline=leave_one_out."
+            )
+
+    def group_size(self, copies: int) -> int:
+        return max(copies // self.randomisations, 1)
+
+    def part(self, groups: int) -> "Sobol":
+        return replace(self, randomisations=groups)
+
+    def check(self, noise: Noise, copies: int) -> None:
+        points = 1 << max(-(-copies // self.randomisations) - 1, 0).bit_length()  # the next power of two
+        if copies != points * self.randomisations:
+            works = ", ".join(str(self.randomisations << m) for m in range(4))
+            raise ConfigurationError(
+                f"sobol sampling needs a power of two of copies in each of its sampling.randomisations="
+                f"{self.randomisations}, got copies={copies}; use copies={points * self.randomisations} "
+                f"({works}, ... work) or sampling=independent."
+            )
+
+    def group(self, copies: int, device: torch.device) -> Tensor:
+        return torch.arange(self.randomisations, device=device).repeat_interleave(copies // self.randomisations)
+
+    def __call__(
+        self,
+        noise: Noise,
+        copies: int,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> Draws:
+        self.check(noise, copies)
+        dimensions = math.prod(shape[1:])
+        self.check_site(dimensions)
+        net = _scrambled_net(self.randomisations, copies // self.randomisations, dimensions, generator)
+        shift = _random_bits((self.randomisations, 1, shape[0], dimensions), generator)
+        u = _to_open_interval(net[:, :, None] ^ shift, torch.promote_types(dtype, torch.float32))
+        z = noise.icdf(u).to(dtype).view(copies, *shape)
+        return Draws(z, self.group(copies, z.device))
+
+
+BITS = SobolEngine.MAXBIT
+"""Binary digits of a point; digit j = 0, 1, ... has the place value 2^(BITS - 1 - j)."""
+
+
+def _scrambled_net(randomisations: int, points: int, dimensions: int, generator: torch.Generator) -> Tensor:
+    """Linearly scrambled Sobol points in random order, [randomisations, points, dimensions] int32."""
+    m = points.bit_length() - 1
+    digits = _direction_digits(dimensions, m, generator.device)
+    # column j of a lower-triangular matrix with unit diagonal: digit j is 1, the digits after it are random
+    unit = 1 << torch.arange(BITS - 1, BITS - 1 - m, -1, dtype=torch.int32, device=generator.device)[:, None]
+    columns = (_random_bits((randomisations, m, dimensions), generator) & (unit - 1)) | unit
+    directions = torch.zeros_like(columns)
+    for j in range(m):
+        directions = directions ^ (digits[:, j] * columns[:, j, None])
+    net = torch.zeros(randomisations, 1, dimensions, dtype=torch.int32, device=generator.device)
+    for i in range(m):
+        net = torch.cat([net, net ^ directions[:, i, None]], dim=1)
+    order = torch.rand(randomisations, points, generator=generator, device=generator.device).argsort(dim=1)
+    return net.take_along_dim(order[..., None], dim=1)
+
+
+@functools.cache
+def _direction_digits(dimensions: int, m: int, device: torch.device) -> Tensor:
+    """Digit j of direction number i, [i, j, dimensions] of 0 and 1. The first m have only the first m digits."""
+    numbers = SobolEngine(dimensions).sobolstate[:, :m].T.to(torch.int32)
+    place = torch.arange(BITS - 1, BITS - 1 - m, -1, dtype=torch.int32)
+    return ((numbers[:, None] >> place[:, None]) & 1).to(device)
+
+
+def _random_bits(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randint(2**BITS, tuple(shape), generator=generator, dtype=torch.int32, device=generator.device)
+
+
+def _to_open_interval(points: Tensor, dtype: torch.dtype) -> Tensor:
+    """The middle of the cell of each point, as many digits as the dtype holds exactly: never 0 or 1.
+
+    Rounding 30 digits to a float32 would return 1 for the largest, whose quantile is infinite.
+    """
+    digits = min(BITS, round(-math.log2(torch.finfo(dtype).eps)))
+    return ((points >> (BITS - digits)).to(dtype) + 0.5) * 2.0**-digits

@@ -112,6 +112,8 @@ def train(
                 f"the run in {run_dir} is finished after {done + 1} epochs; there is nothing to resume."
             )
     pl.seed_everything(config["seed"], verbose=False)
+    if not torch.cuda.is_available():  # Lightning sets it, and each optimizer step would open the driver library anew
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     data = build_data(config, trusted)
     data.prepare_data()
     data.setup()  # the test files too: damage shall show now, not after hours

@@ -23,6 +23,8 @@ from glr_lightning.schedules import Annealing
 
 CHECK_EVERY = 50
 """Steps between looks at the loss on an accelerator, where each look waits for the device."""
+METRICS_EVERY = 50
+"""Steps whose metrics are updated together: torchmetrics' own bookkeeping costs as much as a small network's step."""
 
 
 class MakeOptimizer(Protocol):
@@ -113,6 +115,7 @@ class GLRModule(pl.LightningModule):
             MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(2)
         )
         self.class_counts = ClassCounts(classes)
+        self._outcomes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # of steps that no metric knows yet
         self.snr = SignalToNoise() if diagnostics else None
         self._watch: WatchedBaseline | None = None
         estimator.check(network, loss)
@@ -158,10 +161,18 @@ class GLRModule(pl.LightningModule):
         optimizer.step()
 
         self.forwards += estimate.diagnostics["forwards"] * self.trainer.world_size
-        self.train_loss.update(estimate.loss)
-        self.grad_norm.update(norm)
-        self.train_accuracy.update(estimate.logits, y)
-        self.class_counts.update(estimate.logits, y)
+        self._outcomes.append((estimate.loss, norm, estimate.logits, y))
+        if len(self._outcomes) == METRICS_EVERY:
+            self._update_metrics()
+
+    def _update_metrics(self) -> None:
+        if self._outcomes:
+            losses, norms, logits, labels = zip(*self._outcomes, strict=True)
+            self._outcomes.clear()
+            self.train_loss.update(torch.stack(losses))
+            self.grad_norm.update(torch.stack(norms))
+            self.train_accuracy.update(torch.cat(logits), torch.cat(labels))
+            self.class_counts.update(torch.cat(logits), torch.cat(labels))
 
     def _estimate(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         if not self.log_sigma:
@@ -187,6 +198,7 @@ class GLRModule(pl.LightningModule):
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
         self._require_finite_weights()
+        self._update_metrics()
         row = self._compute_and_reset(
             train_loss=self.train_loss, train_accuracy=self.train_accuracy, grad_norm=self.grad_norm
         )

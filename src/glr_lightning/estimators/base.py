@@ -108,3 +108,9 @@ def validated_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{name} must be a whole number of at least 1, got {value!r}.")
     return value
+
+
+def even_parts(total: int, largest: int) -> list[int]:
+    """Split a count into parts of at most `largest` (at least 1), as even as can be."""
+    parts = -(-total // max(largest, 1))
+    return [total // parts + (part < total % parts) for part in range(parts)]

@@ -1,5 +1,6 @@
 """The generalized (push-out) likelihood-ratio estimator."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.chain import Chain, CleanPass, NoisySite
+from glr_lightning.chain import Chain, CleanPass, NoisySite, require_separate_samples
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site, validated_count, validated_sigma
 from glr_lightning.injection import Injection, Joint, Layerwise
@@ -18,7 +19,7 @@ from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.sampling import Antithetic, Sampler
 
-Score = Literal["plain", "conditional", "auto"]
+Score = Literal["plain", "conditional", "coupled", "auto"]
 
 CHUNK_ELEMENTS = 2**22
 """Without a `chunk`, as many copies at once as keep the widest noisy layer below this many numbers (16 MiB)."""
@@ -40,27 +41,37 @@ class LikelihoodRatio(Estimator):
     L and phi, continuous or not.
 
     Conditional score (Rao-Blackwell). Where a piecewise-constant activation follows the layer, L depends on z_l
-    only through the cell in which v_l falls, so s(z_l) may be replaced by its mean over that cell: same mean,
-    smaller variance. A layer that no such activation follows (the logits) keeps the plain score.
+    only through the cell in which v_l falls, so s(z_l) may be replaced by its mean over that cell: same mean, and
+    with independent copies never a larger variance. A layer that no such activation follows (the logits) keeps the
+    plain score.
+
+    Coupled score. Mirrored partners that share the pre-activation A_l enter as (L(z) - L(-z)) s(z), and both
+    losses depend on z only through the cells of z and of -z, so s(z) may be replaced by its mean given both: the
+    Rao-Blackwell form of the plain antithetic estimate, whose variance it never exceeds. It is odd in z, so any
+    baseline common to the partners cancels. It takes of a pair the difference of the losses alone, and the conditional
+    score each loss for what it says: with leave-one-out and K >= 8 the coupled variance was 1.2 to 2 times the
+    conditional one on threshold networks. Only at K = 2, which leaves nothing to leave one out of, are they on a par.
 
     Noise scale. From the same copies, E[(L - b) (s(z) z - 1)] = dJ/dlog(sigma), summed over the units that share the
     scale: log f((v - A)/sigma)/sigma has the derivative s(z) z - 1 with respect to log(sigma), and E[s(z) z - 1] = 0
     lets b be subtracted. Where the score is conditional, so is this.
 
     References. Peng, Xiao, Heidergott, Hong, Lam, INFORMS Journal on Computing 34(1), 2022 (joint injection);
-    Jiang, Zhang, Xu, Yu, Peng, ICLR 2024 (layer-wise injection).
+    Jiang, Zhang, Xu, Yu, Peng, ICLR 2024 (layer-wise injection); Dong, Mnih, Tucker, DisARM, NeurIPS 2020 (the
+    coupled score of a logistic threshold unit).
 
     Preconditions. An admissible density; samples that do not influence each other (no BatchNorm in train mode).
 
     Args:
         noise: the standardised density.
         sigma: its scale, one value or one per layer, in units of the pre-activation.
-        copies: K, the noise copies per sample, a multiple of the sampler's group size.
+        copies: K, the noise copies per sample, whole groups of the sampler.
         sampling: how the copies are drawn.
         baseline: what is subtracted from the losses.
         injection: which layers are noisy together.
-        score: "plain"; "conditional", which needs a layer that a piecewise-constant activation follows; or "auto",
-            conditional at every such layer, if there is one.
+        score: "plain"; "conditional", which needs a layer that a piecewise-constant activation follows; "coupled",
+            which needs antithetic sampling as well, and is conditional where v_l's partners do not share A_l (above
+            the first noisy layer); or "auto", conditional at every such layer, if there is one.
         chunk: copies held in memory at once, whole groups together and never fewer than the baseline needs, or
             None to choose by `CHUNK_ELEMENTS`. The leave-one-out baseline is taken within each chunk, which
             leaves the mean as it is.
@@ -85,12 +96,18 @@ class LikelihoodRatio(Estimator):
         self.sampling.check(self.noise, self.copies)
         if self.score not in get_args(Score):
             raise ConfigurationError(f"score must be one of {', '.join(get_args(Score))}, got {self.score!r}.")
-        if self.chunk is not None and validated_count("chunk", self.chunk) < self.sampling.group_size:
+        group_size = self.sampling.group_size(self.copies)
+        if self.score == "coupled" and not self.sampling.mirrored:
             raise ConfigurationError(
-                f"chunk={self.chunk} is smaller than one group of {self.sampling.group_size} dependent copies; "
-                f"use chunk={self.sampling.group_size} or more."
+                f"score=coupled needs mirrored pairs of copies, which {type(self.sampling).__name__.lower()} sampling "
+                "does not draw; use sampling=antithetic, or estimator.score=auto."
             )
-        self.baseline.check(self.copies // self.sampling.group_size)
+        if self.chunk is not None and validated_count("chunk", self.chunk) < group_size:
+            raise ConfigurationError(
+                f"chunk={self.chunk} is smaller than one group of {group_size} dependent copies; "
+                f"use chunk={group_size} or more."
+            )
+        self.baseline.check(self.copies // group_size)
 
     @property
     def objective(self) -> Objective:
@@ -101,31 +118,28 @@ class LikelihoodRatio(Estimator):
 
     def check(self, network: nn.Module, loss: Loss) -> None:
         chain = Chain.of(network)
-        self._check_chain(chain)
+        self.check_chain(chain)
 
-    def _check_chain(self, chain: Chain) -> None:
+    def check_chain(self, chain: Chain) -> None:
         per_site(self.sigma, len(chain.sites))
-        inner = [(n, m) for n, leaf in zip(chain.names, chain.modules, strict=True) for m in leaf.modules()]
-        for name, module in inner:
-            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if batch_norm and (module.training or module.running_mean is None):
-                raise ConfigurationError(
-                    f"module '{name}' ({type(module).__name__}) is in train mode or keeps no statistics, and couples "
-                    "the samples of a batch, which breaks the likelihood-ratio estimate; remove it, use a per-sample "
-                    "normalisation (nn.GroupNorm without affine parameters), or put it in eval mode."
-                )
-            draws = isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
-            if draws and module.training:
-                raise ConfigurationError(
-                    f"module '{name}' ({type(module).__name__}) draws noise of its own from the global generator; "
-                    "remove it: the injected noise already regularises."
-                )
-        if self.score == "conditional" and not any(
-            isinstance(chain.follower(site), PiecewiseConstant) for site in range(len(chain.sites))
-        ):
+        require_separate_samples(chain)
+        for layer in map(chain.layer, range(len(chain.sites))):
+            if isinstance(layer, nn.Linear):  # a convolution's site is known once it has seen an input
+                self.sampling.check_site(layer.out_features)
+        self._check_score(chain)
+
+    def _check_score(self, chain: Chain) -> None:
+        passes = self.injection.passes(len(chain.sites))
+        if self.score == "conditional":
+            sites, where = [site for noisy in passes for site in noisy], "right after a layer"
+        elif self.score == "coupled":
+            sites, where = [noisy[0] for noisy in passes], "right after the first noisy layer"
+        else:
+            return
+        if not any(isinstance(chain.follower(site), PiecewiseConstant) for site in sites):
             raise ConfigurationError(
-                "score=conditional needs a piecewise-constant activation (activation=threshold or sign) right "
-                "after a layer; this network has none. Use estimator.score=plain or auto."
+                f"score={self.score} needs a piecewise-constant activation (activation=threshold or sign) {where}; "
+                "this network has none. Use estimator.score=plain or auto."
             )
 
     @torch.no_grad()
@@ -142,7 +156,7 @@ class LikelihoodRatio(Estimator):
         """As every estimator's; with `scales`, one tensor for each layer that broadcasts to its pre-activation, these
         are the noise scales in place of `sigma`, and `Estimate.log_sigma` holds the gradients of their logarithms."""
         chain = Chain.of(network)
-        self._check_chain(chain)
+        self.check_chain(chain)
         sigma = per_site(self.sigma, len(chain.sites)) if scales is None else tuple(scales)
         by_log_sigma = [torch.zeros_like(scale) for scale in scales or ()]
         clean = chain.clean(x)
@@ -157,7 +171,7 @@ class LikelihoodRatio(Estimator):
                 advantage = losses - self.baseline(losses, group, clean_loss)
                 weight = advantage / (self.copies * len(y))
                 for at in seen:
-                    score = self._score(chain, at, sigma[at.site])
+                    score = self.score_of(chain, at, sigma[at.site])
                     per_unit = weight[(...,) + (None,) * (score.dim() - 2)]
                     signal = score * (per_unit / sigma[at.site])
                     if scales is not None:
@@ -184,9 +198,10 @@ class LikelihoodRatio(Estimator):
     ) -> tuple[Tensor, Tensor, list[NoisySite]]:
         """The losses [copies, batch] of one noisy pass, the copies' groups, and what its sites saw."""
         groups: list[Tensor] = []
+        sampler = self.sampling.part(copies // self.sampling.group_size(self.copies))
 
         def draw(v0: Tensor) -> Tensor:
-            draws = self.sampling(self.noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype)
+            draws = sampler(self.noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype)
             groups.append(draws.group)
             return draws.z
 
@@ -195,11 +210,13 @@ class LikelihoodRatio(Estimator):
         losses = loss(logits.to(seen[0].v.dtype), y.repeat(copies))
         return losses.unflatten(0, (copies, len(y))), groups[0], seen  # a sampler groups all sites alike
 
-    def _score(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
-        """The score of each draw, [copies, batch, *site]: plain, or its mean over the activation's cell."""
+    def score_of(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
+        """The score of each draw, [copies, batch, *site]: plain, or its mean over the cells of the activation."""
         activation = chain.follower(at.site)
         if self.score == "plain" or not isinstance(activation, PiecewiseConstant):
             return self.noise.score(at.z)
+        if self.score == "coupled" and len(at.v0) == 1:  # the partners share v0
+            return coupled_score(self.noise, [(cut - at.v0) / sigma for cut in activation.cuts], at.z)
         # v0 of the first noisy layer is common to all copies, so this costs 1 / copies of a score per draw
         per_cell = [
             self.noise.conditional_score(*(None if cut is None else (cut - at.v0) / sigma for cut in cell))
@@ -226,7 +243,37 @@ class LikelihoodRatio(Estimator):
 
     def _chunks(self, chunk: int) -> Iterator[int]:
         """Split the copies into chunks of at most `chunk`, whole groups together, as even as can be."""
-        size = self.sampling.group_size
+        size = self.sampling.group_size(self.copies)
         groups = self.copies // size
         parts = min(-(-groups // max(chunk // size, 1)), groups // self.baseline.required_groups)
         return (size * (groups // parts + (part < groups % parts)) for part in range(parts))
+
+
+def coupled_score(noise: Noise, cuts: Sequence[Tensor], z: Tensor) -> Tensor:
+    """Mean score of a draw of which it is known between which cuts t_i it lies, and between which ones -z lies.
+
+    The cuts are where v0 + sigma z crosses one, those of the mirrored partner are -t_i, and together they part the
+    line at +-|t_i|. That partition is even and s odd, so between the innermost two the mean is 0 and beyond,
+
+        E[s | cells] = sign(z) E[s | a < |z| < b],   a and b the nearest of the |t_i|, b infinite beyond the last.
+
+    For one cut it is sign(z) f(t) / (1 - F(|t|)) where |z| > |t|.
+
+    Args:
+        noise: a symmetric density.
+        cuts: standardised, each broadcastable to z.
+        z: [copies, ...].
+    """
+    edges = torch.stack([cut.abs() for cut in cuts]).sort(dim=0).values.unbind()
+    sizes = [_mean_score_between(noise, a, b) for a, b in itertools.pairwise(edges)] + [noise.hazard(edges[-1])]
+    distance = z.abs()
+    size = torch.zeros_like(sizes[0])
+    for edge, beyond in zip(edges, sizes, strict=True):
+        size = torch.lerp(size, beyond, (distance > edge).to(z.dtype))  # exact at weights 0 and 1
+    return torch.copysign(size, z)
+
+
+def _mean_score_between(noise: Noise, a: Tensor, b: Tensor) -> Tensor:
+    """E[s | a < z < b] for 0 <= a <= b, which may meet: the score of the middle where a ratio would be all rounding."""
+    narrow = b - a < torch.finfo(a.dtype).eps ** 0.4
+    return torch.where(narrow, noise.score(0.5 * (a + b)), noise.conditional_score(a, torch.where(narrow, a + 1, b)))

@@ -1,0 +1,135 @@
+"""Activity-perturbed forward gradients: derivatives along random directions, without a backward pass."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from glr_lightning.chain import Chain, CleanPass, require_separate_samples
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, even_parts, validated_count, validated_sigma
+from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
+from glr_lightning.estimators.straight_through import has_slopes, require_loss_with_derivative, with_slopes
+from glr_lightning.injection import Injection, Joint
+from glr_lightning.layers import contract
+from glr_lightning.losses import Loss
+from glr_lightning.noise import Gaussian, Noise
+
+
+@dataclass(frozen=True)
+class ForwardGradient(Estimator):
+    """dL/dtheta of the noise-free network from directional derivatives: forward mode only, nothing goes backward.
+
+    Quantity. The gradient of the plain loss, as `Backprop` has it.
+
+    Estimator. For each sample n and copy k, random signs u_l at the pre-activations v_l of the sites of one pass of
+    the injection, and the derivative of L along them by one forward-mode (Jacobian-vector) product,
+
+        D_kn = sum_l <dL_n/dv_l, u_l,kn>,    g_l = 1/(K B) sum_{k,n} VJP_{A_l}( D_kn u_l,kn ).
+
+    Unbiased because E[u u^T] = I over all sites of the pass: E[D u_l] = dL_n/dv_l. Of all directions with independent
+    components, signs (Rademacher) have the smallest variance: sum_{j != i} g_j^2 in component i, where standard normals
+    add 2 g_i^2. Copies -u repeat u, so there is nothing antithetic to draw.
+
+    Biased through piecewise-constant activations, whose derivative is 0: they get the slope of their mean under noise,
+    and the mean of the estimate is `StraightThrough`'s then.
+
+    References. Ren, Kornblith, Liao, Hinton, ICLR 2023 (perturbed activities); Baydin, Pearlmutter, Syme, Wood, Torr,
+    arXiv 2202.08587, 2022.
+
+    Preconditions. A loss with a derivative; samples that do not influence each other (no BatchNorm in train mode).
+
+    Args:
+        copies: K, the directions per sample.
+        injection: which layers are perturbed together; all (joint), or each in a pass of its own, which leaves the
+            mean as it is and costs a pass per layer.
+        noise, sigma: the density and scale of the slopes, as for `StraightThrough`; read only where an activation
+            needs them.
+        chunk: copies held in memory at once, or None to choose by `CHUNK_ELEMENTS`.
+
+    Raises:
+        ConfigurationError: any of these is out of range.
+    """
+
+    copies: int = 32
+    injection: Injection = Joint()
+    noise: Noise = Gaussian()
+    sigma: float | tuple[float, ...] = 1.0
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
+        validated_count("copies", self.copies)
+        if self.chunk is not None:
+            validated_count("chunk", self.chunk)
+
+    @property
+    def objective(self) -> Objective:
+        return "noise_free"
+
+    def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        return dict.fromkeys(Chain.of(network).site_names, "forward gradient, from directional derivatives")
+
+    def bias(self, network: nn.Module) -> str:
+        if not has_slopes(with_slopes(Chain.of(network), self.noise, self.sigma)):
+            return ""
+        return "forward-gradient smoothing: straight-through slopes stand in for derivatives that are 0"
+
+    def check(self, network: nn.Module, loss: Loss) -> None:
+        require_loss_with_derivative(loss)
+        require_separate_samples(with_slopes(Chain.of(network), self.noise, self.sigma))
+
+    @torch.no_grad()
+    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        self.check(network, loss)
+        clean = Chain.of(network).clean(x)
+        chain = with_slopes(Chain.of(network), self.noise, self.sigma)
+        passes = self.injection.passes(len(chain.sites))
+        gradients: dict[str, Tensor] = {}
+        for sites in passes:
+            for copies in self._chunks(clean):
+                slopes, directions = directional_derivatives(chain, clean, sites, copies, loss, y, generator)
+                weight = slopes / (self.copies * len(y))
+                for site, u in directions.items():
+                    signal = weight[(...,) + (None,) * (u.dim() - 2)] * u
+                    # the layer's input is common to all copies, so `contract` sums them first
+                    for name, value in contract(chain.layer(site), clean.inputs[site], signal).items():
+                        full_name = chain.parameter_name(site, name)
+                        gradients[full_name] = gradients[full_name] + value if full_name in gradients else value
+        forwards = (len(passes) * self.copies + 1) * len(y)
+        return Estimate(gradients, loss(clean.logits, y).mean(), clean.logits, {"forwards": forwards})
+
+    def _chunks(self, clean: CleanPass) -> list[int]:
+        """The copies, split as evenly as can be."""
+        return even_parts(self.copies, self.chunk or CHUNK_ELEMENTS // max(v.numel() for v in clean.preactivations))
+
+
+def directional_derivatives(
+    chain: Chain,
+    clean: CleanPass,
+    sites: tuple[int, ...],
+    copies: int,
+    loss: Loss,
+    y: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The derivatives [copies, batch] of each sample's loss along random signs, and the signs by site.
+
+    The noisy pass with a noise whose value is 0 and whose tangent are the signs: v = v0 + 1 (0 + epsilon u).
+    """
+    with forward_ad.dual_level():
+
+        def draw(v0: Tensor) -> Tensor:
+            value = forward_ad.unpack_dual(v0).primal
+            u = random_signs((copies, *v0.shape[1:]), value, generator)
+            return forward_ad.make_dual(torch.zeros_like(u), u)
+
+        logits, seen = chain.noisy(clean, sites, (1.0,) * len(chain.sites), draw)
+        slopes = forward_ad.unpack_dual(loss(logits.to(seen[0].v.dtype), y.repeat(copies))).tangent
+        directions = {at.site: forward_ad.unpack_dual(at.z).tangent for at in seen}
+    return slopes.unflatten(0, (copies, len(y))), directions
+
+
+def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent +1 and -1 with even chances, in the dtype and on the device of `like`."""
+    return torch.randint(2, shape, generator=generator, dtype=like.dtype, device=like.device).mul_(2).sub_(1)

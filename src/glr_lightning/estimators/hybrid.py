@@ -1,0 +1,139 @@
+"""Hybrid: likelihood ratio where something jumps, derivatives along the path above it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.baselines import Baseline, LeaveOneOut
+from glr_lightning.chain import Chain, NoisySite
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site
+from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
+from glr_lightning.layers import contract
+from glr_lightning.losses import Loss
+from glr_lightning.noise import Gaussian, Noise
+from glr_lightning.sampling import Antithetic, Sampler
+
+
+@dataclass(frozen=True)
+class Hybrid(Estimator):
+    """Gradient of E[L] with noise at and below the last discontinuity only, and exact derivatives above it.
+
+    The layers split at the last piecewise-constant activation (none: below the first layer).
+
+        below   noise; likelihood ratio, as in `LikelihoodRatio` with joint injection
+        above   a differentiable loss: no noise, the mean of dL/dtheta over the copies (pathwise, exact given h)
+                a loss that jumps: noise at the logits alone, their likelihood ratio sum_k (L_k - b_k) s(z_k) / sigma as
+                the cotangent of ONE vector-Jacobian product through the layers above the split
+
+    Unbiased for the gradient of E[L] under that noise: below by the likelihood-ratio identity; above because
+    given the noise below, L (or the expectation of L over the logits' noise) is differentiable in theta, and the
+    derivative goes under the expectation.
+
+    References. Peng, Xiao, Heidergott, Hong, Lam, INFORMS Journal on Computing 34(1), 2022, on the link between
+    infinitesimal perturbation analysis and the likelihood ratio.
+
+    Preconditions. As for `LikelihoodRatio`; something must jump, and a layer must be left that can be differentiated.
+
+    Args and errors as for `LikelihoodRatio`; all copies are held in memory at once.
+    """
+
+    noise: Noise = Gaussian()
+    sigma: float | tuple[float, ...] = 1.0
+    copies: int = 32
+    sampling: Sampler = Antithetic()
+    baseline: Baseline = LeaveOneOut()
+    score: Score = "auto"
+
+    objective: ClassVar[Objective] = "discontinuities"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", self._ratio.sigma)
+
+    @property
+    def _ratio(self) -> LikelihoodRatio:
+        """What serves the layers below the split; it also validates the options."""
+        return LikelihoodRatio(self.noise, self.sigma, self.copies, self.sampling, self.baseline, score=self.score)
+
+    def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        chain = Chain.of(network)
+        split = _below(chain)
+        words = ["likelihood ratio, from loss values"] * split
+        if loss.differentiable:
+            words += ["pathwise: derivative of the loss, given the noise below"] * (len(chain.sites) - split)
+        else:
+            words += ["vector-Jacobian product of the logits' likelihood ratio"] * (len(chain.sites) - split - 1)
+            words += ["likelihood ratio at the logits, from loss values"]
+        return dict(zip(chain.site_names, words, strict=True))
+
+    def check(self, network: nn.Module, loss: Loss) -> None:
+        self.check_chain(Chain.of(network), loss)
+
+    def check_chain(self, chain: Chain, loss: Loss) -> None:
+        self._ratio.check_chain(chain)
+        split, sites = _below(chain), len(chain.sites)
+        if split == 0 and loss.differentiable:
+            raise ConfigurationError(
+                f"estimator=hybrid takes likelihood ratios where something jumps, but {type(loss).__name__} and every "
+                "activation here have a derivative; use estimator=noisy_backprop or backprop."
+            )
+        if split >= sites - (not loss.differentiable):
+            raise ConfigurationError(
+                f"estimator=hybrid has no layer to differentiate here: the last threshold is under the logits, and "
+                f"{type(loss).__name__} jumps as well; use estimator=local_expectation or likelihood_ratio, or "
+                "loss=cross_entropy, or a smooth activation."
+            )
+
+    @torch.enable_grad()
+    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        chain = Chain.of(network)
+        self.check_chain(chain, loss)
+        sigma = per_site(self.sigma, len(chain.sites))
+        split, last = _below(chain), len(chain.sites) - 1
+        noisy_sites = tuple(range(split)) + (() if loss.differentiable else (last,))
+        group = self.sampling.group(self.copies, x.device)
+
+        def draw(v0: Tensor) -> Tensor:
+            return self.sampling(self.noise, self.copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
+
+        clean = chain.clean(x)
+        logits, seen = chain.noisy(clean, noisy_sites, sigma, draw)
+        losses = loss(logits.to(seen[0].v.dtype), y.repeat(self.copies)).unflatten(0, (self.copies, len(y)))
+        with torch.no_grad():
+            clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None
+            weight = (losses - self.baseline(losses, group, clean_loss)) / losses.numel()
+            signals = [self._ratio.score_of(chain, at, sigma[at.site]) for at in seen]
+            signals = [
+                s * (weight / sigma[at.site])[(...,) + (None,) * (s.dim() - 2)]
+                for s, at in zip(signals, seen, strict=True)
+            ]
+
+        names, parameters = _parameters(chain, range(split, last + 1))
+        if loss.differentiable:
+            above = torch.autograd.grad(losses.mean(), parameters)
+        else:
+            top: NoisySite = seen.pop()
+            cotangent = signals.pop()
+            above = torch.autograd.grad(top.v0, parameters, cotangent.sum_to_size(top.v0.shape))
+        gradients = dict(zip(names, above, strict=True))
+        with torch.no_grad():
+            for at, signal in zip(seen, signals, strict=True):
+                for name, value in contract(chain.layer(at.site), at.x.detach(), signal).items():
+                    gradients[chain.parameter_name(at.site, name)] = value
+        forwards = (self.copies + 1) * len(y)
+        return Estimate(gradients, losses.detach().mean(), clean.logits.detach(), {"forwards": forwards})
+
+
+def _below(chain: Chain) -> int:
+    """The number of layers at and below the last discontinuity of the network."""
+    jumps = [position for position, module in enumerate(chain.modules) if isinstance(module, PiecewiseConstant)]
+    return sum(position < jumps[-1] for position in chain.sites) if jumps else 0
+
+
+def _parameters(chain: Chain, sites: range) -> tuple[list[str], list[nn.Parameter]]:
+    """The trainable parameters of the layers at some sites, by the network's names."""
+    pairs = [(chain.parameter_name(site, n), p) for site in sites for n, p in chain.layer(site).named_parameters()]
+    return [name for name, p in pairs if p.requires_grad], [p for _, p in pairs if p.requires_grad]

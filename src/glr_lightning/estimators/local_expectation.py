@@ -1,0 +1,247 @@
+"""Local expectation: every unit's own noise is integrated out, given the noise of all others."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.chain import Chain, NoisySite, require_separate_samples
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site, validated_count, validated_sigma
+from glr_lightning.estimators.heads import Head, density_at_0, head_for
+from glr_lightning.layers import contract
+from glr_lightning.losses import Loss
+from glr_lightning.networks import Shift
+from glr_lightning.noise import Gaussian, Noise, require_admissible
+from glr_lightning.sampling import Independent, Sampler
+
+ELEMENTWISE = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, PiecewiseConstant)
+"""Activations of which a unit's output depends on its own pre-activation alone."""
+CARRIERS = (Shift, nn.Flatten, nn.Identity)
+"""Modules through which a change of a unit passes as it is."""
+MOVED_ELEMENTS = 2**22
+"""So many numbers of moved units are held at once (16 MiB)."""
+
+
+@dataclass(frozen=True)
+class LocalExpectation(Estimator):
+    """Gradient of J(theta) = E[L] from loss values: what each unit's own noise does is computed, not sampled.
+
+    Quantity. The gradient of the jointly smoothed objective, as `LikelihoodRatio` with joint injection has it.
+
+    Estimator. For a unit with noise-free pre-activation v0, and all other noise fixed, the derivative of the
+    expectation over its own noise is a weighted sum of losses with this unit moved (common random numbers):
+
+        piecewise-constant phi   sum_c P_c'(v0) L(h = level_c),   P_c' = (f(t_c) - f(t_{c+1})) / sigma,
+                                 t_c = (cut_c - v0) / sigma;  for a threshold  f(t) / sigma (L(1) - L(0))
+        any other phi            f(0) / sigma (L(phi(v0 + sigma r)) - L(phi(v0 - sigma r))),  r ~ |f'| / f(0)
+
+    (the first is exact, the second a draw of the measure-valued derivative, `Noise.sample_slope`). The weights add
+    up to 0, so losses count as differences to the loss as it was drawn. The mean over K draws of all
+    noise is unbiased by the tower rule: E[dE[L | others]/dv0] = dE[L]/dv0. Since nothing but a unit's own
+    influence enters, the variance does not grow with the number of units, as that of a likelihood ratio does.
+
+    Cost. Under the last hidden layer a moved unit is a rank-one change of the logits: all units together cost about
+    one more matrix product per copy (`Head.after_jumps`). A unit of a deeper layer costs a forward pass of the
+    layers above; `units` evaluates that many at random for each sample and divides by their probability.
+
+    At the logits the same holds with phi the identity; 0-1 loss is piecewise constant in each logit, and its noise is
+    integrated out exactly (`ZeroOneHead`).
+
+    References. Titsias & Lazaro-Gredilla, NeurIPS 2015 (local expectation gradients); Pflug 1989 and Heidergott &
+    Vazquez-Abad 2008 (measure-valued derivatives).
+
+    Preconditions. An admissible density; samples that do not influence each other; the logits are a layer's output.
+
+    Args:
+        noise: the standardised density.
+        sigma: its scale, one value or one per layer, in units of the pre-activation.
+        copies: K, how often all noise is drawn.
+        sampling: how the copies are drawn.
+        units: of a layer below the last hidden one, so many units are evaluated per sample and step; None: all.
+
+    Raises:
+        ConfigurationError: any of these is out of range, or the network does not fit.
+    """
+
+    noise: Noise = Gaussian()
+    sigma: float | tuple[float, ...] = 1.0
+    copies: int = 1
+    sampling: Sampler = Independent()
+    units: int | None = 32
+
+    objective: ClassVar[Objective] = "joint"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
+        validated_count("copies", self.copies)
+        if self.units is not None:
+            validated_count("estimator.units", self.units)
+        require_admissible(self.noise)
+        self.sampling.check(self.noise, self.copies)
+
+    def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        chain = Chain.of(network)
+        words = []
+        for site in range(len(chain.sites)):
+            exact = isinstance(chain.follower(site), PiecewiseConstant)
+            how = "own noise integrated out" if exact else "measure-valued derivative"
+            if site == len(chain.sites) - 1:
+                words.append(f"local expectation at the logits, from loss values ({type(loss).__name__})")
+            elif _is_under_the_logits(chain, site):
+                words.append(f"local expectation, from loss values: {how}, all units at once")
+            else:
+                words.append(f"local expectation, from loss values: {how}, {self.units or 'all'} units a sample")
+        return dict(zip(chain.site_names, words, strict=True))
+
+    def check(self, network: nn.Module, loss: Loss) -> None:
+        self.check_chain(Chain.of(network))
+
+    def check_chain(self, chain: Chain) -> None:
+        per_site(self.sigma, len(chain.sites))
+        require_separate_samples(chain)
+        if chain.sites[-1] != len(chain.modules) - 1:
+            raise ConfigurationError(
+                f"local expectation needs logits that are a layer's output, but '{chain.names[-1]}' "
+                f"({type(chain.modules[-1]).__name__}) follows the last layer; remove it, or use "
+                "estimator=likelihood_ratio."
+            )
+
+    @torch.no_grad()
+    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        chain = Chain.of(network)
+        self.check_chain(chain)
+        sigma = per_site(self.sigma, len(chain.sites))
+
+        def draw(v0: Tensor) -> Tensor:
+            return self.sampling(self.noise, self.copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
+
+        clean = chain.clean(x)
+        _, seen = chain.noisy(clean, tuple(range(len(chain.sites))), sigma, draw)
+        # differences of losses need the precision that autocast would take away
+        with torch.autocast(x.device.type, enabled=False):
+            top = seen[-1]
+            u = top.v0.expand_as(top.z).flatten(0, 1)
+            head = head_for(loss, self.noise, sigma[-1], top.z.flatten(0, 1), y.repeat(self.copies))
+            beyond = _Beyond(chain, tuple(seen), sigma, head, u, head.values(u))
+            gradients, forwards = {}, (1 + self.copies) * len(y)
+            for at in seen:
+                if at is top:
+                    signal = head.signal(u, generator).view_as(top.z)
+                elif _is_under_the_logits(chain, at.site):
+                    signal = self._all_units(beyond, at, generator)
+                else:
+                    signal, moved = self._some_units(beyond, at, generator)
+                    forwards += moved
+                for name, value in contract(chain.layer(at.site), at.x, signal / (self.copies * len(y))).items():
+                    gradients[chain.parameter_name(at.site, name)] = value
+        return Estimate(gradients, beyond.losses.mean(), clean.logits, {"forwards": forwards})
+
+    def _branches(
+        self, activation: nn.Module | None, at: NoisySite, sigma: float, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The terms of dE[L]/dv0 = sum weight * (L(v moved to `target`) - L(v)), as (weight, target).
+
+        Each broadcasts to [copies, batch, *site].
+        """
+        if isinstance(activation, PiecewiseConstant):
+            edges = [self.noise.log_prob((cut - at.v0) / sigma).exp() / sigma for cut in activation.cuts]
+            zero = torch.zeros_like(edges[0])
+            slopes = [low - high for low, high in zip([zero, *edges], [*edges, zero], strict=True)]
+            points = [at.v.new_full((), point) for point in activation.points]
+            for turn in range(1, len(slopes)):  # the cells besides the one that v is in
+                yield (
+                    activation.select(at.v, slopes[turn:] + slopes[:turn]),
+                    activation.select(at.v, points[turn:] + points[:turn]),
+                )
+        else:
+            r = sigma * self.noise.sample_slope(at.v.shape, generator=generator, dtype=at.v.dtype)
+            weight = density_at_0(self.noise, r) / sigma
+            yield weight, at.v0 + r
+            yield -weight, at.v0 - r
+
+    def _all_units(self, beyond: "_Beyond", at: NoisySite, generator: torch.Generator) -> Tensor:
+        """The signal [copies, batch, units] of the last hidden layer: every move is a rank-one change of the logits."""
+        activation = beyond.chain.follower(at.site)
+        columns = beyond.chain.layer(at.site + 1).get_parameter("weight")
+        signal = torch.zeros_like(at.v)
+        if isinstance(activation, PiecewiseConstant) and len(activation.levels) == 2:
+            low, high = activation.levels
+            on = (at.v > activation.cuts[0]).flatten(0, 1)
+            losses = beyond.head.after_jumps(beyond.u, ~on, high - low, columns)
+            ((weight, _),) = self._branches(activation, at, beyond.sigma[at.site], generator)
+            return weight * (losses - beyond.losses[:, None]).view_as(at.v)
+        assert activation is not None
+        h = activation(at.v)
+        for weight, target in self._branches(activation, at, beyond.sigma[at.site], generator):
+            step = (activation(target) - h).flatten(0, 1)
+            losses = beyond.head.after_steps(beyond.u, step, columns)
+            signal += weight * (losses - beyond.losses[:, None]).view_as(at.v)
+        return signal
+
+    def _some_units(self, beyond: "_Beyond", at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
+        """The signal [copies, batch, *site] of a deeper layer, and how many samples were sent through the rest.
+
+        Unit j of a sample is chosen with probability m / n, so its term counts n / m times.
+        """
+        v, copies_batch = at.v.flatten(2), at.v.shape[:2]
+        n = v.shape[2]
+        m = n if self.units is None else min(self.units, n)
+        order = torch.randperm(n, generator=generator, device=v.device)
+        start = torch.randint(n, (*copies_batch, 1), generator=generator, device=v.device)
+        chosen = order[(start + torch.arange(m, device=v.device)) % n]  # [copies, batch, m], without repetition
+        signal = torch.zeros_like(v)
+        forwards = 0
+        activation = beyond.chain.follower(at.site)
+        for weight, target in self._branches(activation, at, beyond.sigma[at.site], generator):
+            weight, target = (part.expand_as(at.v).flatten(2) for part in (weight, target))
+            for some in chosen.split(max(1, MOVED_ELEMENTS // v.numel()), dim=2):
+                losses = beyond.after_moves(at, v, some, target.gather(2, some))
+                change = losses - beyond.losses.view(*copies_batch, 1)
+                signal.scatter_add_(2, some, weight.gather(2, some) * change * (n / m))
+                forwards += losses.numel()
+        return signal.view_as(at.v), forwards
+
+
+@dataclass(frozen=True)
+class _Beyond:
+    """What lies above a layer: the chain, the noise that was drawn in it, and the loss as it was drawn."""
+
+    chain: Chain
+    seen: tuple[NoisySite, ...]
+    sigma: tuple[float, ...]
+    head: Head
+    u: Tensor  # [copies * batch, classes], the logits without their own noise
+    losses: Tensor  # [copies * batch]
+
+    def after_moves(self, at: NoisySite, v: Tensor, chosen: Tensor, target: Tensor) -> Tensor:
+        """The losses [copies, batch, m] with one unit moved at a time, all noise above being as it was drawn.
+
+        Args:
+            v: [copies, batch, units], the noisy pre-activations of the layer, flattened.
+            chosen: [copies, batch, m] int64, the units to move.
+            target: [copies, batch, m], where to.
+        """
+        m = chosen.shape[2]
+        moved = v.repeat(m, 1, 1, 1)
+        moved.scatter_(3, chosen.permute(2, 0, 1)[..., None], target.permute(2, 0, 1)[..., None])
+        h = moved.view(-1, *at.v.shape[2:])
+        for position in range(self.chain.sites[at.site] + 1, len(self.chain.modules)):
+            h = self.chain.modules[position](h)
+            if position in self.chain.sites[:-1]:
+                site = self.chain.sites.index(position)
+                z = self.seen[site].z.flatten(0, 1)
+                h = (h.unflatten(0, (m, -1)) + self.sigma[site] * z).flatten(0, 1)
+        return self.head.values(h.unflatten(0, (m, -1))).view(m, *v.shape[:2]).permute(1, 2, 0)
+
+
+def _is_under_the_logits(chain: Chain, site: int) -> bool:
+    """Does a unit of this layer reach the logits through its own activation and one linear layer alone?"""
+    if site != len(chain.sites) - 2 or not isinstance(chain.layer(site + 1), nn.Linear):
+        return False
+    activation, *rest = chain.modules[chain.sites[site] + 1 : chain.sites[site + 1]] or [None]
+    flat = isinstance(chain.layer(site), nn.Linear)
+    return flat and isinstance(activation, ELEMENTWISE) and all(isinstance(module, CARRIERS) for module in rest)

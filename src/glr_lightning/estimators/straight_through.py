@@ -1,0 +1,137 @@
+"""Straight-through backpropagation, the usual control for networks with hard activations."""
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.chain import Chain
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators.backprop import differentiate
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site, validated_sigma
+from glr_lightning.losses import Loss
+from glr_lightning.noise import Gaussian, Noise
+
+
+@dataclass(frozen=True)
+class StraightThrough(Estimator):
+    """Backpropagation that pretends: forward the hard activations, backward the slopes of their means under noise.
+
+    Quantity. The gradient of the jointly smoothed objective, as `LikelihoodRatio` with joint injection has it,
+    for networks with piecewise-constant activations and a loss with a derivative.
+
+    Estimator. One noise-free forward pass with the hard phi, and one backward pass in which its derivative is
+
+        phi_bar'(v) = d/dv E[phi(v + sigma z)] = sum_i (level_{i+1} - level_i) f((cut_i - v) / sigma) / sigma.
+
+    Biased, without variance. phi_bar' is the right derivative of each unit's own mean, but L is differentiated at the
+    hard state and as if it were linear in every unit: E[L(h)] is replaced by L(phi_bar) for the slopes, and
+    phi_bar by phi for the states. Needs no draws, so the density need not be admissible: uniform noise
+    gives the classical clipped slope, 1[|v| < sigma] / (2 sigma) for a threshold.
+
+    References. Bengio, Leonard, Courville, arXiv 1308.3432, 2013; Hubara et al., NIPS 2016 (the clipped slope).
+
+    Preconditions. An nn.Sequential whose every piecewise-constant activation stands in the chain itself; its scale
+    is that of the layer before it.
+
+    Args:
+        noise: the standardised density.
+        sigma: its scale, one value or one per layer, in units of the pre-activation.
+
+    Raises:
+        ConfigurationError: a scale out of range.
+    """
+
+    noise: Noise = Gaussian()
+    sigma: float | tuple[float, ...] = 1.0
+
+    objective: ClassVar[Objective] = "joint"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
+
+    def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        return dict.fromkeys(Chain.of(network).site_names, "backpropagation with straight-through slopes")
+
+    def bias(self, network: nn.Module) -> str:
+        return (
+            "straight-through: the slopes of the activations' means are multiplied along the hard path, as if "
+            "the loss were linear in every unit"
+        )
+
+    def check(self, network: nn.Module, loss: Loss) -> None:
+        require_loss_with_derivative(loss)
+        chain = with_slopes(Chain.of(network), self.noise, self.sigma)
+        if not has_slopes(chain):
+            raise ConfigurationError(
+                "straight-through needs a piecewise-constant activation (activation=threshold or sign), this network "
+                "has none; use estimator=backprop, which is exact here."
+            )
+
+    @torch.enable_grad()
+    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        self.check(network, loss)
+        logits = with_slopes(Chain.of(network), self.noise, self.sigma).clean(x).logits
+        return differentiate(network, loss(logits, y).mean(), logits, forwards=len(y))
+
+
+class WithSlope(nn.Module):
+    """phi(v) with the derivative phi_bar'(v), in reverse and in forward mode."""
+
+    def __init__(self, activation: PiecewiseConstant, noise: Noise, sigma: float) -> None:
+        super().__init__()
+        self.activation = activation
+        self.noise = noise
+        self.sigma = sigma
+
+    def forward(self, v: Tensor) -> Tensor:
+        at = v.detach()
+        # the value is phi(v) exactly, since v - at is 0; both modes of differentiation see only that difference
+        return self.activation(at) + smoothed_slope(self.activation, self.noise, self.sigma, at) * (v - at)
+
+
+def smoothed_slope(activation: PiecewiseConstant, noise: Noise, sigma: float, v: Tensor) -> Tensor:
+    """phi_bar'(v) = sum_i (level_{i+1} - level_i) f((cut_i - v) / sigma) / sigma, in the shape of v."""
+    slope = torch.zeros_like(v)
+    for cut, (below, above) in zip(activation.cuts, itertools.pairwise(activation.levels), strict=True):
+        slope += (above - below) / sigma * noise.log_prob((cut - v) / sigma).exp()
+    return slope
+
+
+def with_slopes(chain: Chain, noise: Noise, sigma: float | tuple[float, ...]) -> Chain:
+    """The chain with a slope at every piecewise-constant activation; an input that is thresholded needs none.
+
+    Raises:
+        ConfigurationError: a list of scales that is not one per layer, or an activation inside another module, where
+            its derivative would silently stay 0.
+    """
+    scales = per_site(sigma, len(chain.sites))
+    modules = list(chain.modules)
+    for position, (name, module) in enumerate(zip(chain.names, chain.modules, strict=True)):
+        layers_before = sum(at < position for at in chain.sites)
+        if isinstance(module, PiecewiseConstant):
+            if layers_before:
+                modules[position] = WithSlope(module, noise, scales[layers_before - 1])
+        elif any(isinstance(inner, PiecewiseConstant) for inner in module.modules()):
+            raise ConfigurationError(
+                f"module '{name}' ({type(module).__name__}) holds a piecewise-constant activation inside, where no "
+                "slope can be given to it; make it an element of the nn.Sequential, or use estimator=likelihood_ratio."
+            )
+    return replace(chain, modules=tuple(modules))
+
+
+def has_slopes(chain: Chain) -> bool:
+    """Did `with_slopes` find an activation to give one to?"""
+    return any(isinstance(module, WithSlope) for module in chain.modules)
+
+
+def require_loss_with_derivative(loss: Loss) -> None:
+    """Refuse a loss whose derivative is zero almost everywhere. Raises ConfigurationError."""
+    if not loss.differentiable:
+        raise ConfigurationError(
+            f"this estimator differentiates the loss, {type(loss).__name__} has no derivative; "
+            "use loss=cross_entropy, or estimator=likelihood_ratio."
+        )

@@ -1,0 +1,120 @@
+"""The rows of a diagnosis: one for each estimator, number of copies and layer; as CSV and as tables."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from glr_lightning.errors import CheckpointError
+from glr_lightning.tables import NONE, Table
+
+UNBIASED, DECLARED, BIASED, NO_REFERENCE, REFUSED = (
+    "unbiased",
+    "biased (declared)",
+    "BIASED",
+    "no reference",
+    "refused",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One estimator at one number of copies on one layer; `diagnosis.py` defines the numbers.
+
+    None is a number that does not exist, as the copies of an estimator that has none. A refusal has no layer.
+    """
+
+    layer: str
+    estimator: str
+    copies: int | None
+    verdict: str
+    objective: str = ""
+    source: str = ""  # where the layer's gradient comes from
+    z: float | None = None
+    critical: float | None = None
+    relative_bias: float | None = None
+    relative_bias_error: float | None = None
+    relative_variance: float | None = None
+    cosine: float | None = None
+    alignment: float | None = None
+    forwards: int | None = None
+    milliseconds: float | None = None
+    variance_time: float | None = None
+    note: str = ""  # the bias that is declared, why there is no reference, the refusal
+
+    @property
+    def refusal(self) -> str:
+        return f"{self.estimator}{_at(self.copies)} refused: {self.note}"
+
+
+FIELDS = tuple(field.name for field in fields(Finding))
+
+
+def findings_csv(findings: Sequence[Finding]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, FIELDS)
+    writer.writeheader()
+    writer.writerows(asdict(finding) for finding in findings)
+    return text.getvalue()
+
+
+def read_findings(path: Path) -> list[Finding]:
+    """The findings of a diagnosis.csv, with their types. Raises CheckpointError if it is missing or malformed."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                Finding(**{f.name: _parsed(f.type, row[f.name]) for f in fields(Finding)})
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no table of a diagnosis ({error!r}); diagnose again.") from None
+
+
+def _parsed(kind: Any, text: str) -> Any:
+    if kind is str:
+        return text
+    return get_args(kind)[0](text) if text else None
+
+
+def layer_names(findings: Sequence[Finding]) -> list[str]:
+    return list(dict.fromkeys(f.layer for f in findings if f.verdict != REFUSED))
+
+
+def by_figure_of_merit(findings: Sequence[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda f: math.inf if f.variance_time is None else f.variance_time)
+
+
+def finding_tables(findings: Sequence[Finding], notes: Sequence[str]) -> list[Table]:
+    """A table for each layer, the smallest variance x time first; the notes stand below the last."""
+    words = ["estimator", "K", "objective", "verdict"]
+    numbers = ["largest |z|", "bias / %", "relative variance", "cosine", "alignment", "forwards", "ms", "variance × ms"]
+    layers = layer_names(findings)
+    tables = []
+    for layer in layers:
+        rows = [_cells(f) for f in by_figure_of_merit([f for f in findings if f.layer == layer])]
+        heading = [[f"{layer or 'network'}: {words[0]}"], *([word] for word in [*words[1:], *numbers])]
+        tables.append(Table(heading, rows, list(notes) if layer == layers[-1] else [], text_columns=len(words)))
+    return tables
+
+
+def _cells(f: Finding) -> list[str]:
+    bias = NONE
+    if f.relative_bias is not None and f.relative_bias_error is not None:
+        bias = f"{round(100 * f.relative_bias, 1) + 0.0:+.1f} ± {100 * f.relative_bias_error:.1f}"
+    ends = [_number(f.relative_variance), _number(f.cosine, ".3f"), _number(f.alignment, ".3f")]
+    cost = [NONE if f.forwards is None else f"{f.forwards:,}", _number(f.milliseconds), _number(f.variance_time)]
+    copies = NONE if f.copies is None else str(f.copies)
+    return [f.estimator, copies, f.objective, f.verdict, _number(f.z, ".1f"), bias, *ends, *cost]
+
+
+def _number(value: float | None, form: str = "#.3g") -> str:
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if form == "#.3g" and value >= 1000 else f"{value:{form}}".rstrip(".")
+
+
+def _at(copies: int | None) -> str:
+    return "" if copies is None else f" at K = {copies}"
