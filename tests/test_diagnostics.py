@@ -24,7 +24,7 @@ from glr_lightning.train import main, train
 from glr_lightning.training import GLRModule
 from test_estimators import X, Y, estimate, small_network
 
-FAST = ["progress=false", "copies=8", "epochs=2"]
+FAST = ["estimator=likelihood_ratio", "sigma=0.5", "progress=false", "copies=8", "epochs=2"]
 
 
 # ---- checks that the planted defects must turn red ------------------------------------------------------------------
@@ -61,6 +61,9 @@ def test_news_are_told_once() -> None:
     (died,) = news_of_classes([], [3, 1], 0)
     assert died.startswith("classes 1, 3 died in epoch 1:")
     assert all(remedy in died for remedy in ("optimizer.lr", "batch_size", "network.centre=0.5", "local_expectation"))
+    (another,) = news_of_classes([3], [3, 1], 1)
+    assert another.startswith("class 1 died in epoch 2:")
+    assert "try" not in another
     (recovered,) = news_of_classes([3, 1], [1], 4)
     assert recovered == "class 3 recovered in epoch 5."
 
@@ -101,7 +104,7 @@ def test_glr_train_prints_the_plan_and_the_dead_classes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ClassCounts, "compute", lambda self: torch.arange(10) == 7)
-    outcome = run_cli(main, ["run_dir=run", *FAST, f"progress={progress}"], monkeypatch, capsys)
+    outcome = run_cli(main, ["run_dir=run", *FAST[:2], *FAST[3:], f"progress={progress}"], monkeypatch, capsys)
     assert outcome.code == 0, outcome.err
     lines = outcome.err.splitlines()
     assert "LikelihoodRatio descends E[L] under noise at all layers." in lines

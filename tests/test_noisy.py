@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold
-from glr_lightning.config import compose
+from glr_lightning.config import compose, cpu_threads
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.noise import Gaussian
 from glr_lightning.noisy import NoiseAveraged, noise_averaged
@@ -64,14 +64,15 @@ def test_little_noise_is_the_network_itself() -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("noisy")
     variants: dict[str, list[str]] = {
-        "plain": [],
-        "learned": ["learn_sigma=neuron", "sigma_lr=0.1"],
-        "scheduled": ["sigma_schedule=geometric", "sigma_schedule.end=0.25"],
+        "plain": ["sigma=0.5"],
+        "learned": ["estimator=likelihood_ratio", "learn_sigma=neuron", "sigma_lr=0.1"],
+        "scheduled": ["sigma=0.5", "sigma_schedule=geometric", "sigma_schedule.end=0.25"],
         "bp": ["experiment=bp"],
         "bp_noise": ["experiment=bp_noise"],
     }
-    for name, options in variants.items():
-        train(compose([*options, *FAST]), folder / name)
+    with cpu_threads(1):  # conftest's fixture comes after this one
+        for name, options in variants.items():
+            train(compose([*options, *FAST]), folder / name)
     return folder
 
 
@@ -94,7 +95,7 @@ def test_the_scales_are_the_runs_own_at_the_epoch_of_the_checkpoint(runs: Path) 
 def test_a_run_of_before_these_options_is_evaluated_and_says_what_it_lacks_when_resumed(
     runs: Path, tmp_path: Path
 ) -> None:
-    train(compose(FAST), tmp_path / "old")
+    train(compose(["sigma=0.5", *FAST]), tmp_path / "old")
     path = tmp_path / "old/config.yaml"
     new = ("learn_sigma", "sigma_lr", "diagnostics", "sigma_schedule", "copies_schedule")
     config = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key not in new}

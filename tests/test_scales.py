@@ -28,7 +28,7 @@ from zscores import assert_gradient
 ERROR = ZeroOne()
 DEFAULT = LikelihoodRatio(copies=4, sigma=SIGMA)
 ADMISSIBLE = [noise for noise in (member("noise", name) for name in options("noise")) if noise.admissible]
-FAST = ["progress=false", "copies=8", "epochs=2"]
+FAST = ["estimator=likelihood_ratio", "sigma=0.5", "progress=false", "copies=8", "epochs=2"]
 
 
 def log_sigma_gradients(
@@ -185,7 +185,7 @@ def test_sigma_lr_and_weight_decay_are_the_scales_own(tmp_path: Path) -> None:
 
 
 def test_a_learning_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = compose(["learn_sigma=neuron", "diagnostics=true", "progress=false", "copies=8", "epochs=3"])
+    config = compose(["learn_sigma=neuron", "diagnostics=true", *FAST, "epochs=3"])
     train(config, tmp_path / "whole")
     steps, estimate = 0, LikelihoodRatio.estimate
 

@@ -68,7 +68,13 @@ def test_what_cannot_work_in_a_later_epoch_is_refused_at_once() -> None:
 def test_a_run_follows_its_schedules_logs_them_and_resumes_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["sigma_schedule=geometric", "sigma_schedule.end=0.25", "copies_schedule=geometric"]
+    options = [
+        "estimator=likelihood_ratio",
+        "sigma=0.5",
+        "sigma_schedule=geometric",
+        "sigma_schedule.end=0.25",
+        "copies_schedule=geometric",
+    ]
     config = compose([*options, "copies_schedule.end=16", "copies=4", "epochs=3", "progress=false"])
     seen: list[tuple[int, object]] = []
     steps, estimate = 0, LikelihoodRatio.estimate

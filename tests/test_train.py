@@ -28,6 +28,7 @@ EXPERIMENTS = sorted(
     str(path.relative_to(Path(CONF_DIR) / "experiment").with_suffix(""))
     for path in (Path(CONF_DIR) / "experiment").rglob("*.yaml")
 )
+LEARNING = ["estimator=likelihood_ratio", "learn_sigma=neuron"]
 FAST = ["progress=false", "copies=8", "epochs=2"]
 
 
@@ -221,7 +222,7 @@ REFUSED = {
         "use estimator=likelihood_ratio",
     ),
     "learned scales per image": (["learn_sigma=image"], 2, "learn_sigma must be null, layer or neuron"),
-    "learned and scheduled": (["learn_sigma=layer", "sigma_schedule=geometric"], 2, "would both move sigma"),
+    "learned and scheduled": ([*LEARNING, "copies=8", "sigma_schedule=geometric"], 2, "would both move sigma"),
     "sigma_lr 0": (["sigma_lr=0"], 2, "sigma_lr must be positive"),
     "a schedule of what is not there": (
         ["experiment=bp", "copies_schedule=geometric"],
@@ -230,7 +231,7 @@ REFUSED = {
     ),
     "a schedule to 0": (["sigma_schedule=geometric", "sigma_schedule.end=0"], 2, "end of a schedule"),
     "a schedule to an odd number of copies": (
-        ["copies_schedule=geometric", "copies_schedule.end=9"],
+        ["sampling=antithetic", "copies=4", "copies_schedule=geometric", "copies_schedule.end=9"],
         2,
         "multiple of 2",
     ),
@@ -380,7 +381,7 @@ def test_two_processes_take_the_steps_that_one_would(tmp_path: Path) -> None:
 
 
 def test_ranks_draw_different_noise_and_end_with_the_same_weights(tmp_path: Path) -> None:
-    config = compose(["device=cpu", "devices=2", "strategy=ddp_fork", "learn_sigma=neuron", *FAST])
+    config = compose(["device=cpu", "devices=2", "strategy=ddp_fork", *LEARNING, *FAST])
     script = f"""
 import json, sys, torch
 from pathlib import Path

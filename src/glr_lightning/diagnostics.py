@@ -50,13 +50,15 @@ class ClassCounts(Metric):
 
 
 def news_of_classes(before: Sequence[int], now: Sequence[int], epoch: int) -> list[str]:
-    """What to say, once, about classes that died or recovered in an epoch, which is counted from 0."""
+    """What to say, once, about classes that died or recovered in an epoch, which is counted from 0; with what to
+    do about it if all were alive before."""
     died, recovered = sorted(set(now) - set(before)), sorted(set(before) - set(now))
     news = []
     if died:
+        remedy = "" if before else f" It may recover; else try {REMEDY}."
         news.append(
             f"{_classes(died)} died in epoch {epoch + 1}: predicted for less than {DEAD_BELOW:.0%} as many training "
-            f"images as bear the label. It may recover; else try {REMEDY}."
+            f"images as bear the label.{remedy}"
         )
     if recovered:
         news.append(f"{_classes(recovered)} recovered in epoch {epoch + 1}.")

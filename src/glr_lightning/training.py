@@ -150,6 +150,8 @@ class GLRModule(pl.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         if x.device.type == "cpu" or self.global_step % CHECK_EVERY == 0 or self.trainer.is_last_batch:
             self._require_finite(estimate, gradients, norm)
+        if self.snr is not None:  # before they are clipped
+            self.snr.update(dict(zip(self._trained, gradients, strict=False)))
         for parameter, gradient in zip(self._parameters_by_name.values(), gradients, strict=True):
             parameter.grad = gradient
         if self.clip_norm is not None:
@@ -162,8 +164,6 @@ class GLRModule(pl.LightningModule):
         self._outcomes.append((estimate.loss, norm, estimate.logits, y))
         if len(self._outcomes) == METRICS_EVERY:
             self._update_metrics()
-        if self.snr is not None:
-            self.snr.update(dict(zip(self._trained, gradients, strict=False)))
 
     def _update_metrics(self) -> None:
         if self._outcomes:

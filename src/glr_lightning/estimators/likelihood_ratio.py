@@ -175,8 +175,8 @@ class LikelihoodRatio(Estimator):
                     per_unit = weight[(...,) + (None,) * (score.dim() - 2)]
                     signal = score * (per_unit / sigma[at.site])
                     if scales is not None:
-                        by_scale = per_unit * self._scale_score(chain, at, sigma[at.site])
-                        by_log_sigma[at.site] = by_log_sigma[at.site] + by_scale.sum_to_size(scales[at.site].shape)
+                        by_unit = torch.tensordot(weight, self._scale_score(chain, at, sigma[at.site]), dims=2)
+                        by_log_sigma[at.site] = by_log_sigma[at.site] + by_unit.sum_to_size(scales[at.site].shape)
                     for name, value in contract(chain.layer(at.site), at.x, signal).items():
                         full_name = chain.parameter_name(at.site, name)
                         gradients[full_name] = gradients[full_name] + value if full_name in gradients else value
