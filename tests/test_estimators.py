@@ -276,6 +276,11 @@ def test_every_combination_of_the_configuration_is_unbiased_or_refused(
             for refuse in (lambda m=make: m().check(network, of_loss), lambda m=make: estimate(m(), network, of_loss)):
                 with pytest.raises(ConfigurationError, match=r"Use estimator\.score=plain or auto\."):
                     refuse()
+        elif score == "auto":  # another name, so bit for bit the same
+            named, auto = (
+                estimate(make(score=s), network, of_loss) for s in ("conditional" if jumps else "plain", score)
+            )
+            assert all(torch.equal(named.gradients[name], auto.gradients[name]) for name in expected), what
         else:
             samples = repetitions(make(), network, of_loss, X, Y, number=REPETITIONS)
             check_gradient(samples, expected, RESOLUTION, TOLERANCE, what)
@@ -581,7 +586,7 @@ def test_backprop_refuses_what_has_no_derivative_and_says_what_to_use(estimator:
         lambda: estimator.check(small_network(HardThreshold()), CrossEntropy()),
         lambda: estimator.check(small_network(Sign()), CrossEntropy()),
     ):
-        with pytest.raises(ConfigurationError, match="estimator=likelihood_ratio"):
+        with pytest.raises(ConfigurationError, match="or estimator=local_expectation"):
             refuse()
     estimator.check(small_network(nn.Tanh()), CrossEntropy())
 
@@ -792,7 +797,10 @@ def test_copies_must_be_a_positive_whole_number(kind: Any, copies: Any) -> None:
     ("options", "advice"),
     [
         ({"copies": 5}, r"use copies=6 or sampling=independent"),
-        ({"copies": 2}, r"raise copies \(2 with sampling=independent, 4 with antithetic\)"),
+        (
+            {"copies": 2},
+            r"raise copies, for example copies=32 \(at least 2 with sampling=independent, 4 with antithetic\)",
+        ),
         ({"copies": 1, "sampling": Independent()}, "or use baseline=clean"),
         ({"noise": Uniform()}, "Use noise=gaussian, laplace, logistic or student_t"),
         ({"score": "best"}, "score must be one of plain, conditional, coupled, auto"),
@@ -920,10 +928,12 @@ def test_memory_is_bounded_by_the_chunk_and_not_by_the_copies(options: str, mebi
     assert int(done.stdout) / 1024 < mebibytes
 
 
-def test_a_layer_too_wide_for_sobol_is_refused_before_the_first_step() -> None:
-    network = nn.Sequential(nn.Linear(1, 21_202), HardThreshold(), nn.Linear(21_202, 2))
+@pytest.mark.parametrize("kind", [LikelihoodRatio, LocalExpectation, Hybrid, NoisyBackprop])
+def test_a_layer_too_wide_for_sobol_is_refused_before_the_first_step(kind: Any) -> None:
+    activation = nn.Tanh() if kind is NoisyBackprop else HardThreshold()
+    network = nn.Sequential(nn.Linear(1, 21_202), activation, nn.Linear(21_202, 2))
     with pytest.raises(ConfigurationError, match="use sampling=independent or antithetic"):
-        LikelihoodRatio(sampling=Sobol()).check(network, CrossEntropy())
+        kind(copies=4, sampling=Sobol()).check(network, CrossEntropy())
 
 
 def test_the_coupled_score_above_the_first_noisy_layer_alone_is_refused() -> None:

@@ -389,10 +389,10 @@ BATCH_NORM = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), Har
 @pytest.mark.parametrize(
     ("estimator", "network", "loss", "advice"),
     [
-        (StraightThrough(), small_network(HardThreshold()), ZeroOne(), "or estimator=likelihood_ratio"),
+        (StraightThrough(), small_network(HardThreshold()), ZeroOne(), "or estimator=local_expectation"),
         (StraightThrough(), small_network(nn.Tanh()), CrossEntropy(), "use estimator=backprop, which is exact here"),
         (StraightThrough(), HIDDEN, CrossEntropy(), r"module '1' .* an element of the nn\.Sequential"),
-        (ForwardGradient(), small_network(nn.Tanh()), ZeroOne(), "or estimator=likelihood_ratio"),
+        (ForwardGradient(), small_network(nn.Tanh()), ZeroOne(), "or estimator=local_expectation"),
         (ForwardGradient(), HIDDEN, CrossEntropy(), r"module '1' .* an element of the nn\.Sequential"),
         (ForwardGradient(), DROPOUT, CrossEntropy(), r"module '2' \(Dropout\) draws noise of its own .* remove it"),
         (ForwardGradient(), BATCH_NORM, CrossEntropy(), r"module '1' \(BatchNorm1d\) .* or put it in eval mode"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning import diagnostics, layers, sampling
+from glr_lightning import chain, diagnostics, layers, sampling
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.baselines import Clean, LeaveOneOut, NoBaseline
 from glr_lightning.chain import Chain
@@ -234,13 +234,13 @@ def twice(owner: Any, name: str) -> Plant:
 
 
 def signal_without_its_division_by_sigma(patch: pytest.MonkeyPatch) -> None:
-    right = likelihood_ratio.contract
+    right = chain.contract
 
     def wrong(layer: nn.Linear, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
         first = layer.in_features == 3
         return right(layer, x, signal * SIGMA[0 if first else 1])
 
-    patch.setattr(likelihood_ratio, "contract", wrong)
+    patch.setattr(chain, "contract", wrong)
 
 
 def noise_of_twice_the_sigma_that_is_divided_by(patch: pytest.MonkeyPatch) -> None:

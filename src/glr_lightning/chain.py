@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.layers import is_contractible
+from glr_lightning.layers import contract, is_contractible
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class Chain:
         """The network's name of a parameter of the layer at a site."""
         prefix = self.names[self.sites[site]]
         return f"{prefix}.{name}" if prefix else name
+
+    def contract(self, site: int, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
+        """`layers.contract` of the layer at a site, by the network's names of its parameters."""
+        gradients = contract(self.layer(site), x, signal)
+        return {self.parameter_name(site, name): gradient for name, gradient in gradients.items()}
 
     def clean(self, x: Tensor) -> CleanPass:
         """Run without noise, keeping what the sites saw. x [batch, ...]."""

@@ -8,7 +8,7 @@ independent, copies of one group need not be. A baseline for copy k may use only
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -86,6 +86,10 @@ class Sampler(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Draws:
         """Draw noise of shape [copies, *shape], shape = (batch, *site)."""
+
+    def bound(self, noise: Noise, copies: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """The `draw` of `Chain.noisy`: takes a pre-activation [1 or copies, batch, *site], returns its noise."""
+        return lambda v0: self(noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
 
 
 @dataclass(frozen=True)

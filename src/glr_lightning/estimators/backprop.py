@@ -14,17 +14,19 @@ from glr_lightning.losses import Loss
 
 def require_derivatives(network: nn.Module, loss: Loss) -> None:
     """Refuse a network or loss whose derivative is zero almost everywhere. Raises ConfigurationError."""
+    obstacles, remedies = [], []
     if not loss.differentiable:
+        obstacles.append(f"needs a loss with a derivative, {type(loss).__name__} has none")
+        remedies.append("loss=cross_entropy")
+    hard = [f"'{name}' ({type(m).__name__})" for name, m in network.named_modules() if isinstance(m, PiecewiseConstant)]
+    if hard:
+        obstacles.append(f"cannot train through {', '.join(hard)}: its derivative is 0")
+        remedies.append("activation=sigmoid, tanh or relu")
+    if obstacles:
         raise ConfigurationError(
-            f"backpropagation needs a loss with a derivative, {type(loss).__name__} has none; "
-            "use loss=cross_entropy, or estimator=likelihood_ratio."
+            f"backpropagation {', and it '.join(obstacles)}; "
+            f"use {' with '.join(remedies)}, or estimator=local_expectation."
         )
-    for name, module in network.named_modules():
-        if isinstance(module, PiecewiseConstant):
-            raise ConfigurationError(
-                f"backpropagation cannot train through '{name}' ({type(module).__name__}): its derivative is 0; "
-                "use activation=sigmoid, tanh or relu, or estimator=likelihood_ratio."
-            )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.losses import Loss
+from glr_lightning.sampling import Sampler
 
 Objective = Literal["noise_free", "joint", "layerwise", "discontinuities", "weights"]
 """What an estimate is the gradient of: the plain loss; E[L] under noise at all sites; per layer E[L] under noise at
@@ -73,6 +75,12 @@ class Estimator(ABC):
         """
 
 
+def accumulate(total: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+    """Add gradients to a sum by name, in place."""
+    for name, gradient in gradients.items():
+        total[name] = total[name] + gradient if name in total else gradient
+
+
 def per_site(sigma: float | Sequence[float], sites: int) -> tuple[float, ...]:
     """One noise scale for each site.
 
@@ -87,6 +95,18 @@ def per_site(sigma: float | Sequence[float], sites: int) -> tuple[float, ...]:
             )
         return tuple(sigma)
     return (sigma,) * sites
+
+
+def check_sites(chain: Chain, sigma: float | Sequence[float], sampling: Sampler) -> None:
+    """Refuse a chain that the noise does not fit: not one scale per layer, or a layer too wide for the sampler.
+
+    Raises:
+        ConfigurationError: either.
+    """
+    per_site(sigma, len(chain.sites))
+    for layer in map(chain.layer, range(len(chain.sites))):
+        if isinstance(layer, nn.Linear):  # a convolution's site is known once it has seen an input
+            sampling.check_site(layer.out_features)
 
 
 def validated_sigma(sigma: Any) -> float | tuple[float, ...]:

@@ -7,11 +7,18 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from glr_lightning.chain import Chain, CleanPass, require_separate_samples
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, even_parts, validated_count, validated_sigma
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    accumulate,
+    even_parts,
+    validated_count,
+    validated_sigma,
+)
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.estimators.straight_through import has_slopes, require_loss_with_derivative, with_slopes
 from glr_lightning.injection import Injection, Joint
-from glr_lightning.layers import contract
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 
@@ -93,9 +100,7 @@ class ForwardGradient(Estimator):
                 for site, u in directions.items():
                     signal = weight[(...,) + (None,) * (u.dim() - 2)] * u
                     # the layer's input is common to all copies, so `contract` sums them first
-                    for name, value in contract(chain.layer(site), clean.inputs[site], signal).items():
-                        full_name = chain.parameter_name(site, name)
-                        gradients[full_name] = gradients[full_name] + value if full_name in gradients else value
+                    accumulate(gradients, chain.contract(site, clean.inputs[site], signal))
         forwards = (len(passes) * self.copies + 1) * len(y)
         return Estimate(gradients, loss(clean.logits, y).mean(), clean.logits, {"forwards": forwards})
 

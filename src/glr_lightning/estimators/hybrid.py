@@ -12,7 +12,6 @@ from glr_lightning.chain import Chain, NoisySite
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
-from glr_lightning.layers import contract
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.sampling import Antithetic, Sampler
@@ -96,9 +95,7 @@ class Hybrid(Estimator):
         noisy_sites = tuple(range(split)) + (() if loss.differentiable else (last,))
         group = self.sampling.group(self.copies, x.device)
 
-        def draw(v0: Tensor) -> Tensor:
-            return self.sampling(self.noise, self.copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
-
+        draw = self.sampling.bound(self.noise, self.copies, generator)
         clean = chain.clean(x)
         logits, seen = chain.noisy(clean, noisy_sites, sigma, draw)
         losses = loss(logits.to(seen[0].v.dtype), y.repeat(self.copies)).unflatten(0, (self.copies, len(y)))
@@ -121,8 +118,7 @@ class Hybrid(Estimator):
         gradients = dict(zip(names, above, strict=True))
         with torch.no_grad():
             for at, signal in zip(seen, signals, strict=True):
-                for name, value in contract(chain.layer(at.site), at.x.detach(), signal).items():
-                    gradients[chain.parameter_name(at.site, name)] = value
+                gradients |= chain.contract(at.site, at.x.detach(), signal)
         forwards = (self.copies + 1) * len(y)
         return Estimate(gradients, losses.detach().mean(), clean.logits.detach(), {"forwards": forwards})
 

@@ -12,9 +12,17 @@ from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.chain import Chain, CleanPass, NoisySite, require_separate_samples
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site, validated_count, validated_sigma
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    accumulate,
+    check_sites,
+    per_site,
+    validated_count,
+    validated_sigma,
+)
 from glr_lightning.injection import Injection, Joint, Layerwise
-from glr_lightning.layers import contract
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.sampling import Antithetic, Sampler
@@ -121,11 +129,8 @@ class LikelihoodRatio(Estimator):
         self.check_chain(chain)
 
     def check_chain(self, chain: Chain) -> None:
-        per_site(self.sigma, len(chain.sites))
+        check_sites(chain, self.sigma, self.sampling)
         require_separate_samples(chain)
-        for layer in map(chain.layer, range(len(chain.sites))):
-            if isinstance(layer, nn.Linear):  # a convolution's site is known once it has seen an input
-                self.sampling.check_site(layer.out_features)
         self._check_score(chain)
 
     def _check_score(self, chain: Chain) -> None:
@@ -177,9 +182,7 @@ class LikelihoodRatio(Estimator):
                     if scales is not None:
                         by_unit = torch.tensordot(weight, self._scale_score(chain, at, sigma[at.site]), dims=2)
                         by_log_sigma[at.site] = by_log_sigma[at.site] + by_unit.sum_to_size(scales[at.site].shape)
-                    for name, value in contract(chain.layer(at.site), at.x, signal).items():
-                        full_name = chain.parameter_name(at.site, name)
-                        gradients[full_name] = gradients[full_name] + value if full_name in gradients else value
+                    accumulate(gradients, chain.contract(at.site, at.x, signal))
                 total = total + losses.sum()
         noisy_samples = len(passes) * self.copies * len(y)
         forwards = {"forwards": noisy_samples + len(y)}

@@ -10,9 +10,16 @@ from torch import Tensor, nn
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.chain import Chain, NoisySite, require_separate_samples
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site, validated_count, validated_sigma
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    check_sites,
+    per_site,
+    validated_count,
+    validated_sigma,
+)
 from glr_lightning.estimators.heads import Head, density_at_0, head_for
-from glr_lightning.layers import contract
 from glr_lightning.losses import Loss
 from glr_lightning.networks import Shift
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -101,7 +108,7 @@ class LocalExpectation(Estimator):
         self.check_chain(Chain.of(network))
 
     def check_chain(self, chain: Chain) -> None:
-        per_site(self.sigma, len(chain.sites))
+        check_sites(chain, self.sigma, self.sampling)
         require_separate_samples(chain)
         if chain.sites[-1] != len(chain.modules) - 1:
             raise ConfigurationError(
@@ -116,9 +123,7 @@ class LocalExpectation(Estimator):
         self.check_chain(chain)
         sigma = per_site(self.sigma, len(chain.sites))
 
-        def draw(v0: Tensor) -> Tensor:
-            return self.sampling(self.noise, self.copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
-
+        draw = self.sampling.bound(self.noise, self.copies, generator)
         clean = chain.clean(x)
         _, seen = chain.noisy(clean, tuple(range(len(chain.sites))), sigma, draw)
         # differences of losses need the precision that autocast would take away
@@ -127,7 +132,8 @@ class LocalExpectation(Estimator):
             u = top.v0.expand_as(top.z).flatten(0, 1)
             head = head_for(loss, self.noise, sigma[-1], top.z.flatten(0, 1), y.repeat(self.copies))
             beyond = _Beyond(chain, tuple(seen), sigma, head, u, head.values(u))
-            gradients, forwards = {}, (1 + self.copies) * len(y)
+            gradients: dict[str, Tensor] = {}
+            forwards = (1 + self.copies) * len(y)
             for at in seen:
                 if at is top:
                     signal = head.signal(u, generator).view_as(top.z)
@@ -136,8 +142,7 @@ class LocalExpectation(Estimator):
                 else:
                     signal, moved = self._some_units(beyond, at, generator)
                     forwards += moved
-                for name, value in contract(chain.layer(at.site), at.x, signal / (self.copies * len(y))).items():
-                    gradients[chain.parameter_name(at.site, name)] = value
+                gradients |= chain.contract(at.site, at.x, signal / (self.copies * len(y)))
         return Estimate(gradients, beyond.losses.mean(), clean.logits, {"forwards": forwards})
 
     def _branches(

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from glr_lightning.chain import Chain
 from glr_lightning.estimators.backprop import differentiate, require_derivatives
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site, validated_count, validated_sigma
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    check_sites,
+    per_site,
+    validated_count,
+    validated_sigma,
+)
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.sampling import Independent, Sampler
@@ -43,16 +51,14 @@ class NoisyBackprop(Estimator):
 
     def check(self, network: nn.Module, loss: Loss) -> None:
         require_derivatives(network, loss)
-        per_site(self.sigma, len(Chain.of(network).sites))
+        check_sites(Chain.of(network), self.sigma, self.sampling)
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
         chain = Chain.of(network)
         sites = tuple(range(len(chain.sites)))
 
-        def draw(v0: Tensor) -> Tensor:
-            return self.sampling(self.noise, self.copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
-
+        draw = self.sampling.bound(self.noise, self.copies, generator)
         clean = chain.clean(x)
         logits, _ = chain.noisy(clean, sites, per_site(self.sigma, len(sites)), draw)
         mean_loss = loss(logits, y.repeat(self.copies)).mean()

@@ -118,7 +118,7 @@ def with_slopes(chain: Chain, noise: Noise, sigma: float | tuple[float, ...]) ->
         elif any(isinstance(inner, PiecewiseConstant) for inner in module.modules()):
             raise ConfigurationError(
                 f"module '{name}' ({type(module).__name__}) holds a piecewise-constant activation inside, where no "
-                "slope can be given to it; make it an element of the nn.Sequential, or use estimator=likelihood_ratio."
+                "slope can be given to it; make it an element of the nn.Sequential, or use estimator=local_expectation."
             )
     return replace(chain, modules=tuple(modules))
 
@@ -133,5 +133,5 @@ def require_loss_with_derivative(loss: Loss) -> None:
     if not loss.differentiable:
         raise ConfigurationError(
             f"this estimator differentiates the loss, {type(loss).__name__} has no derivative; "
-            "use loss=cross_entropy, or estimator=likelihood_ratio."
+            "use loss=cross_entropy, or estimator=local_expectation."
         )
