@@ -20,9 +20,9 @@ from glr_lightning.runs import load_checkpoint, load_run
 from glr_lightning.scales import log_scales
 from glr_lightning.train import train
 from groups import member, options
+from interruption import assert_same_training, lasting, train_in_two_parts
 from oracles import error_probability
 from test_estimators import IMAGES, LABELS, SIGMA, X, Y, small_convnet, small_network
-from test_train import lasting
 from zscores import assert_gradient
 
 ERROR = ZeroOne()
@@ -184,27 +184,12 @@ def test_sigma_lr_and_weight_decay_are_the_scales_own(tmp_path: Path) -> None:
     assert last["sigma_linear1"] == pytest.approx(0.5, rel=1e-5)
 
 
-def test_a_learning_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learning_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     config = compose(["learn_sigma=neuron", "diagnostics=true", *FAST, "epochs=3"])
     train(config, tmp_path / "whole")
-    steps, estimate = 0, LikelihoodRatio.estimate
-
-    def interrupted(self: LikelihoodRatio, *args: object, **kwargs: object) -> object:
-        nonlocal steps
-        steps += 1
-        if steps > 17:
-            raise KeyboardInterrupt
-        return estimate(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LikelihoodRatio, "estimate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts")
-    monkeypatch.setattr(LikelihoodRatio, "estimate", estimate)
-    train(config, tmp_path / "parts", resume=True)
-    a, b = (lasting(tmp_path / run / "checkpoints/last.ckpt") for run in ("whole", "parts"))
-    assert {"log_sigma.0", "log_sigma.1"} < a.keys() == b.keys()
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert (tmp_path / "whole/metrics.csv").read_text() == (tmp_path / "parts/metrics.csv").read_text()
+    train_in_two_parts(config, tmp_path / "parts", stop_at=17)
+    assert {"log_sigma.0", "log_sigma.1"} < lasting(tmp_path / "whole/checkpoints/last.ckpt").keys()
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_nothing_is_in_a_checkpoint_that_does_not_learn_its_scales(tmp_path: Path) -> None:

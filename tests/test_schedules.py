@@ -3,18 +3,18 @@
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators import Backprop, Estimate, LikelihoodRatio, NoisyBackprop
+from glr_lightning.estimators import Backprop, Estimate, LikelihoodRatio, LocalExpectation, NoisyBackprop
 from glr_lightning.results import read_metrics
 from glr_lightning.schedules import Annealing, Constant, Geometric, Schedule
 from glr_lightning.train import train
 from groups import member, options
-from test_train import lasting
+from interruption import assert_same_training, train_in_two_parts
 
 SCHEDULES = [member(group, option) for group in ("sigma_schedule", "copies_schedule") for option in options(group)]
 
@@ -65,42 +65,26 @@ def test_what_cannot_work_in_a_later_epoch_is_refused_at_once() -> None:
             Geometric(end)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("estimator", [LikelihoodRatio, LocalExpectation])
 def test_a_run_follows_its_schedules_logs_them_and_resumes_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    estimator: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [
-        "estimator=likelihood_ratio",
-        "sigma=0.5",
-        "sigma_schedule=geometric",
-        "sigma_schedule.end=0.25",
-        "copies_schedule=geometric",
-    ]
-    config = compose([*options, "copies_schedule.end=16", "copies=4", "epochs=3", "progress=false"])
+    options = ["sigma=0.5", "sigma_schedule=geometric", "sigma_schedule.end=0.25"]
+    options += ["copies=4", "copies_schedule=geometric", "copies_schedule.end=16"]
+    name = {LikelihoodRatio: "likelihood_ratio", LocalExpectation: "local_expectation"}[estimator]
+    config = compose([f"estimator={name}", *options, "batch_size=128", "epochs=3", "progress=false"])
     seen: list[tuple[int, object]] = []
-    steps, estimate = 0, LikelihoodRatio.estimate
+    estimate = estimator.estimate
 
-    def watched(self: LikelihoodRatio, *args: object, **kwargs: object) -> Estimate:
+    def watched(self: Any, *args: object, **kwargs: object) -> Estimate:
         seen.append((self.copies, self.sigma))
-        return estimate(self, *args, **kwargs)  # type: ignore[arg-type]
+        return estimate(self, *args, **kwargs)
 
-    monkeypatch.setattr(LikelihoodRatio, "estimate", watched)
+    monkeypatch.setattr(estimator, "estimate", watched)
     train(config, tmp_path / "whole")
     assert list(dict.fromkeys(seen)) == [(4, 0.5), (8, 0.25), (16, 0.125)]
     metrics = read_metrics(tmp_path / "whole/metrics.csv").values()
     assert [(row["copies"], row["sigma"]) for row in metrics] == [(4, 0.5), (8, 0.25), (16, 0.125)]
 
-    def interrupted(self: LikelihoodRatio, *args: object, **kwargs: object) -> Estimate:
-        nonlocal steps
-        steps += 1
-        if steps > 17:
-            raise KeyboardInterrupt
-        return estimate(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LikelihoodRatio, "estimate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts")
-    monkeypatch.setattr(LikelihoodRatio, "estimate", estimate)
-    train(config, tmp_path / "parts", resume=True)
-    a, b = (lasting(tmp_path / run / "checkpoints/last.ckpt") for run in ("whole", "parts"))
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert (tmp_path / "whole/metrics.csv").read_text() == (tmp_path / "parts/metrics.csv").read_text()
+    train_in_two_parts(config, tmp_path / "parts", stop_at=17)
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")

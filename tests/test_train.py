@@ -23,27 +23,15 @@ from glr_lightning.threats import Threat
 from glr_lightning.threats.clean import clean
 from glr_lightning.train import PRECISIONS, main, train
 from glr_lightning.training import step_generator
+from interruption import assert_same_training, lasting, train_in_two_parts
 
 EXPERIMENTS = sorted(
     str(path.relative_to(Path(CONF_DIR) / "experiment").with_suffix(""))
     for path in (Path(CONF_DIR) / "experiment").rglob("*.yaml")
 )
-LEARNING = ["estimator=likelihood_ratio", "learn_sigma=neuron"]
+LIKELIHOOD_RATIO = ["estimator=likelihood_ratio", "sampling=antithetic", "copies=8"]
+LEARNING = [*LIKELIHOOD_RATIO, "learn_sigma=neuron"]
 FAST = ["progress=false", "copies=8", "epochs=2"]
-
-
-def lasting(path: Path) -> dict[str, torch.Tensor]:
-    """Everything in a checkpoint that decides how training goes on, flattened."""
-    checkpoint = load_checkpoint(path)
-    (optimizer,) = checkpoint["optimizer_states"]
-    tensors = dict(checkpoint["state_dict"])
-    for key, state in optimizer["state"].items():
-        tensors |= {f"{key}.{name}": value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    return tensors | {"epoch": torch.tensor(checkpoint["epoch"]), "step": torch.tensor(checkpoint["global_step"])}
-
-
-def metrics_without_time(folder: Path) -> str:
-    return (folder / "metrics.csv").read_text()
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -100,35 +88,12 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_does_not(
 
 
 @pytest.mark.parametrize("stop_at", [5, 17, 22])  # in the first epoch, in the second, at an epoch's end; 11 steps each
-@pytest.mark.parametrize("experiment", ["lrtz", "lrt"])
-def test_resume_equals_uninterrupted_training_bit_for_bit(
-    experiment: str, stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = compose([f"experiment={experiment}", "progress=false", "copies=8", "epochs=3"])
+@pytest.mark.parametrize("options", [["experiment=lrtz"], ["experiment=lrt"], LIKELIHOOD_RATIO], ids=" ".join)
+def test_resume_equals_uninterrupted_training_bit_for_bit(options: list[str], stop_at: int, tmp_path: Path) -> None:
+    config = compose([*options, "progress=false", "batch_size=128", "epochs=3"])
     whole = train(config, tmp_path / "whole")
-    steps = 0
-    estimate = LikelihoodRatio.estimate
-
-    def interrupted(self: LikelihoodRatio, *args: object, **kwargs: object) -> object:
-        nonlocal steps
-        steps += 1
-        if steps > stop_at:
-            raise KeyboardInterrupt
-        return estimate(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LikelihoodRatio, "estimate", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="glr-train resume="):
-        train(config, tmp_path / "parts")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning turns it off on its way out
-    monkeypatch.setattr(LikelihoodRatio, "estimate", estimate)
-    assert not (tmp_path / "parts/result.json").exists()
-    resumed = train(config, tmp_path / "parts", resume=True)
-
-    for name in ("last", "best"):
-        a, b = (lasting(tmp_path / run / f"checkpoints/{name}.ckpt") for run in ("whole", "parts"))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    assert metrics_without_time(tmp_path / "whole") == metrics_without_time(tmp_path / "parts")
+    resumed = train_in_two_parts(config, tmp_path / "parts", stop_at)
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
     assert {**whole, "train_seconds": 0} == {**resumed, "train_seconds": 0}
 
 
@@ -164,7 +129,7 @@ def train_norm(folder: Path) -> float:
 def test_a_nan_stops_the_run_with_the_step_the_norms_and_a_remedy_and_keeps_the_last_checkpoint(
     loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = compose([f"loss={loss}", "progress=false", "copies=8", "epochs=3"])
+    config = compose([f"loss={loss}", *LIKELIHOOD_RATIO, "progress=false", "batch_size=128", "epochs=3"])
     steps = 0
     noisy_losses = LikelihoodRatio._losses
 
@@ -194,35 +159,61 @@ def test_divergence_by_a_huge_learning_rate_is_noticed(tmp_path: Path) -> None:
 REFUSED = {
     "unknown option": (["copys=3"], 1, "copys"),
     "unknown choice": (["loss=hinge"], 1, "zero_one"),
-    "wrong type": (["copies=many"], 1, "copies"),
+    "wrong type": (["copies=many"], 2, "copies must be a whole number of at least 1, got 'many'"),
+    "wrong type where there are none": (["experiment=bp", "copies=many"], 2, "copies must be a whole number"),
+    "several copies": (["copies=[4,8]"], 2, "copies must be a whole number of at least 1, got [4, 8]"),
     "sigma zero": (["sigma=0"], 2, "sigma must be a positive finite number"),
     "sigma negative in a list": (["sigma=[1.0,-1.0]"], 2, "sigma must be a positive"),
     "sigma of wrong length": (["sigma=[1.0,1.0,1.0]"], 2, "3 values but the network has 2 layers"),
     "sigma a word": (["sigma=big"], 2, "sigma must be a positive"),
-    "one copy, leave one out": (["copies=1", "sampling=independent"], 2, "at least 2 independent groups"),
-    "one pair, leave one out": (["copies=2"], 2, "at least 2 independent groups"),
-    "odd copies, antithetic": (["copies=7"], 2, "multiple of 2"),
+    "one copy, leave one out": (
+        ["estimator=likelihood_ratio", "copies=1", "sampling=independent"],
+        2,
+        "raise copies, for example copies=32",
+    ),
+    "one pair, leave one out": ([*LIKELIHOOD_RATIO, "copies=2"], 2, "at least 2 independent groups"),
+    "odd copies, antithetic": (["sampling=antithetic", "copies=7"], 2, "multiple of 2"),
     "no copies": (["copies=0"], 2, "at least 1"),
     "no epochs": (["epochs=0"], 2, "epochs must be at least 1"),
     "batch size 0": (["batch_size=0"], 2, "batch_size"),
     "negative seed": (["seed=-1"], 2, "seed"),
     "clip 0": (["clip_norm=0"], 2, "clip_norm must be positive"),
-    "chunk below a group": (["chunk=1"], 2, "one group"),
+    "chunk below a group": ([*LIKELIHOOD_RATIO, "chunk=1"], 2, "one group"),
     "inadmissible density": (["noise=uniform"], 2, "positive and absolutely continuous on the whole line"),
     "nu 0": (["noise=student_t", "noise.nu=0"], 2, "nu must be a number from"),
     "backprop through a threshold": (["estimator=backprop", "loss=cross_entropy"], 2, "its derivative is 0"),
     "backprop of 0-1 loss": (["estimator=backprop", "activation=sigmoid"], 2, "needs a loss with a derivative"),
-    "conditional score without cells": (["activation=sigmoid", "estimator.score=conditional"], 2, "piecewise-constant"),
-    "unknown score": (["estimator.score=best"], 2, "score must be one of"),
+    "conditional score without cells": (
+        [*LIKELIHOOD_RATIO, "activation=sigmoid", "estimator.score=conditional"],
+        2,
+        "piecewise-constant",
+    ),
+    "unknown score": ([*LIKELIHOOD_RATIO, "estimator.score=best"], 2, "score must be one of"),
+    "backprop of thresholds and 0-1 loss": (
+        ["estimator=backprop"],
+        2,
+        "use loss=cross_entropy with activation=sigmoid, tanh or relu, or estimator=local_expectation",
+    ),
+    "straight through no threshold": (["experiment=lrs", "estimator=straight_through"], 2, "use estimator=backprop"),
+    "forward gradient of 0-1 loss": (
+        ["experiment=lrsz", "estimator=forward_gradient"],
+        2,
+        "use loss=cross_entropy, or estimator=local_expectation",
+    ),
+    "hybrid with nothing to differentiate": (
+        ["estimator=hybrid", "copies=4"],
+        2,
+        "use estimator=local_expectation or likelihood_ratio, or loss=cross_entropy",
+    ),
     "hidden width 0": (["network.hidden=[0]"], 2, "network.hidden"),
     "validation of everything": (["data.validation=1.0"], 2, "data.validation"),
     "learned scales without their gradients": (
-        ["experiment=bp", "learn_sigma=layer"],
+        ["experiment=lrt", "learn_sigma=layer"],
         2,
-        "use estimator=likelihood_ratio",
+        "use estimator=likelihood_ratio with copies=32",
     ),
-    "learned scales per image": (["learn_sigma=image"], 2, "learn_sigma must be null, layer or neuron"),
-    "learned and scheduled": ([*LEARNING, "copies=8", "sigma_schedule=geometric"], 2, "would both move sigma"),
+    "learned scales per image": ([*LEARNING, "learn_sigma=image"], 2, "learn_sigma must be null, layer or neuron"),
+    "learned and scheduled": ([*LEARNING, "sigma_schedule=geometric"], 2, "would both move sigma"),
     "sigma_lr 0": (["sigma_lr=0"], 2, "sigma_lr must be positive"),
     "a schedule of what is not there": (
         ["experiment=bp", "copies_schedule=geometric"],

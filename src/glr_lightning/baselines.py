@@ -29,8 +29,8 @@ class Baseline(ABC):
         if groups < self.required_groups:
             raise ConfigurationError(
                 f"this baseline needs at least {self.required_groups} independent groups of copies to leave one out, "
-                f"got {groups}; raise copies (2 with sampling=independent, 4 with antithetic) or "
-                "sampling.randomisations (2 with sobol), or use baseline=clean."
+                f"got {groups}; raise copies, for example copies=32 (at least 2 with sampling=independent, 4 with "
+                "antithetic), or sampling.randomisations (2 with sobol), or use baseline=clean."
             )
 
     @abstractmethod

@@ -39,7 +39,7 @@ class TrainConfig:
 
     seed: int = MISSING
     sigma: Any = MISSING
-    copies: Any = MISSING  # a number, which the estimator checks; to glr-diagnose a list
+    copies: Any = MISSING  # a number, which glr-train checks; to glr-diagnose a list
     chunk: int | None = None
     epochs: int = MISSING
     batch_size: int = MISSING

@@ -32,7 +32,7 @@ def log_scales(estimator: Estimator, network: nn.Module, per: str) -> nn.Paramet
     if not isinstance(estimator, LikelihoodRatio):
         raise ConfigurationError(
             f"learn_sigma={per} needs an estimator that gives the gradient of the noise scale, "
-            f"{type(estimator).__name__} does not; use estimator=likelihood_ratio, or learn_sigma=null."
+            f"{type(estimator).__name__} does not; use estimator=likelihood_ratio with copies=32, or learn_sigma=null."
         )
     chain = Chain.of(network)
     scales = per_site(estimator.sigma, len(chain.sites))

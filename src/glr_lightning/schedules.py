@@ -66,7 +66,7 @@ class Annealing:
             if self.changes(name) and name not in fields:
                 raise ConfigurationError(
                     f"{name}_schedule changes {name}, which {type(self.estimator).__name__} does not have; "
-                    f"use {name}_schedule=constant, or estimator=likelihood_ratio."
+                    f"use {name}_schedule=constant, or estimator=local_expectation."
                 )
         for epoch in range(self.epochs) if self.changes("sigma") or self.changes("copies") else ():
             self.at(epoch)

@@ -37,6 +37,7 @@ from glr_lightning.config import (
     resolve,
 )
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.estimators.base import validated_count
 from glr_lightning.plan import plan
 from glr_lightning.progress import TrainingProgress
 from glr_lightning.runs import (
@@ -173,6 +174,7 @@ def _check_root(config: dict[str, Any]) -> None:
     missing = sorted(fields - set(config))
     if missing:
         raise ConfigurationError(f"the configuration has no {', '.join(missing)}; it is damaged or not of glr-train.")
+    validated_count("copies", config["copies"])  # also where the estimator has none
     if config["epochs"] < 1:
         raise ConfigurationError(f"epochs must be at least 1, got {config['epochs']}.")
     if not 0 <= config["seed"] < 2**32:
