@@ -216,7 +216,8 @@ def test_an_estimator_without_noise_is_compared_up_to_rounding() -> None:
 
 
 def test_an_override_changes_what_it_names_and_leaves_the_rest_as_the_run_has_it() -> None:
-    base = compose(["experiment=lrs", "sigma=0.3", "noise=laplace", "estimator.score=plain", "estimator.chunk=8"])
+    options = ["estimator=likelihood_ratio", "sampling=antithetic", "copies=8", "sigma=0.3", "noise=laplace"]
+    base = compose(["experiment=lrs", *options, "estimator.score=plain", "estimator.chunk=8"])
     same = estimator_node(base, ["estimator=likelihood_ratio"])
     assert same == base["estimator"]
     changed = estimator_node(base, ["sampling=independent", "sigma=[0.1,0.2]", "estimator.score=auto"])
@@ -306,7 +307,7 @@ def test_an_untrained_experiment_is_diagnosed(diagnose: Any, tmp_path: Path) -> 
     found = read_findings(folder / "diagnosis.csv")
     measured = [f for f in found if f.verdict != REFUSED]
     assert {(f.estimator, f.copies) for f in measured} >= {
-        (e, k) for e in ("published", "joint", "layerwise") for k in (4, 8)
+        (e, k) for e in ("local_expectation", "published", "joint", "layerwise") for k in (4, 8)
     }
     assert {f.layer for f in measured} == {"linear1", "linear2"}
     assert all(f.verdict in (UNBIASED, DECLARED) for f in measured)
@@ -342,7 +343,8 @@ def test_a_trained_run_is_diagnosed_as_it_was_configured(diagnose: Any, tmp_path
     train(config, tmp_path / "run")
     entries = (
         "estimators=[backprop,{sharp:'estimator=noisy_backprop sigma=0.1'},noisy_backprop,"
-        "{pinned:'estimator=likelihood_ratio copies=8'},{odd:'estimator=likelihood_ratio estimator.copies=3'}]"
+        "{pinned:'estimator=likelihood_ratio injection=layerwise copies=8'},"
+        "{odd:'estimator=likelihood_ratio sampling=antithetic estimator.copies=3'}]"
     )
     outcome = diagnose("run=run", entries, "checkpoint=last", "out=there/d", *FAST)
     assert outcome.code == 0, outcome.err
@@ -368,11 +370,12 @@ def test_a_trained_run_is_diagnosed_as_it_was_configured(diagnose: Any, tmp_path
 def test_the_command_flags_leave_one_out_across_antithetic_pairs(
     diagnose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The planted factor K / (K - 1) is 4/3 at K = 4, and 1.004 in the reference."""
+    """The planted factor K / (K - 1), of the plain score, is 4/3 at K = 4, and 1.004 in the reference."""
     monkeypatch.setattr(Antithetic, "group", Independent.group)
-    entries = "estimators=[{layerwise:'estimator=likelihood_ratio sampling=antithetic'}]"
+    ratio = "estimator=likelihood_ratio injection=layerwise sampling=antithetic estimator.score=plain"
+    options = ["sigma=1.0", "batch_size=128", "network.hidden=[6]", "network.centre=0"]
     more = ["repetitions=300", "reference.copies=256", "copies=4"]
-    outcome = diagnose("experiment=lrt", "network.hidden=[6]", entries, *more)
+    outcome = diagnose("experiment=lrt", f"estimators=[{{layerwise:'{ratio}'}}]", *options, *more)
     assert outcome.code == 0, outcome.err
     for f in read_findings(tmp_path / "diagnosis/diagnosis.csv"):
         assert f.verdict == BIASED
@@ -398,7 +401,7 @@ REFUSED_INPUT = {
     "all refuse": (["experiment=lrt", "estimators=[backprop,noisy_backprop]"], "every estimator refuses"),
     "unknown device": (["experiment=lrt", "device=abacus"], "device=abacus"),
     "a reference of another objective": (
-        ["experiment=lrt", "reference.estimator.joint='injection=layerwise'"],
+        ["experiment=lrt", "reference.estimator.joint='estimator=likelihood_ratio injection=layerwise'"],
         "is no reference",
     ),
     "unknown objective": (["experiment=lrt", "+reference.estimator.mine=backprop"], "mine"),
