@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)  # before the modules' own fixtures, which train networks
 def one_thread() -> Iterator[None]:
     """These tensors are so small that several threads would only wait for each other."""
     threads = torch.get_num_threads()

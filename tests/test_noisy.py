@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold
-from glr_lightning.config import compose, cpu_threads
+from glr_lightning.config import compose
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.noise import Gaussian
 from glr_lightning.noisy import NoiseAveraged, noise_averaged
@@ -70,9 +70,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bp": ["experiment=bp"],
         "bp_noise": ["experiment=bp_noise"],
     }
-    with cpu_threads(1):  # conftest's fixture comes after this one
-        for name, options in variants.items():
-            train(compose([*options, *FAST]), folder / name)
+    for name, options in variants.items():
+        train(compose([*options, *FAST]), folder / name)
     return folder
 
 

@@ -101,9 +101,11 @@ def make_run(
 
 @pytest.fixture
 def two(tmp_path: Path) -> list[Path]:
-    threshold = make_run(tmp_path / "runs" / "lrtz", rows=[*standard(), MASKED], accuracy=180 / N)
+    folder, same = tmp_path / "runs", ["batch_size=64", "optimizer.lr=0.01"]
+    ratio = ["estimator=likelihood_ratio", "copies=64"]
+    threshold = make_run(folder / "lrtz", *ratio, *same, rows=[*standard(), MASKED], accuracy=180 / N)
     backprop = make_run(
-        tmp_path / "runs" / "bp", "experiment=bp", rows=standard(190, 5), accuracy=0.91, forwards=6470, best_epoch=1
+        folder / "bp", "experiment=bp", *same, rows=standard(190, 5), accuracy=0.91, forwards=6470, best_epoch=1
     )
     return [threshold, backprop]
 
@@ -254,9 +256,12 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     accuracies = [0.80, 0.90, 0.97]
     for seed, accuracy in enumerate(accuracies):
         rows = [row("clean", round(N * accuracy))] + ([MASKED] if seed else [])
-        make_run(tmp_path / "sweep" / str(seed), "experiment=lrt", f"seed={seed}", rows=rows, accuracy=accuracy)
+        options = ["experiment=lrt", "sigma=1.0", f"seed={seed}"]
+        make_run(tmp_path / "sweep" / str(seed), *options, rows=rows, accuracy=accuracy)
     make_run(tmp_path / "sweep" / "3", "experiment=lrt", "seed=0", "sigma=0.5", rows=standard())
-    make_run(tmp_path / "sweep" / "4", "experiment=lrt", "seed=2", accuracy=0.1)  # the same again proves nothing
+    make_run(
+        tmp_path / "sweep" / "4", "experiment=lrt", "seed=2", "sigma=1.0", accuracy=0.1
+    )  # the same again proves nothing
     text = written(sorted((tmp_path / "sweep").iterdir()), tmp_path / "out")
     seeds = table(text, "Several seeds")
     assert list(seeds) == ["lrt, sigma=1.0 (3 seeds)"]
