@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
+from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation
 from glr_lightning.estimators.heads import CrossEntropyHead, Head, ZeroOneHead, head_for
@@ -293,12 +294,23 @@ def test_modules_between_that_carry_a_change_or_mix_it_are_both_right() -> None:
 
 def test_moved_units_are_held_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     network = threshold_network(3, 5, 4, 2)
-    whole = estimate(LocalExpectation(copies=2, units=4), network, ZeroOne())
+    whole = estimate(LocalExpectation(units=4), network, ZeroOne())
     monkeypatch.setattr(local_expectation, "MOVED_ELEMENTS", 1)
-    parts = estimate(LocalExpectation(copies=2, units=4), network, ZeroOne())
+    parts = estimate(LocalExpectation(units=4), network, ZeroOne())
     assert whole.diagnostics == parts.diagnostics
     for name, value in whole.gradients.items():
         torch.testing.assert_close(parts.gradients[name], value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampling", options("sampling"))
+def test_copies_are_held_a_few_at_a_time_and_stay_unbiased(sampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_expectation, "MOVED_ELEMENTS", 2 * 2 * len(X) * 2)  # two copies of 2 units, 2 logits
+    sampler = replace(member("sampling", sampling), **({"randomisations": 4} if sampling == "sobol" else {}))
+    network, estimator = small_network(HardThreshold()), LocalExpectation(sigma=SIGMA, copies=8, sampling=sampler)
+    assert list(estimator._chunks(Chain.of(network).clean(X))) == [2] * 4
+    samples = repetitions(estimator, network, CrossEntropy(), X, Y, number=2000)
+    check_gradient(samples, reference(network, GAUSSIAN, Joint(), CrossEntropy()), 0.3, TOLERANCE)
+    assert estimate(estimator, network, CrossEntropy()).diagnostics["forwards"] == 9 * len(X)
 
 
 def test_forwards_count_the_noisy_passes_and_the_units_of_deeper_layers() -> None:

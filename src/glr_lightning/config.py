@@ -46,6 +46,7 @@ class TrainConfig:
     clip_norm: float | None = None
     learn_sigma: str | None = None
     sigma_lr: float | None = None
+    revive: float | None = None
     diagnostics: bool = False
     device: str = "auto"
     devices: int = 1

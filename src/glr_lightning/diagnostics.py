@@ -17,17 +17,16 @@ DEAD_BELOW = 0.01
 """A class is dead when it is predicted for less than this share of the number of images that bear its label."""
 WINDOW = 10
 """Successive steps in which `SignalToNoise` takes the true gradient to be constant."""
-REMEDY = (
-    "a lower optimizer.lr or a smaller batch_size, network.centre=0.5, estimator=local_expectation, or a larger sigma "
-    "at the logits"
-)
+REMEDY = "revive=0.5, network.centre=0.5, estimator=local_expectation, or a smaller batch_size and optimizer.lr"
+
+
+def count(index: Tensor, classes: int) -> Tensor:
+    """How often each class occurs in index [n] int64, [classes] int64. (torch.bincount would wait for the device.)"""
+    return index.new_zeros(classes).index_add_(0, index, torch.ones_like(index))
 
 
 class ClassCounts(Metric):
-    """How often each class is the label and how often the prediction, over an epoch and all ranks.
-
-    (A confusion matrix holds more than is asked, and torch.bincount behind it waits for the device at every step.)
-    """
+    """How often each class is the label and how often the prediction, over an epoch and all ranks."""
 
     full_state_update = False
     labels: Tensor
@@ -40,9 +39,8 @@ class ClassCounts(Metric):
 
     def update(self, logits: Tensor, y: Tensor) -> None:
         """logits [batch, classes], y [batch]."""
-        one = torch.ones_like(y)
-        self.labels.index_add_(0, y, one)
-        self.predictions.index_add_(0, logits.argmax(1), one)
+        self.labels += count(y, len(self.labels))
+        self.predictions += count(logits.argmax(1), len(self.labels))
 
     def compute(self) -> Tensor:
         """[classes] bool: is the class dead?"""

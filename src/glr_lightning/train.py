@@ -133,6 +133,7 @@ def train(
         learn_sigma=config["learn_sigma"],
         sigma_lr=config["sigma_lr"],
         annealing=Annealing(estimator, sigma, copies, config["epochs"]),
+        revive=config["revive"],
         diagnostics=config["diagnostics"],
         notify=notify,
     )
@@ -179,6 +180,8 @@ def _check_root(config: dict[str, Any]) -> None:
         raise ConfigurationError(f"epochs must be at least 1, got {config['epochs']}.")
     if not 0 <= config["seed"] < 2**32:
         raise ConfigurationError(f"seed must be from 0 to 2^32 - 1, got {config['seed']}.")
+    if config["revive"] is not None and not config["revive"] > 0:
+        raise ConfigurationError(f"revive must be positive, or null for never, got {config['revive']}.")
     if config["clip_norm"] is not None and not config["clip_norm"] > 0:
         raise ConfigurationError(f"clip_norm must be positive or null, got {config['clip_norm']}.")
     if config["sigma_lr"] is not None and not config["sigma_lr"] > 0:

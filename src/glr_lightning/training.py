@@ -15,10 +15,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from glr_lightning import scales
 from glr_lightning.chain import Chain
-from glr_lightning.diagnostics import ClassCounts, SignalToNoise, WatchedBaseline, news_of_classes, watched
+from glr_lightning.diagnostics import ClassCounts, SignalToNoise, WatchedBaseline, count, news_of_classes, watched
 from glr_lightning.errors import ConfigurationError, DivergenceError
 from glr_lightning.estimators import Estimate, Estimator, LikelihoodRatio
 from glr_lightning.losses import Loss
+from glr_lightning.revival import lift, output_bias
 from glr_lightning.schedules import Annealing
 
 CHECK_EVERY = 50
@@ -60,6 +61,8 @@ class GLRModule(pl.LightningModule):
         learn_sigma: learn the noise scales, one per "layer" or per "neuron", or None: they stay the estimator's.
         sigma_lr: the learning rate of their logarithms, or None: the optimizer's own. They have no weight decay.
         annealing: the estimator of every epoch, or None: always the same.
+        revive: lift the output bias of classes that are hardly predicted by so much, in units of the logits (see
+            glr_lightning.revival); None: never.
         diagnostics: log how good the gradients are (`SignalToNoise`, `WatchedBaseline`).
         notify: is told in one line when a class dies or recovers.
 
@@ -81,6 +84,7 @@ class GLRModule(pl.LightningModule):
         learn_sigma: str | None = None,
         sigma_lr: float | None = None,
         annealing: Annealing | None = None,
+        revive: float | None = None,
         diagnostics: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> None:
@@ -115,6 +119,9 @@ class GLRModule(pl.LightningModule):
             MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(2)
         )
         self.class_counts = ClassCounts(classes)
+        self.revive = revive
+        self._output_bias = None if revive is None else output_bias(network, classes)
+        self._lifts: Tensor | int = 0  # of this epoch
         self._outcomes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # of steps that no metric knows yet
         self.snr = SignalToNoise() if diagnostics else None
         self._watch: WatchedBaseline | None = None
@@ -171,8 +178,18 @@ class GLRModule(pl.LightningModule):
             self._outcomes.clear()
             self.train_loss.update(torch.stack(losses))
             self.grad_norm.update(torch.stack(norms))
-            self.train_accuracy.update(torch.cat(logits), torch.cat(labels))
-            self.class_counts.update(torch.cat(logits), torch.cat(labels))
+            every_logits, every_label = torch.cat(logits), torch.cat(labels)
+            self.train_accuracy.update(every_logits, every_label)
+            self.class_counts.update(every_logits, every_label)
+            if self._output_bias is not None:
+                self._revive(self._output_bias, every_logits, every_label)
+
+    def _revive(self, bias: nn.Parameter, logits: Tensor, y: Tensor) -> None:
+        counts = torch.stack([count(y, len(bias)), count(logits.argmax(1), len(bias))])
+        if self.trainer.world_size > 1:  # the weights must stay equal on all ranks
+            counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        assert self.revive is not None
+        self._lifts = self._lifts + lift(bias, counts[0], counts[1], by=self.revive)
 
     def _estimate(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         if not self.log_sigma:
@@ -206,6 +223,8 @@ class GLRModule(pl.LightningModule):
         row |= self._noise_of_epoch() | {"dead_classes": float(len(self._look_for_dead_classes()))}
         if self.snr is not None:
             row |= self.snr.compute_and_reset() | (self._watch.compute_and_reset() if self._watch else {})
+        if self._output_bias is not None:
+            row["lifts"], self._lifts = float(self._lifts), 0
         row |= {"epoch": self.current_epoch, "lr": float(scheduler.get_last_lr()[0]), "forwards": self.forwards}
         # Lightning would write it after the checkpoint, and an interruption between the two would lose it
         for logger in self.loggers:

@@ -1,6 +1,6 @@
 """Local expectation: every unit's own noise is integrated out, given the noise of all others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
-from glr_lightning.chain import Chain, NoisySite, require_separate_samples
+from glr_lightning.chain import Chain, CleanPass, NoisySite, require_separate_samples
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import (
     Estimate,
     Estimator,
     Objective,
+    accumulate,
     check_sites,
+    even_parts,
     per_site,
     validated_count,
     validated_sigma,
@@ -122,28 +124,37 @@ class LocalExpectation(Estimator):
         chain = Chain.of(network)
         self.check_chain(chain)
         sigma = per_site(self.sigma, len(chain.sites))
-
-        draw = self.sampling.bound(self.noise, self.copies, generator)
         clean = chain.clean(x)
-        _, seen = chain.noisy(clean, tuple(range(len(chain.sites))), sigma, draw)
-        # differences of losses need the precision that autocast would take away
-        with torch.autocast(x.device.type, enabled=False):
-            top = seen[-1]
-            u = top.v0.expand_as(top.z).flatten(0, 1)
-            head = head_for(loss, self.noise, sigma[-1], top.z.flatten(0, 1), y.repeat(self.copies))
-            beyond = _Beyond(chain, tuple(seen), sigma, head, u, head.values(u))
-            gradients: dict[str, Tensor] = {}
-            forwards = (1 + self.copies) * len(y)
-            for at in seen:
-                if at is top:
-                    signal = head.signal(u, generator).view_as(top.z)
-                elif _is_under_the_logits(chain, at.site):
-                    signal = self._all_units(beyond, at, generator)
-                else:
-                    signal, moved = self._some_units(beyond, at, generator)
+        gradients: dict[str, Tensor] = {}
+        total, forwards = torch.zeros((), device=x.device), len(y)
+        for copies in self._chunks(clean):
+            sampler = self.sampling.part(copies // self.sampling.group_size(self.copies))
+            draw = sampler.bound(self.noise, copies, generator)
+            _, seen = chain.noisy(clean, tuple(range(len(chain.sites))), sigma, draw)
+            # differences of losses need the precision that autocast would take away
+            with torch.autocast(x.device.type, enabled=False):
+                beyond = _Beyond.of(chain, seen, sigma, loss, self.noise, y)
+                forwards += beyond.losses.numel()
+                for at in seen:
+                    signal, moved = self._signal(beyond, at, generator)
                     forwards += moved
-                gradients |= chain.contract(at.site, at.x, signal / (self.copies * len(y)))
-        return Estimate(gradients, beyond.losses.mean(), clean.logits, {"forwards": forwards})
+                    accumulate(gradients, chain.contract(at.site, at.x, signal / (self.copies * len(y))))
+                total = total + beyond.losses.sum()
+        return Estimate(gradients, total / (self.copies * len(y)), clean.logits, {"forwards": forwards})
+
+    def _chunks(self, clean: CleanPass) -> Iterator[int]:
+        """The copies, whole groups together, as even as can be, so that the moved logits of all units fit in memory."""
+        size = self.sampling.group_size(self.copies)
+        a_copy = max(v.numel() for v in clean.preactivations) * clean.logits.shape[1]
+        return (size * groups for groups in even_parts(self.copies // size, MOVED_ELEMENTS // (size * a_copy)))
+
+    def _signal(self, beyond: "_Beyond", at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
+        """dE[L]/dv0 [copies, batch, *site] at a site, and how many samples went through the layers above for it."""
+        if at is beyond.seen[-1]:
+            return beyond.head.signal(beyond.u, generator).view_as(at.z), 0
+        if _is_under_the_logits(beyond.chain, at.site):
+            return self._all_units(beyond, at, generator), 0
+        return self._some_units(beyond, at, generator)
 
     def _branches(
         self, activation: nn.Module | None, at: NoisySite, sigma: float, generator: torch.Generator
@@ -221,6 +232,16 @@ class _Beyond:
     head: Head
     u: Tensor  # [copies * batch, classes], the logits without their own noise
     losses: Tensor  # [copies * batch]
+
+    @staticmethod
+    def of(
+        chain: Chain, seen: Sequence[NoisySite], sigma: tuple[float, ...], loss: Loss, noise: Noise, y: Tensor
+    ) -> "_Beyond":
+        """From a noisy pass with noise at all sites."""
+        top = seen[-1]
+        head = head_for(loss, noise, sigma[-1], top.z.flatten(0, 1), y.repeat(len(top.z)))
+        u = top.v0.expand_as(top.z).flatten(0, 1)
+        return _Beyond(chain, tuple(seen), sigma, head, u, head.values(u))
 
     def after_moves(self, at: NoisySite, v: Tensor, chosen: Tensor, target: Tensor) -> Tensor:
         """The losses [copies, batch, m] with one unit moved at a time, all noise above being as it was drawn.
