@@ -332,7 +332,7 @@ def test_every_precision_trains_and_keeps_its_weights_type(precision: str, dtype
 def test_a_run_that_was_moved_resumes_and_remembers_its_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = compose(["progress=false", "copies=8", "epochs=4"])
+    config = compose(["progress=false", "copies=8", "epochs=4", "data.validation=0.1"])
     train(config, tmp_path / "first")
     (tmp_path / "first/result.json").unlink()
     last = tmp_path / "first/checkpoints/last.ckpt"

@@ -120,7 +120,8 @@ class GLRModule(pl.LightningModule):
         )
         self.class_counts = ClassCounts(classes)
         self.revive = revive
-        self._output_bias = None if revive is None else output_bias(network, classes)
+        if revive is not None:
+            output_bias(network, classes)  # or a refusal
         self._lifts: Tensor | int = 0  # of this epoch
         self._outcomes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # of steps that no metric knows yet
         self.snr = SignalToNoise() if diagnostics else None
@@ -181,15 +182,15 @@ class GLRModule(pl.LightningModule):
             every_logits, every_label = torch.cat(logits), torch.cat(labels)
             self.train_accuracy.update(every_logits, every_label)
             self.class_counts.update(every_logits, every_label)
-            if self._output_bias is not None:
-                self._revive(self._output_bias, every_logits, every_label)
+            if self.revive is not None:
+                self._lift_starving_classes(every_logits, every_label, by=self.revive)
 
-    def _revive(self, bias: nn.Parameter, logits: Tensor, y: Tensor) -> None:
+    def _lift_starving_classes(self, logits: Tensor, y: Tensor, by: float) -> None:
+        bias = output_bias(self.network, logits.shape[1])
         counts = torch.stack([count(y, len(bias)), count(logits.argmax(1), len(bias))])
         if self.trainer.world_size > 1:  # the weights must stay equal on all ranks
             counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
-        assert self.revive is not None
-        self._lifts = self._lifts + lift(bias, counts[0], counts[1], by=self.revive)
+        self._lifts = self._lifts + lift(bias, counts[0], counts[1], by=by)
 
     def _estimate(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         if not self.log_sigma:
@@ -223,7 +224,7 @@ class GLRModule(pl.LightningModule):
         row |= self._noise_of_epoch() | {"dead_classes": float(len(self._look_for_dead_classes()))}
         if self.snr is not None:
             row |= self.snr.compute_and_reset() | (self._watch.compute_and_reset() if self._watch else {})
-        if self._output_bias is not None:
+        if self.revive is not None:
             row["lifts"], self._lifts = float(self._lifts), 0
         row |= {"epoch": self.current_epoch, "lr": float(scheduler.get_last_lr()[0]), "forwards": self.forwards}
         # Lightning would write it after the checkpoint, and an interruption between the two would lose it
