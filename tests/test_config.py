@@ -50,7 +50,7 @@ def test_an_experiment_wins_over_the_defaults_and_the_command_line_over_both() -
 def test_a_data_set_brings_its_number_of_epochs_and_an_experiment_may_set_its_own() -> None:
     assert compose(["data=mnist"])["epochs"] == 20
     assert compose([])["epochs"] == 60
-    assert compose(["data=mnist", "experiment=paper/bp"])["epochs"] == 10
+    assert compose(["data=mnist", "experiment=paper/lrt"])["epochs"] == 10
 
 
 def test_the_hash_identifies_what_is_trained_and_not_where() -> None:
