@@ -14,7 +14,15 @@ from glr_lightning import train as train_module
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import LeaveOneOut, NoBaseline
 from glr_lightning.config import compose
-from glr_lightning.diagnostics import WINDOW, ClassCounts, SignalToNoise, WatchedBaseline, news_of_classes, watched
+from glr_lightning.diagnostics import (
+    REMEDY,
+    WINDOW,
+    ClassCounts,
+    SignalToNoise,
+    WatchedBaseline,
+    news_of_classes,
+    watched,
+)
 from glr_lightning.estimators import Backprop, LikelihoodRatio, Objective
 from glr_lightning.losses import ZeroOne
 from glr_lightning.plan import OBJECTIVES, plan
@@ -87,7 +95,7 @@ def test_a_run_tells_when_a_class_dies_and_when_it_recovers(tmp_path: Path, monk
     monkeypatch.setattr(train_module, "build_network", with_a_starved_class)
     monkeypatch.setattr(train_module, "InitialCheckpoint", Mend)
     said: list[str] = []
-    config = compose(["optimizer.lr=0.0", "progress=false", "copies=4", "epochs=3", "revive=null"])
+    config = compose(["optimizer.lr=0.0", "revive=null", "progress=false", "copies=4", "epochs=3"])
     result = train(config, tmp_path / "run", notify=said.append)
     (died,) = [line for line in said if "died" in line and "3" in line.split(" died")[0]]
     assert "in epoch 1" in died
@@ -111,7 +119,7 @@ def test_glr_train_prints_the_plan_and_the_dead_classes(
     assert "  linear1, linear2: likelihood ratio, from loss values" in lines
     (died,) = [line for line in lines if "died" in line]
     assert died.startswith("class 7 died in epoch 1: ")
-    assert "else try revive=0.5" in died
+    assert died.endswith(f"else try {REMEDY}.")
     assert any(line.split()[:2] == ["dead", "classes"] and "7:" in line for line in lines)
 
 

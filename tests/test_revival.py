@@ -9,7 +9,9 @@ from torch import nn
 from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LocalExpectation
+from glr_lightning.results import read_metrics
 from glr_lightning.revival import lift, output_bias, starving
+from glr_lightning.runs import load_run
 from glr_lightning.train import train
 
 
@@ -40,7 +42,7 @@ def test_a_class_that_is_driven_to_death_comes_back_with_revival_only(
 ) -> None:
     """At a logit of -10 under noise of scale 0.5 class 3 has no gradient at all."""
     options = ["experiment=lrtz", f"revive={'null' if revive is None else revive}", "epochs=8", "progress=false"]
-    config = compose(options)
+    config = compose([*options, "data.validation=0"])
     right = LocalExpectation.estimate
     steps = 0
 
@@ -57,6 +59,18 @@ def test_a_class_that_is_driven_to_death_comes_back_with_revival_only(
     assert result["dead_classes"] == ([3] if revive is None else [])
     metrics = (tmp_path / "run/metrics.csv").read_text()
     assert ("lifts" in metrics) == (revive is not None)
-    assert any("died" in line and "3" in line.split(" died")[0] for line in heard)
-    came_back = any("recovered" in line and "3" in line.split(" recovered")[0] for line in heard)
-    assert came_back == (revive is not None)
+    assert any("class 3 died" in line for line in heard)
+    assert any("recovered" in line for line in heard) == (revive is not None)
+
+
+def test_validation_judges_the_network_that_the_checkpoint_holds(tmp_path: Path) -> None:
+    """One step that moves nothing but the biases of the many classes that a new network does not predict."""
+    options = ["optimizer=sgd", "optimizer.lr=0.0", "batch_size=1500", "epochs=1", "data.validation=0.1"]
+    train(compose(["experiment=lrtz", "revive=100", *options, "progress=false"]), tmp_path / "run")
+    metrics = read_metrics(tmp_path / "run/metrics.csv")[0]
+    assert 0 < metrics["lifts"] < 10
+    run = load_run(tmp_path / "run")
+    x, y = run.data.split("val")
+    logits = run.network(x)
+    assert float(logits.max()) > 50
+    assert metrics["val_accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item(), rel=1e-5)

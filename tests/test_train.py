@@ -31,7 +31,7 @@ EXPERIMENTS = sorted(
 )
 LIKELIHOOD_RATIO = ["estimator=likelihood_ratio", "sampling=antithetic", "copies=8"]
 LEARNING = [*LIKELIHOOD_RATIO, "learn_sigma=neuron"]
-FAST = ["progress=false", "copies=8", "epochs=2"]
+FAST = ["progress=false", "copies=8", "epochs=2", "data.validation=0.1"]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_does_not(
 @pytest.mark.parametrize("stop_at", [5, 17, 22])  # in the first epoch, in the second, at an epoch's end; 11 steps each
 @pytest.mark.parametrize("options", [["experiment=lrtz"], ["experiment=lrt"], LIKELIHOOD_RATIO], ids=" ".join)
 def test_resume_equals_uninterrupted_training_bit_for_bit(options: list[str], stop_at: int, tmp_path: Path) -> None:
-    config = compose([*options, "progress=false", "batch_size=128", "epochs=3"])
+    config = compose([*options, "progress=false", "batch_size=128", "epochs=3", "data.validation=0.1"])
     whole = train(config, tmp_path / "whole")
     resumed = train_in_two_parts(config, tmp_path / "parts", stop_at)
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
@@ -129,7 +129,7 @@ def train_norm(folder: Path) -> float:
 def test_a_nan_stops_the_run_with_the_step_the_norms_and_a_remedy_and_keeps_the_last_checkpoint(
     loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = compose([f"loss={loss}", *LIKELIHOOD_RATIO, "progress=false", "batch_size=128", "epochs=3"])
+    config = compose([f"loss={loss}", *LIKELIHOOD_RATIO, *FAST, "batch_size=128", "epochs=3"])
     steps = 0
     noisy_losses = LikelihoodRatio._losses
 
@@ -332,7 +332,7 @@ def test_every_precision_trains_and_keeps_its_weights_type(precision: str, dtype
 def test_a_run_that_was_moved_resumes_and_remembers_its_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = compose(["progress=false", "copies=8", "epochs=4", "data.validation=0.1"])
+    config = compose([*FAST, "epochs=4"])
     train(config, tmp_path / "first")
     (tmp_path / "first/result.json").unlink()
     last = tmp_path / "first/checkpoints/last.ckpt"

@@ -121,7 +121,7 @@ class GLRModule(pl.LightningModule):
         self.class_counts = ClassCounts(classes)
         self.revive = revive
         if revive is not None:
-            output_bias(network, classes)  # or a refusal
+            output_bias(network, classes)  # refuses a network without
         self._lifts: Tensor | int = 0  # of this epoch
         self._outcomes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # of steps that no metric knows yet
         self.snr = SignalToNoise() if diagnostics else None
@@ -170,27 +170,27 @@ class GLRModule(pl.LightningModule):
 
         self.forwards += estimate.diagnostics["forwards"] * self.trainer.world_size
         self._outcomes.append((estimate.loss, norm, estimate.logits, y))
-        if len(self._outcomes) == METRICS_EVERY:
+        # at the end of an epoch too, since it may move a bias, and validation shall judge what the checkpoint holds
+        if len(self._outcomes) == METRICS_EVERY or self.trainer.is_last_batch:
             self._update_metrics()
 
     def _update_metrics(self) -> None:
-        if self._outcomes:
-            losses, norms, logits, labels = zip(*self._outcomes, strict=True)
-            self._outcomes.clear()
-            self.train_loss.update(torch.stack(losses))
-            self.grad_norm.update(torch.stack(norms))
-            every_logits, every_label = torch.cat(logits), torch.cat(labels)
-            self.train_accuracy.update(every_logits, every_label)
-            self.class_counts.update(every_logits, every_label)
-            if self.revive is not None:
-                self._lift_starving_classes(every_logits, every_label, by=self.revive)
+        losses, norms, logits, labels = zip(*self._outcomes, strict=True)
+        self._outcomes.clear()
+        self.train_loss.update(torch.stack(losses))
+        self.grad_norm.update(torch.stack(norms))
+        every_logits, every_label = torch.cat(logits), torch.cat(labels)
+        self.train_accuracy.update(every_logits, every_label)
+        self.class_counts.update(every_logits, every_label)
+        if self.revive is not None:
+            self._revive(self.revive, every_logits, every_label)
 
-    def _lift_starving_classes(self, logits: Tensor, y: Tensor, by: float) -> None:
-        bias = output_bias(self.network, logits.shape[1])
+    def _revive(self, by: float, logits: Tensor, y: Tensor) -> None:
+        bias = output_bias(self.network, logits.shape[1])  # held as an attribute it would be a second key of the state
         counts = torch.stack([count(y, len(bias)), count(logits.argmax(1), len(bias))])
         if self.trainer.world_size > 1:  # the weights must stay equal on all ranks
             counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
-        self._lifts = self._lifts + lift(bias, counts[0], counts[1], by=by)
+        self._lifts = self._lifts + lift(bias, counts[0], counts[1], by)
 
     def _estimate(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         if not self.log_sigma:
@@ -216,7 +216,6 @@ class GLRModule(pl.LightningModule):
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
         self._require_finite_weights()
-        self._update_metrics()
         row = self._compute_and_reset(
             train_loss=self.train_loss, train_accuracy=self.train_accuracy, grad_norm=self.grad_norm
         )
