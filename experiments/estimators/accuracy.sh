@@ -46,5 +46,6 @@ for seed in 0 1 2 3 4; do
     done
 done | xargs -P "$JOBS" -L 1 sh "$0" one
 
-"$BIN/glr-evaluate" "run=$RUNS" threat=clean noisy_passes=32 > /dev/null
+"$BIN/glr-evaluate" "run=$RUNS" threat=clean > /dev/null
+"$BIN/glr-evaluate" "run=[$RUNS/*/lr*/*,$RUNS/*/wide_lr*/*]" threat=clean noisy_passes=32 > /dev/null
 "$BIN/glr-report" "runs=$RUNS" "out=$HERE/accuracy"
