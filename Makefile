@@ -7,7 +7,7 @@ THREAT ?= standard
 OUT ?= report
 ARGS ?=
 
-.PHONY: help install quickstart train evaluate sweep report diagnose bench study lint test clean
+.PHONY: help install quickstart train evaluate sweep report diagnose bench study estimators lint test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,6 +47,10 @@ bench: install ## time per step: naive outer product, ours, backprop; Lightning 
 
 study: install ## the published settings beside ours on real MNIST (hours): make study DATA=DIR
 	DATA=$(DATA) BIN=$(BIN) sh experiments/mnist/run.sh
+
+estimators: install ## which estimator has the least variance x time, and what it reaches (an hour): make estimators DATA=DIR
+	DATA=$(DATA) BIN=$(BIN) sh experiments/estimators/accuracy.sh
+	DATA=$(DATA) BIN=$(BIN) sh experiments/estimators/diagnose.sh
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .

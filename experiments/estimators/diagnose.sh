@@ -19,4 +19,4 @@ for hidden in 50 500 300,100,50; do
         "$BIN/glr-diagnose" "run=$RUNS/$name" repetitions=100 reference.copies=64 "out=$HERE/diagnoses/$name" > /dev/null
     done
 done
-"$BIN/python" "$HERE/summary.py"
+"$BIN/python" "$HERE/summary.py" # tables and figure of both
