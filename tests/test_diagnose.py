@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from cli_runner import Outcome, run_cli
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import NoBaseline
-from glr_lightning.config import build, compose
-from glr_lightning.diagnose import main
+from glr_lightning.config import TRUSTED, build, compose
+from glr_lightning.diagnose import main, with_trained_sigma
 from glr_lightning.diagnosis import (
     Contender,
     Moments,
@@ -37,11 +37,13 @@ from glr_lightning.findings import (
     NO_REFERENCE,
     REFUSED,
     UNBIASED,
+    UNCLEAR,
     Finding,
     findings_csv,
     read_findings,
 )
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
+from glr_lightning.runs import load_run
 from glr_lightning.sampling import Antithetic, Independent
 from glr_lightning.train import train
 from glr_lightning.variants import estimator_node
@@ -319,7 +321,7 @@ def test_an_untrained_experiment_is_diagnosed(diagnose: Any, tmp_path: Path) -> 
         (e, k) for e in ("local_expectation", "published", "joint", "layerwise") for k in (4, 8)
     }
     assert {f.layer for f in measured} == {"linear1", "linear2"}
-    assert all(f.verdict in (UNBIASED, DECLARED) for f in measured)
+    assert all(f.verdict in (UNBIASED, UNCLEAR, DECLARED) for f in measured)
     assert {f.estimator for f in found if f.verdict == NO_REFERENCE} == {"forward_gradient"}  # here backprop has none
     for f in measured:
         assert f.relative_variance is not None
@@ -425,3 +427,20 @@ def test_bad_input_is_refused_in_words(arguments: list[str], words: str, diagnos
     assert words in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "diagnosis").exists()
+
+
+def test_a_run_is_diagnosed_with_the_sigma_that_it_was_trained_with(tmp_path: Path) -> None:
+    ratio = ["estimator=likelihood_ratio", "sampling=antithetic", "copies=4", "epochs=2", "progress=false"]
+    for name, options, where in (
+        ("learned", ["learn_sigma=layer", "sigma_lr=0.3"], "learned"),
+        ("scheduled", ["sigma_schedule=geometric", "sigma_schedule.end=0.25"], "scheduled"),
+    ):
+        train(compose([*ratio, *options]), tmp_path / name)
+        run = load_run(tmp_path / name)
+        base = with_trained_sigma(run, TRUSTED)
+        if where == "learned":
+            learned = [float(run.checkpoint["state_dict"][f"log_sigma.{site}"].exp()) for site in range(2)]
+            assert base["estimator"]["sigma"] == base["sigma"] == pytest.approx(learned)
+            assert learned[0] != 0.5
+        else:
+            assert base["estimator"]["sigma"] == pytest.approx(0.5 * 0.25)

@@ -72,6 +72,8 @@ def test_news_are_told_once() -> None:
     (another,) = news_of_classes([3], [3, 1], 1)
     assert another.startswith("class 1 died in epoch 2:")
     assert "try" not in another
+    (lifted,) = news_of_classes([], [3], 0, reviving=True)
+    assert lifted.endswith("revive lifts its bias until it is predicted again.")
     (recovered,) = news_of_classes([3, 1], [1], 4)
     assert recovered == "class 3 recovered in epoch 5."
 
@@ -112,7 +114,9 @@ def test_glr_train_prints_the_plan_and_the_dead_classes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ClassCounts, "compute", lambda self: torch.arange(10) == 7)
-    outcome = run_cli(main, ["run_dir=run", *FAST[:2], *FAST[3:], f"progress={progress}"], monkeypatch, capsys)
+    outcome = run_cli(
+        main, ["run_dir=run", *FAST[:2], *FAST[3:], f"progress={progress}", "revive=null"], monkeypatch, capsys
+    )
     assert outcome.code == 0, outcome.err
     lines = outcome.err.splitlines()
     assert "LikelihoodRatio descends E[L] under noise at all layers." in lines

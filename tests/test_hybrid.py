@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import Clean
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators import Backprop, Hybrid, LikelihoodRatio
+from glr_lightning.estimators import Backprop, Hybrid, LikelihoodRatio, NoisyBackprop
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import mlp
 from glr_lightning.noise import Gaussian
@@ -122,3 +122,17 @@ def test_its_variance_is_below_that_of_the_likelihood_ratio_alone() -> None:
         for estimator in (Hybrid(copies=8), LikelihoodRatio(copies=8))
     )
     assert float(hybrid["linear1.weight"].var(0).sum()) < 0.2 * float(ratio["linear1.weight"].var(0).sum())
+
+
+def test_frozen_layers_above_the_split_leave_the_layers_below() -> None:
+    network = small_network(HardThreshold())
+    network[2].requires_grad_(False)
+    assert estimate(Hybrid(copies=4), network, CrossEntropy()).gradients.keys() == {"0.weight", "0.bias"}
+
+
+def test_a_jump_of_torchs_own_is_a_jump() -> None:
+    network = small_network(nn.Hardshrink(0.5))
+    assert "likelihood ratio" in Hybrid().plan(network, CrossEntropy())["0"]
+    with pytest.raises(ConfigurationError, match="misses the jumps"):
+        NoisyBackprop().check(network, CrossEntropy())
+    NoisyBackprop().check(small_network(nn.Threshold(0.0, 0.0)), CrossEntropy())  # which is ReLU

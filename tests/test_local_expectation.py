@@ -365,11 +365,12 @@ def test_what_cannot_work_is_refused_with_advice(make: Callable[[], Any], advice
 
 
 def test_the_plan_says_how_each_layer_is_served() -> None:
-    plan = LocalExpectation(units=7).plan(threshold_network(3, 5, 4, 2), ZeroOne())
+    plan = LocalExpectation(units=4).plan(threshold_network(3, 5, 4, 2), ZeroOne())
     assert list(plan) == ["0", "2", "4"]
-    for words, part in zip(plan.values(), ("7 units a sample", "all units at once", "at the logits"), strict=True):
+    for words, part in zip(plan.values(), ("4 units a sample", "all units at once", "at the logits"), strict=True):
         assert part in words
         assert "from loss values" in words
+    assert "all units, one at a time" in LocalExpectation(units=5).plan(threshold_network(3, 5, 4, 2), ZeroOne())["0"]
     assert "measure-valued" in LocalExpectation().plan(small_network(nn.Tanh()), CrossEntropy())["0"]
 
 
@@ -378,3 +379,25 @@ def test_under_bf16_autocast_differences_of_losses_stay_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         got = estimate(LocalExpectation(), network, CrossEntropy(), X.float())
     assert {g.dtype for g in got.gradients.values()} == {torch.float32}
+
+
+def test_a_loss_that_derives_from_a_known_one_gets_no_closed_form_of_it() -> None:
+    class Twice(CrossEntropy):
+        def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return 2 * super().__call__(logits, labels)
+
+    head, _, _, _ = a_head(Twice(), GAUSSIAN)
+    assert type(head) is Head
+
+
+def test_a_layer_applied_at_several_places_takes_the_long_way_and_is_right() -> None:
+    torch.manual_seed(2)
+    network = nn.Sequential(nn.Linear(3, 2), HardThreshold(), nn.Flatten(), nn.Linear(4, 3)).double()
+    x, y = torch.randn(3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2])
+    local, ratio = (
+        repetitions(estimator, network, CrossEntropy(), x, y, number=2000)
+        for estimator in (LocalExpectation(copies=4), LikelihoodRatio(copies=64))
+    )
+    expected = {name: values.mean(0) for name, values in ratio.items()}
+    error = max(float(values.std(0).max()) for values in ratio.values()) / 2000**0.5
+    check_gradient(local, expected, resolution=0.3, tolerance=5 * error)

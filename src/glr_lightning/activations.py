@@ -69,6 +69,13 @@ class PiecewiseConstant(nn.Module):
         return f"cuts={self.cuts}, levels={self.levels}"
 
 
+def jumps(module: nn.Module) -> bool:
+    """Is this activation, one of ours or of torch's, discontinuous? Derivatives then miss what happens at the jumps."""
+    if isinstance(module, nn.Threshold):
+        return module.value != module.threshold
+    return isinstance(module, PiecewiseConstant) or (isinstance(module, nn.Hardshrink) and module.lambd != 0)
+
+
 class HardThreshold(PiecewiseConstant):
     """phi(v) = 1[v > 0] (paper 1)."""
 

@@ -25,7 +25,7 @@ from omegaconf import MISSING, DictConfig
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from glr_lightning import cli
-from glr_lightning.candidates import Candidate, References, Subject, entries_of, tried
+from glr_lightning.candidates import LARGEST_ERROR, Candidate, References, Subject, entries_of, tried
 from glr_lightning.config import CONF_DIR, TRUSTED, TrainConfig, build, config_hash, cpu_threads, resolve
 from glr_lightning.diagnosis import (
     SIGNS,
@@ -49,13 +49,15 @@ from glr_lightning.findings import (
     NO_REFERENCE,
     REFUSED,
     UNBIASED,
+    UNCLEAR,
     Finding,
     finding_tables,
     findings_csv,
 )
+from glr_lightning.noisy import trained_sigma
 from glr_lightning.progress import progress_bar
 from glr_lightning.report import ENVIRONMENT, write_files
-from glr_lightning.runs import build_data, build_network, find_runs, load_run
+from glr_lightning.runs import TrainedRun, build_data, build_network, find_runs, load_run
 from glr_lightning.tables import Table, escape, show
 from glr_lightning.train import PACKAGES
 
@@ -151,6 +153,8 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
 
 def _judged(finding: Finding, compared: Comparison, critical: float, bias: str) -> Finding:
     verdict = DECLARED if bias else BIASED if compared.z > critical else UNBIASED
+    if verdict == UNBIASED and compared.relative_bias_error > LARGEST_ERROR:  # a bias of that size would pass unseen
+        verdict = UNCLEAR
     variance_time = compared.relative_variance * (finding.milliseconds or 0.0)
     numbers = vars(compared) | {"critical": critical, "variance_time": variance_time}
     return replace(finding, verdict=verdict, note=bias, **numbers)
@@ -180,7 +184,7 @@ def _subject(config: dict[str, Any]) -> Subject:
         trusted = (*TRUSTED, *(f"{package}." for package in config["trusted"]))
         where = {"root": config["data"]["root"], "checkpoint": checkpoint_path(config["checkpoint"])}
         run = load_run(folders[0], trusted=trusted, **where)
-        name, base, network, data = f"run {folders[0]}", run.config, run.network, run.data
+        name, base, network, data = f"run {folders[0]}", with_trained_sigma(run, trusted), run.network, run.data
     else:
         pl.seed_everything(config["seed"], verbose=False)
         base, data = config, build_data(config, None)
@@ -196,6 +200,20 @@ def _subject(config: dict[str, Any]) -> Subject:
     dtype = next(network.parameters()).dtype
     loss = build(base["loss"], trusted=trusted)
     return Subject(name, base, network, loss, x[batch].to(device, dtype), y[batch].to(device), trusted)
+
+
+def with_trained_sigma(run: TrainedRun, trusted: tuple[str, ...]) -> dict[str, Any]:
+    """A run's configuration with the noise scales that its checkpoint was trained with, learned or scheduled ones.
+
+    Of scales learned per neuron, which no option can hold, the mean of each layer.
+    """
+    node = run.config.get("estimator")
+    if not isinstance(node, dict) or "sigma" not in node:
+        return run.config
+    scales = trained_sigma(run, build(node, trusted=trusted), trusted)
+    sigma = [float(torch.as_tensor(scale).mean()) for scale in scales]
+    one = sigma[0] if len(set(sigma)) == 1 else sigma
+    return run.config | {"sigma": one, "estimator": node | {"sigma": one}}
 
 
 def _refused(candidates: Sequence[Candidate]) -> list[Finding]:

@@ -47,13 +47,14 @@ class ClassCounts(Metric):
         return (self.labels > 0) & (self.predictions < DEAD_BELOW * self.labels)
 
 
-def news_of_classes(before: Sequence[int], now: Sequence[int], epoch: int) -> list[str]:
+def news_of_classes(before: Sequence[int], now: Sequence[int], epoch: int, reviving: bool = False) -> list[str]:
     """What to say, once, about classes that died or recovered in an epoch, which is counted from 0; with what to
-    do about it if all were alive before."""
+    do about it if all were alive before, or what is done already."""
+    advice = "revive lifts its bias until it is predicted again." if reviving else f"It may recover; else try {REMEDY}."
     died, recovered = sorted(set(now) - set(before)), sorted(set(before) - set(now))
     news = []
     if died:
-        remedy = "" if before else f" It may recover; else try {REMEDY}."
+        remedy = "" if before else f" {advice}"
         news.append(
             f"{_classes(died)} died in epoch {epoch + 1}: predicted for less than {DEAD_BELOW:.0%} as many training "
             f"images as bear the label.{remedy}"

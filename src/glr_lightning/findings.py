@@ -11,8 +11,9 @@ from typing import Any, get_args
 from glr_lightning.errors import CheckpointError
 from glr_lightning.tables import NONE, Table
 
-UNBIASED, DECLARED, BIASED, NO_REFERENCE, REFUSED = (
+UNBIASED, UNCLEAR, DECLARED, BIASED, NO_REFERENCE, REFUSED = (
     "unbiased",
+    "too noisy to tell",
     "biased (declared)",
     "BIASED",
     "no reference",

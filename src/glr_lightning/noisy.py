@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from glr_lightning.chain import Chain
 from glr_lightning.config import TRUSTED, build
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.estimators import StraightThrough
 from glr_lightning.estimators.base import per_site, validated_count
 from glr_lightning.noise import Noise
 from glr_lightning.runs import TrainedRun
@@ -62,7 +63,7 @@ class NoiseAveraged(nn.Module):
 
 def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUSTED) -> NoiseAveraged | None:
     """A run's network with the noise that it was trained with: learned scales come from its checkpoint, scheduled ones
-    are those of its epoch. None if the run has no noise at its neurons.
+    are those of its epoch; at all layers at once, whichever way they were injected. None if its neurons had no noise.
 
     Raises:
         ConfigurationError, CheckpointError: a number of passes below 1; a run whose files do not fit each other.
@@ -70,17 +71,22 @@ def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUS
     validated_count("noisy_passes", passes)
     estimator: Any = build(run.config.get("estimator"), trusted=trusted)
     names = {field.name for field in dataclasses.fields(estimator)} if dataclasses.is_dataclass(estimator) else set()
-    if not {"noise", "sigma"} <= names or estimator.objective not in ("joint", "layerwise"):
+    trained_with_noise = estimator.objective in ("joint", "layerwise") and not isinstance(estimator, StraightThrough)
+    if not {"noise", "sigma"} <= names or not trained_with_noise:
         return None
+    return NoiseAveraged(run.network, estimator.noise, trained_sigma(run, estimator, trusted), passes).eval()
+
+
+def trained_sigma(run: TrainedRun, estimator: Any, trusted: tuple[str, ...] = TRUSTED) -> tuple[float | Tensor, ...]:
+    """The noise scale of every layer in the epoch of a run's checkpoint. Errors as for `noise_averaged`."""
     per = run.config.get("learn_sigma")
     if per is not None:
-        return NoiseAveraged(run.network, estimator.noise, _learned(run, estimator, per), passes).eval()
+        return _learned(run, estimator, per)
     if run.config.get("sigma_schedule") is not None:
         schedule, epochs = build(run.config["sigma_schedule"], trusted=trusted), run.config.get("epochs")
         epochs = validated_count("epochs", epochs)
         estimator = Annealing(estimator, schedule, Constant(), epochs).at(min(run.checkpoint["epoch"], epochs - 1))
-    sigma = per_site(estimator.sigma, len(Chain.of(run.network).sites))
-    return NoiseAveraged(run.network, estimator.noise, sigma, passes).eval()
+    return per_site(estimator.sigma, len(Chain.of(run.network).sites))
 
 
 def _learned(run: TrainedRun, estimator: Any, per: Any) -> tuple[Tensor, ...]:

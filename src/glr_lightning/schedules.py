@@ -90,4 +90,7 @@ class Annealing:
             return dataclasses.replace(estimator, **values)
         except ConfigurationError as error:
             given = ", ".join(f"{name}={value}" for name, value in values.items())
-            raise ConfigurationError(f"the schedule gives {given} in epoch {epoch + 1}: {error}") from None
+            constant = " and ".join(f"{name}_schedule=constant" for name in values)
+            raise ConfigurationError(
+                f"the schedule gives {given} in epoch {epoch + 1}: {error} If no end of the schedule fits, {constant}."
+            ) from None

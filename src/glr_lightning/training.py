@@ -64,7 +64,7 @@ class GLRModule(pl.LightningModule):
         revive: lift the output bias of classes that are hardly predicted by so much, in units of the logits (see
             glr_lightning.revival); None: never.
         diagnostics: log how good the gradients are (`SignalToNoise`, `WatchedBaseline`).
-        notify: is told in one line when a class dies or recovers.
+        notify: is told in one line when a class dies or recovers under a loss that has no derivative.
 
     Raises:
         ConfigurationError: the estimator cannot train this network and loss.
@@ -252,8 +252,10 @@ class GLRModule(pl.LightningModule):
         """The classes that are hardly predicted any more; 0-1 loss never pulls such a class back."""
         before, self.dead_classes = self.dead_classes, self.class_counts.compute().nonzero().flatten().tolist()
         self.class_counts.reset()
-        if self.notify is not None and self.trainer.is_global_zero:
-            for line in news_of_classes(before, self.dead_classes, self.current_epoch):
+        # a loss with a derivative always pulls them back
+        if self.notify is not None and self.trainer.is_global_zero and not self.loss.differentiable:
+            reviving = self.revive is not None
+            for line in news_of_classes(before, self.dead_classes, self.current_epoch, reviving):
                 self.notify(line)
         return self.dead_classes
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.activations import jumps
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimate, Estimator, Objective
 from glr_lightning.losses import Loss
@@ -18,9 +18,9 @@ def require_derivatives(network: nn.Module, loss: Loss) -> None:
     if not loss.differentiable:
         obstacles.append(f"needs a loss with a derivative, {type(loss).__name__} has none")
         remedies.append("loss=cross_entropy")
-    hard = [f"'{name}' ({type(m).__name__})" for name, m in network.named_modules() if isinstance(m, PiecewiseConstant)]
+    hard = [f"'{name}' ({type(m).__name__})" for name, m in network.named_modules() if jumps(m)]
     if hard:
-        obstacles.append(f"cannot train through {', '.join(hard)}: its derivative is 0")
+        obstacles.append(f"cannot train through {', '.join(hard)}: its derivative is 0, or misses the jumps")
         remedies.append("activation=sigmoid, tanh or relu")
     if obstacles:
         raise ConfigurationError(

@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.activations import jumps
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.chain import Chain, NoisySite
+from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
@@ -110,11 +110,11 @@ class Hybrid(Estimator):
 
         names, parameters = _parameters(chain, range(split, last + 1))
         if loss.differentiable:
-            above = torch.autograd.grad(losses.mean(), parameters)
+            top, cotangent = losses.mean(), None
         else:
-            top: NoisySite = seen.pop()
-            cotangent = signals.pop()
-            above = torch.autograd.grad(top.v0, parameters, cotangent.sum_to_size(top.v0.shape))
+            at = seen.pop()
+            top, cotangent = at.v0, signals.pop().sum_to_size(at.v0.shape)
+        above = torch.autograd.grad(top, parameters, cotangent) if parameters else ()  # all of these may be frozen
         gradients = dict(zip(names, above, strict=True))
         with torch.no_grad():
             for at, signal in zip(seen, signals, strict=True):
@@ -125,8 +125,8 @@ class Hybrid(Estimator):
 
 def _below(chain: Chain) -> int:
     """The number of layers at and below the last discontinuity of the network."""
-    jumps = [position for position, module in enumerate(chain.modules) if isinstance(module, PiecewiseConstant)]
-    return sum(position < jumps[-1] for position in chain.sites) if jumps else 0
+    at = [position for position, module in enumerate(chain.modules) if jumps(module)]
+    return sum(position < at[-1] for position in chain.sites) if at else 0
 
 
 def _parameters(chain: Chain, sites: range) -> tuple[list[str], list[nn.Parameter]]:

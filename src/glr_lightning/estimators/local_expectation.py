@@ -103,8 +103,15 @@ class LocalExpectation(Estimator):
             elif _is_under_the_logits(chain, site):
                 words.append(f"local expectation, from loss values: {how}, all units at once")
             else:
-                words.append(f"local expectation, from loss values: {how}, {self.units or 'all'} units a sample")
+                words.append(f"local expectation, from loss values: {how}, {self._share(chain.layer(site))}")
         return dict(zip(chain.site_names, words, strict=True))
+
+    def _share(self, layer: nn.Module) -> str:
+        """In words, how many units of a deeper layer are evaluated."""
+        width = layer.out_features if isinstance(layer, nn.Linear) else None  # of a convolution known with an input
+        if self.units is None or (width is not None and width <= self.units):
+            return "all units, one at a time"
+        return f"{self.units} units a sample"
 
     def check(self, network: nn.Module, loss: Loss) -> None:
         self.check_chain(Chain.of(network))
@@ -266,8 +273,10 @@ class _Beyond:
 
 def _is_under_the_logits(chain: Chain, site: int) -> bool:
     """Does a unit of this layer reach the logits through its own activation and one linear layer alone?"""
-    if site != len(chain.sites) - 2 or not isinstance(chain.layer(site + 1), nn.Linear):
+    if site != len(chain.sites) - 2:
         return False
+    layer, last = chain.layer(site), chain.layer(site + 1)
     activation, *rest = chain.modules[chain.sites[site] + 1 : chain.sites[site + 1]] or [None]
-    flat = isinstance(chain.layer(site), nn.Linear)
+    # equal widths: nothing between has flattened several places into one
+    flat = isinstance(layer, nn.Linear) and isinstance(last, nn.Linear) and layer.out_features == last.in_features
     return flat and isinstance(activation, ELEMENTWISE) and all(isinstance(module, CARRIERS) for module in rest)

@@ -63,13 +63,14 @@ class StraightThrough(Estimator):
         )
 
     def check(self, network: nn.Module, loss: Loss) -> None:
-        require_loss_with_derivative(loss)
         chain = with_slopes(Chain.of(network), self.noise, self.sigma)
         if not has_slopes(chain):
+            exact = "backprop, which is exact here" if loss.differentiable else "local_expectation or hybrid"
             raise ConfigurationError(
                 "straight-through needs a piecewise-constant activation (activation=threshold or sign), this network "
-                "has none; use estimator=backprop, which is exact here."
+                f"has none; use estimator={exact}."
             )
+        require_loss_with_derivative(loss)
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
