@@ -27,15 +27,15 @@ if [ "${1:-}" = one ]; then
     exit
 fi
 
-for seed in 0 1 2 3 4; do
-    for set in mnist fashion_mnist; do
-        for experiment in lrs lrt lrsz lrtz; do
-            echo "$experiment $seed $set experiment=$experiment"
-        done
-        for experiment in lrt lrtz; do
-            echo "wide_$experiment $seed $set experiment=wide/$experiment"
-        done
-        [ "$seed" -lt 3 ] || continue
+sets="mnist fashion_mnist"
+{
+    for seed in 0 1 2 3 4; do for set in $sets; do for experiment in lrs lrt lrsz lrtz; do
+        echo "$experiment $seed $set experiment=$experiment"
+    done; done; done
+    for seed in 0 1 2 3 4; do for set in $sets; do for experiment in lrt lrtz; do
+        echo "wide_$experiment $seed $set experiment=wide/$experiment"
+    done; done; done
+    for seed in 0 1 2; do for set in $sets; do
         for experiment in bp straight_through; do
             echo "$experiment $seed $set experiment=$experiment data.validation=0"
         done
@@ -43,8 +43,8 @@ for seed in 0 1 2 3 4; do
         for experiment in lrt lrsz; do
             echo "hybrid_$experiment $seed $set experiment=$experiment estimator=hybrid sampling=antithetic copies=16"
         done
-    done
-done | xargs -P "$JOBS" -L 1 sh "$0" one
+    done; done
+} | xargs -P "$JOBS" -L 1 sh "$0" one
 
 "$BIN/glr-evaluate" "run=$RUNS" threat=clean > /dev/null
 "$BIN/glr-evaluate" "run=[$RUNS/*/lr*/*,$RUNS/*/wide_lr*/*]" threat=clean noisy_passes=32 > /dev/null
