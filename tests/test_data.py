@@ -548,6 +548,7 @@ def test_a_download_that_fails_leaves_nothing_behind(
             in message
         )
         assert "data.root=DIR" in message
+        assert "data.download=true" not in message  # it was
         assert str(tmp_path / "new" / "MNIST" / "raw") in message
 
 

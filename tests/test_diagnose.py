@@ -334,6 +334,7 @@ def test_an_untrained_experiment_is_diagnosed(diagnose: Any, tmp_path: Path) -> 
         assert "linear2:" in text
         assert "noisy_backprop refused: backpropagation cannot train through" in text
         assert "Reference of joint" in text
+        assert text.count("local_expectation has a reference of its own kind") == 1
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["threads"] == 1
     assert environment["command"].startswith("glr-diagnose experiment=lrt")

@@ -167,7 +167,7 @@ def test_runs_table(two: list[Path], tmp_path: Path) -> None:
         "also differs in": "network.centre=0.5",
         "test accuracy / %": "90.00",
         "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
-        "best epoch": "2",
+        "best epoch": "3",  # counted from 1
         "train seconds": "12.3",
         "forwards": "43,210",
         "parameters": "3,760",
@@ -175,7 +175,7 @@ def test_runs_table(two: list[Path], tmp_path: Path) -> None:
     assert rows["bp"]["estimator"] == "Backprop"
     assert (rows["bp"]["test accuracy / %"], rows["bp"]["best epoch"], rows["bp"]["forwards"]) == (
         "91.00",
-        "1",
+        "2",
         "6,470",
     )
     # its clean row says 95 %: measured on other images or another checkpoint, so n of the 91 % is not known

@@ -117,6 +117,9 @@ class References:
             chosen = estimator_node(self._subject.base, configured.split())
             chosen |= {key: value for key, value in smoothing.items() if key in chosen}
             words = configured
+            if label and chosen["_target_"] == node["_target_"]:
+                kind = "has a reference of its own kind, which shows consistency; the other estimators check both"
+                self._note(f"{label} {kind}.")
         elif objective == "noise_free":
             chosen, words, smoothing = {}, "backpropagation, exact", {}
         else:
@@ -129,6 +132,10 @@ class References:
             title = f"Reference of {', '.join([objective, *differs])}"
             self._known[key] = self._found(objective, chosen, title, words)
         return self._known[key]
+
+    def _note(self, words: str) -> None:
+        if words not in self.notes:
+            self.notes.append(words)
 
     def _found(
         self, objective: str, node: dict[str, Any], title: str, words: str

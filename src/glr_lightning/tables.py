@@ -153,7 +153,7 @@ def _training(run: Run) -> list[str]:
     r, interval = run.result, accuracy_interval(run)
     bounds = " – ".join(map(_percent, interval)) if interval else NONE
     numbers = [f"{r['train_seconds']:.1f}", f"{r['forwards']:,}", f"{r['parameters']:,}"]
-    return [_percent(r["test_accuracy"]), bounds, str(r["best_epoch"]), *numbers]
+    return [_percent(r["test_accuracy"]), bounds, str(r["best_epoch"] + 1), *numbers]  # people count epochs from 1
 
 
 def estimator(run: Run) -> str:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 
 from glr_lightning import cli
@@ -307,6 +307,8 @@ def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
 
 def _show(result: dict[str, Any], run_dir: Path) -> None:
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a long path whole, to be copied
     table.add_row(
         "test accuracy",
         f"[bold]{100 * result['test_accuracy']:.2f} %[/] (epoch {result['best_epoch'] + 1} of {result['epochs']})",
@@ -347,7 +349,7 @@ def main() -> None:
         cli.run_main(_main)
     finally:
         if len(_finished) > 1:
-            table = Table("run", "test accuracy / %", title="sweep")
+            table = Table(Column("run", overflow="fold"), "test accuracy / %", title="sweep")
             for run_dir, result in _finished:
                 table.add_row(run_dir.name, f"{100 * result['test_accuracy']:.2f}")
             cli.console.print(table)

@@ -120,9 +120,10 @@ class MNISTLike(ImageDataModule):
         lacking = min((self._missing(train, folder) for folder in self.folders), key=len)
         names = " and ".join(f"{name} (md5 {md5})" for name, md5 in lacking)
         places = ", ".join(str(folder.absolute()) for folder in self.folders)
+        fetching = "" if self.download else " set data.download=true,"
         return DataError(
             f"{self.published.__name__}: missing {names}, or the same unpacked, without .gz; looked in {places}; "
-            f"{reason}. Set data.root=DIR to a folder that has the files, set data.download=true, or put the "
+            f"{reason}. Set data.root=DIR to a folder that has the files,{fetching} or put the "
             f"files from {self.published.mirrors[0]} into {self.folders[0].absolute()}."
         )
 
