@@ -290,6 +290,19 @@ def test_labels_tell_experiments_apart(tmp_path: Path) -> None:
     )
 
 
+def test_long_labels_give_way_to_the_folder_of_the_seeds(tmp_path: Path) -> None:
+    many = [f"optimizer.{key}=0.5" for key in ("lr", "weight_decay")]
+    for seed in (0, 1):
+        for folder, overrides in {"one": ["sigma=0.125", *many], "other": ["sigma=0.25", "batch_size=7"]}.items():
+            make_run(tmp_path / folder / f"seed{seed}", f"seed={seed}", *overrides)
+    folders = list(tmp_path.glob("*/*"))
+    assert list(experiments(read_runs(folders))) == ["one (2 seeds)", "other (2 seeds)"]
+    make_run(tmp_path / "other" / "stranger", "sigma=0.75")  # the folder is no longer that experiment's alone
+    labels = list(experiments(read_runs([*folders, tmp_path / "other" / "stranger"])))
+    assert labels[0] == "one (2 seeds)"
+    assert "batch_size=7" in labels[1]
+
+
 # --- what is missing or odd -----------------------------------------------------------------------------------------
 
 
@@ -346,9 +359,9 @@ def test_names() -> None:
     assert named("/r/x/a") == ["a"]
     assert named("/r/x/a", "/r/y/b") == ["x/a", "y/b"]
     assert named("/r/a", "/r/a/b") == ["a", "a/b"]
-    assert named("/r/one/a-folder-with-a-very-long-name-indeed/x", "/r/b") == ["one/…/x", "b"]
-    long = [f"/r/one/a-folder-with-a-very-long-name-indeed-{i}/x" for i in (1, 2)]
-    assert named(*long) == [f"a-folder-with-a-very-long-name-indeed-{i}/x" for i in (1, 2)]
+    assert named("/r/one/a-folder-with-a-very-long-name-indeed-and-then-some-more/x", "/r/b") == ["one/…/x", "b"]
+    long = [f"/r/one/a-folder-with-a-very-long-name-indeed-and-then-some-more-{i}/x" for i in (1, 2)]
+    assert named(*long) == [f"a-folder-with-a-very-long-name-indeed-and-then-some-more-{i}/x" for i in (1, 2)]
     assert len(set(named("/r/b", *long))) == 3
 
 
@@ -520,6 +533,14 @@ def test_dots_show_the_table_and_marked_ones_are_hollow(two: list[Path]) -> None
     }
     assert set(shown) == expected
     assert [place for place, face in shown.items() if face == "white"] == [(2, 89.0)]
+
+
+def test_seeds_share_a_line(two: list[Path], tmp_path: Path) -> None:
+    first = read_runs(two)
+    seeds = {label: [run, run, run] for label, (run,) in experiments(first).items()}
+    columns = all_columns(first)
+    height = figures.accuracy_per_threat(experiments(first), columns).get_figheight()
+    assert figures.accuracy_per_threat(seeds, columns).get_figheight() == height
 
 
 def test_severities_show_the_rows(two: list[Path]) -> None:

@@ -85,23 +85,25 @@ def learning_curves(experiments: Experiments) -> Figure:
 
 
 def accuracy_per_threat(experiments: Experiments, columns: Sequence[Column]) -> Figure:
-    """A line of the figure for each threat, in it a dot with its 95 % interval for each run."""
-    evaluated = [(look, run) for _, look, run in _each(experiments) if run.cells]
-    step = 1.0 / (len(evaluated) + 1.5)
-    figure = Figure(figsize=(8, 0.8 + len(columns) * max(0.5, 0.11 * len(evaluated))))
+    """A strip of the figure for each threat, in it a line for each experiment, with a dot and its 95 % interval for
+    each run."""
+    evaluated = [(label, look, run) for label, look, run in _each(experiments) if run.cells]
+    lines = list(dict.fromkeys(label for label, _, _ in evaluated))
+    step = 1.0 / (len(lines) + 1.5)
+    figure = Figure(figsize=(8, 0.8 + len(columns) * max(0.5, 0.11 * len(lines))))
     axes = figure.subplots()
     for place, column in enumerate(columns):
         if place % 2:
             axes.axhspan(place - 0.5, place + 0.5, color="#f5f5f5", zorder=0)
-        for offset, (look, run) in enumerate(evaluated):
+        for label, look, run in evaluated:
             if column in run.cells:
-                y = place + step * (offset - (len(evaluated) - 1) / 2)
+                y = place + step * (lines.index(label) - (len(lines) - 1) / 2)
                 _dot(axes, y, run.cells[column], look)
     axes.set(xlim=(-2, 102), ylim=(len(columns) - 0.5, -0.5), xlabel="accuracy / %")
     axes.set_yticks(range(len(columns)), [_heading(column) for column in columns])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    _legend(figure, experiments, [cell for _, run in evaluated for cell in run.cells.values()])
+    _legend(figure, experiments, [cell for _, _, run in evaluated for cell in run.cells.values()])
     return figure
 
 
@@ -233,7 +235,8 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look) -> Non
 
 
 def _curve(run: Run, key: str) -> tuple[list[float], list[float]]:
-    points = [(float(epoch), values[key]) for epoch, values in run.metrics.items() if key in values]
+    """By epoch, counted from 1."""
+    points = [(epoch + 1.0, values[key]) for epoch, values in run.metrics.items() if key in values]
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 

@@ -39,6 +39,7 @@ RESULT_TYPES: dict[str, type | tuple[type, ...]] = {
 UNCOMPARED = {"experiment", "run_dir", "resume", "progress", "device", "devices", "strategy", "seed", "data.seed"}
 UNCOMPARED |= {"data.root", "data.download", "data", "network", "activation", "loss", "estimator", "estimator.copies"}
 UNCOMPARED |= {"diagnostics"}
+LONGEST_LABEL = 60  # characters; more do not fit above a figure
 FOR_ESTIMATORS = {"sigma", "copies", "chunk", "noise", "sampling", "baseline", "injection"}
 
 
@@ -144,7 +145,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     parent = os.path.commonpath([folder.parent for folder in folders])
     names = [folder.relative_to(parent).as_posix() for folder in folders]
     parts = [name.split("/") for name in names]
-    short = [f"{p[0]}/…/{p[-1]}" if len(n) > 40 and len(p) > 2 else n for n, p in zip(names, parts, strict=True)]
+    short = [f"{p[0]}/…/{p[-1]}" if len(n) > 60 and len(p) > 2 else n for n, p in zip(names, parts, strict=True)]
     return short if len(set(short)) == len(short) else names
 
 
@@ -258,7 +259,10 @@ def differences(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def experiments(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs by experiment, under a label: the name of the run, or of several what they have in common."""
+    """The runs by experiment, under a label: the name of the run, or of several what they have in common.
+
+    That is their settings, or the folder that they alone share where those take too many words.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.experiment_hash, []).append(run)
@@ -272,6 +276,8 @@ def experiments(runs: Sequence[Run]) -> dict[str, list[Run]]:
         if not words or list(short.values()).count(words) > 1:
             sections = ("data", "network", "activation", "loss", "estimator")
             words = " ".join([*(group[0].target(section) for section in sections), words]).strip()
+        if len(words) > LONGEST_LABEL and len(group) > 1:
+            words = _own_folder(group, runs) or words
         count = len({run.seeds for run in group})
         if len(group) > 1:
             label = f"{words} ({count} seeds)" if count > 1 else f"{words} ({len(group)} runs)"
@@ -279,6 +285,13 @@ def experiments(runs: Sequence[Run]) -> dict[str, list[Run]]:
             label = f"{group[0].name}: {words}" if Path(group[0].name).name.isdigit() else group[0].name
         labels[label if label not in labels else f"{label} {key}"] = group
     return labels
+
+
+def _own_folder(group: Sequence[Run], runs: Iterable[Run]) -> str:
+    """The folder, as the names have it, that holds these runs and no others; or nothing."""
+    shared = os.path.commonpath([Path(run.name).parent for run in group])
+    inside = [run for run in runs if Path(run.name).is_relative_to(shared)]
+    return Path(shared).as_posix() if shared and len(inside) == len(group) else ""
 
 
 def _experiment(run: Run) -> str:

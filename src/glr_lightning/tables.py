@@ -79,7 +79,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
         targets = [run.target(section) for section in ("data", "network", "activation", "loss")]
         rows.append([run.name, *targets, estimator(run), differs[run.name], *_training(run)])
     notes = [
-        "Epochs count from 0; forwards are forward passes of one image. The interval is Wilson's; it is there if the "
+        "Epochs count from 1; forwards are forward passes of one image. The interval is Wilson's; it is there if the "
         "clean test images were evaluated and gave the same accuracy."
     ]
     unfinished = [run.name for run in runs if not run.result]
@@ -141,7 +141,8 @@ def environment_table(runs: Sequence[Run]) -> Table:
     """One column for each environment: as a rule there is one."""
     found = environments(runs)
     packages = dict.fromkeys(name for environment in found for name in environment["versions"])
-    heading = [["package"], *([", ".join(environment["runs"])] for environment in found)]
+    names = [", ".join(environment["runs"]) for environment in found] if len(found) > 1 else ["all runs"]
+    heading = [["package"], *([name] for name in names)]
     rows = [[name, *(str(environment["versions"].get(name, NONE)) for environment in found)] for name in packages]
     rows.append(["device", *(environment["device"] for environment in found)])
     return Table(heading, rows, [], text_columns=len(heading))
@@ -153,7 +154,7 @@ def _training(run: Run) -> list[str]:
     r, interval = run.result, accuracy_interval(run)
     bounds = " – ".join(map(_percent, interval)) if interval else NONE
     numbers = [f"{r['train_seconds']:.1f}", f"{r['forwards']:,}", f"{r['parameters']:,}"]
-    return [_percent(r["test_accuracy"]), bounds, str(r["best_epoch"] + 1), *numbers]  # people count epochs from 1
+    return [_percent(r["test_accuracy"]), bounds, str(r["best_epoch"] + 1), *numbers]
 
 
 def estimator(run: Run) -> str:
