@@ -205,6 +205,20 @@ def test_the_relative_variance_is_that_of_the_closed_form() -> None:
     assert 0 < found.cosine < 1
 
 
+def test_estimates_that_are_all_zero_are_no_more_certain_than_the_reference() -> None:
+    """So a noisy reference leaves it open whether they are biased."""
+    gradient, noise = torch.tensor([2.0, 0.0]).double(), torch.tensor([[1.0], [-1.0]])
+    exact = Reference.exact(gradient, GENERATOR)
+    noisy = replace(exact, along=exact.along + noise)  # the mean of two draws: relative error 1 / 2
+    nothing = Moments(noisy.probes)
+    for _ in range(3):
+        nothing.add(torch.zeros(2).double())
+    found = compare(nothing, noisy, 0.0)
+    assert found is not None
+    assert (found.relative_bias, found.relative_variance) == (-1, 0)
+    assert found.relative_bias_error == pytest.approx(0.5)
+
+
 def test_an_estimator_without_noise_is_compared_up_to_rounding() -> None:
     network, loss = small_network(nn.Tanh()), CrossEntropy()
     generator = torch.Generator()

@@ -186,11 +186,12 @@ def compare(moments: Moments, reference: Reference, rounding: float) -> Comparis
     z = z_scores(along, reference.along, rounding * length)
     (mean, error), (expected, expected_error) = (_mean_and_error(t[:, :1]) for t in (along, reference.along))
     ratio = float(mean) / float(expected)
+    least = max(abs(ratio), 1.0)  # draws that are all 0 do not make the reference any more certain
     lengths = moments.lengths.clamp(min=1e-300)
     return Comparison(
         z=float(z.abs().max()),
         relative_bias=ratio - 1,
-        relative_bias_error=float((error**2 + (ratio * expected_error) ** 2).sqrt() / expected.abs()),
+        relative_bias_error=float((error**2 + (least * expected_error) ** 2).sqrt() / expected.abs()),
         relative_variance=moments.variance / reference.squared_length,
         cosine=max(-1.0, min(1.0, float((products / lengths).mean()) / length)),
     )
