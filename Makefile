@@ -45,7 +45,7 @@ diagnose: install ## bias, variance and cost of the estimators: make diagnose AR
 bench: install ## time per step: naive outer product, ours, backprop; Lightning over a bare loop
 	$(BIN)/python experiments/benchmark/bench.py
 
-study: install ## the published settings beside ours on real MNIST (hours): make study DATA=DIR
+study: install ## the published settings beside ours on real MNIST (half an hour): make study DATA=DIR
 	DATA=$(DATA) BIN=$(BIN) sh experiments/mnist/run.sh
 
 estimators: install ## which estimator has the least variance x time, and what it reaches (an hour): make estimators DATA=DIR

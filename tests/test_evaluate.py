@@ -66,6 +66,9 @@ def test_every_run_gets_a_row_per_threat_and_level(evaluate: Any, trained: Path)
     before = (surrogate / "checkpoints/best.ckpt").stat().st_mtime_ns
     assert evaluate("run=runs/bp", "threat=fgsm", "surrogate.dir=surrogates").code == 0
     assert (surrogate / "checkpoints/best.ckpt").stat().st_mtime_ns == before
+    options = ("threat=fgsm", "surrogate.dir=surrogates", "surrogate.epochs=1")  # of every data set
+    assert evaluate("run=runs/bp", *options).code == 0
+    assert len(list((trained / "surrogates").iterdir())) == 2
 
 
 def test_a_later_evaluation_replaces_its_own_rows_and_keeps_the_others(evaluate: Any, trained: Path) -> None:
@@ -177,6 +180,6 @@ def test_weights_that_do_not_fit_and_a_missing_checkpoint_are_refused(evaluate: 
         assert (outcome.code, "do not fit the network" in outcome.err) == (2, True)
         path.unlink()
         outcome = evaluate("run=runs/bp", "threat=clean")
-        assert (outcome.code, "there is no checkpoint" in outcome.err) == (2, True)
+        assert (outcome.code, "use checkpoint=last, or go on with" in outcome.err) == (2, True)
     finally:
         path.write_bytes(good)

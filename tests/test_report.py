@@ -512,9 +512,9 @@ def test_curves_show_the_metrics(two: list[Path], tmp_path: Path) -> None:
     (two[0] / "metrics.csv").write_text("\n".join(line for line in lines if ",0.33," not in line))  # no validation
     figure = figures.learning_curves(experiments(read_runs(two)))
     accuracy, *losses = figure.axes
-    by_style = {line.get_linestyle(): list(line.get_ydata()) for line in points(accuracy)}
-    assert by_style["-"] == pytest.approx([50, 60, 70])  # bp: validation
-    assert by_style["--"] == pytest.approx([40, 50, 60])  # lrtz: training
+    by_width = {line.get_linewidth(): list(line.get_ydata()) for line in points(accuracy)}
+    assert by_width[1.5] == pytest.approx([50, 60, 70])  # bp: validation
+    assert by_width[0.7] == pytest.approx([40, 50, 60])  # lrtz: training
     assert [axes.get_title() for axes in losses] == ["Training loss: CrossEntropy", "Training loss: ZeroOne"]
     assert all(list(points(axes)[0].get_ydata()) == pytest.approx([1, 1 / 2, 1 / 3]) for axes in losses)
 

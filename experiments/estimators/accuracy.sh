@@ -37,9 +37,9 @@ sets="mnist fashion_mnist"
     done; done; done
     for seed in 0 1 2; do for set in $sets; do
         for experiment in bp straight_through; do
-            echo "$experiment $seed $set experiment=$experiment data.validation=0"
+            echo "$experiment $seed $set experiment=$experiment"
         done
-        echo "wide_straight_through $seed $set experiment=wide/straight_through data.validation=0"
+        echo "wide_straight_through $seed $set experiment=wide/straight_through"
         for experiment in lrt lrsz; do
             echo "hybrid_$experiment $seed $set experiment=$experiment estimator=hybrid sampling=antithetic copies=16"
         done

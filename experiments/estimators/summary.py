@@ -96,7 +96,7 @@ def best_table(cases: dict[str, list[dict[str, str]]]) -> str:
 
 
 def figure(cases: dict[str, list[dict[str, str]]]) -> Figure:
-    """Variance x time of every estimator at its best K, case by case."""
+    """Variance x time of every estimator at its best K, case by case; a little apart, to hide none."""
     fig = Figure(figsize=(9, 0.45 * len(cases) + 1.6))
     axes = fig.subplots()
     labels = list(dict.fromkeys(row["estimator"] for found in cases.values() for row in found))
@@ -106,7 +106,8 @@ def figure(cases: dict[str, list[dict[str, str]]]) -> Figure:
             values = [variance * ms for (estimator, _), (variance, ms) in points.items() if estimator == label]
             if values:
                 look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number // len(COLOURS)]}
-                axes.plot(min(values), place, linestyle="", label=label, **look)
+                y = place + 0.6 * ((number + 0.5) / len(labels) - 0.5)
+                axes.plot(min(values), y, linestyle="", label=label, **look)
     axes.set(xscale="log", xlabel="relative variance × ms, mean over the layers, at the best K (lower is better)")
     axes.set_yticks(range(len(cases)), list(cases))
     axes.invert_yaxis()

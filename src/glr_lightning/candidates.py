@@ -118,7 +118,7 @@ class References:
             chosen |= {key: value for key, value in smoothing.items() if key in chosen}
             words = configured
             if label and chosen["_target_"] == node["_target_"]:
-                kind = "has a reference of its own kind, which shows consistency; the other estimators check both"
+                kind = "has a reference of its own kind, which shows consistency and not correctness"
                 self._note(f"{label} {kind}.")
         elif objective == "noise_free":
             chosen, words, smoothing = {}, "backpropagation, exact", {}

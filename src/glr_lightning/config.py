@@ -91,6 +91,12 @@ def cpu_threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def require_seed(seed: int) -> None:
+    """Raises ConfigurationError unless every generator takes this seed."""
+    if not 0 <= seed < 2**32:
+        raise ConfigurationError(f"seed must be from 0 to 2^32 - 1, got {seed}.")
+
+
 def resolve(config: Any) -> dict[str, Any]:
     """A Hydra configuration as plain dicts, lists and numbers, with every interpolation filled in."""
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -117,7 +123,7 @@ def composing(overrides: Sequence[str]) -> Iterator[DictConfig]:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
             yield hydra.compose("train", overrides=list(overrides))
     except HydraException as error:
-        raise ConfigurationError(str(error)) from None
+        raise ConfigurationError(" ".join(str(error).split())) from None
     finally:
         Singleton.set_state(state)
 

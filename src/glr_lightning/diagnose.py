@@ -26,7 +26,7 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from glr_lightning import cli
 from glr_lightning.candidates import LARGEST_ERROR, Candidate, References, Subject, entries_of, tried
-from glr_lightning.config import CONF_DIR, TRUSTED, TrainConfig, build, config_hash, cpu_threads, resolve
+from glr_lightning.config import CONF_DIR, TRUSTED, TrainConfig, build, config_hash, cpu_threads, require_seed, resolve
 from glr_lightning.diagnosis import (
     SIGNS,
     Comparison,
@@ -56,7 +56,7 @@ from glr_lightning.findings import (
 )
 from glr_lightning.noisy import trained_sigma
 from glr_lightning.progress import progress_bar
-from glr_lightning.report import ENVIRONMENT, write_files
+from glr_lightning.report import ENVIRONMENT, require_folder, write_files
 from glr_lightning.runs import TrainedRun, build_data, build_network, find_runs, load_run
 from glr_lightning.tables import Table, escape, show
 from glr_lightning.train import PACKAGES
@@ -147,6 +147,8 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
             bias = contender.estimator.bias(subject.network)
             findings.append(_judged(finding, compared, critical, bias) if compared else finding)
     refused = _refused(candidates)
+    if config["run"] is not None and subject.base.get("learn_sigma") == "neuron":
+        references.notes.append("The noise scales were learned per neuron; here each layer has the mean of its own.")
     notes = [_how_to_read(critical, tests), *references.notes, *_remarks(findings), *(f.refusal for f in refused)]
     return findings + refused, notes, subject
 
@@ -162,6 +164,7 @@ def _judged(finding: Finding, compared: Comparison, critical: float, bias: str) 
 
 def _check(config: Mapping[str, Any]) -> None:
     validated_count("batch_size", config["batch_size"])
+    require_seed(config["seed"])
     validated_count("reference.copies", config["reference"]["copies"])
     unknown = set(config["reference"]["estimator"]) - set(get_args(Objective))
     if unknown:
@@ -289,6 +292,7 @@ def _device_in_words(device: torch.device) -> str:
 
 def write_diagnosis(config: dict[str, Any], out: Path, command: Sequence[str]) -> list[Table]:
     """Diagnose and write everything into `out`; the tables, for the screen."""
+    require_folder(out)  # before everything is measured
     findings, notes, subject = diagnose(config)
     tables = finding_tables(findings, notes)
     texts = {

@@ -56,15 +56,16 @@ def news_of_classes(before: Sequence[int], now: Sequence[int], epoch: int, reviv
     if died:
         remedy = "" if before else f" {advice}"
         news.append(
-            f"{_classes(died)} died in epoch {epoch + 1}: predicted for less than {DEAD_BELOW:.0%} as many training "
+            f"{in_words(died)} died in epoch {epoch + 1}: predicted for less than {DEAD_BELOW:.0%} as many training "
             f"images as bear the label.{remedy}"
         )
     if recovered:
-        news.append(f"{_classes(recovered)} recovered in epoch {epoch + 1}.")
+        news.append(f"{in_words(recovered)} recovered in epoch {epoch + 1}.")
     return news
 
 
-def _classes(numbers: Sequence[int]) -> str:
+def in_words(numbers: Sequence[int]) -> str:
+    """class 3, or classes 3, 5."""
     return f"class{'' if len(numbers) == 1 else 'es'} {', '.join(map(str, numbers))}"
 
 

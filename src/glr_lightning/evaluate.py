@@ -117,11 +117,13 @@ def load_surrogate(run: TrainedRun, options: dict[str, Any], trusted: tuple[str,
 
     Args:
         run: names the data, and where they lie.
-        options: `experiment`, a training experiment; `dir`; and `epochs` by name of the data set, where not its own.
+        options: `experiment`, a training experiment; `dir`; and `epochs`, a number, or one by name of the data set,
+            where not the experiment's own.
         trusted: as for `load_run`.
     """
     overrides = [f"data={run.data.name}", f"experiment={options['experiment']}", "progress=false"]
-    epochs = options.get("epochs", {}).get(run.data.name)
+    epochs = options.get("epochs", {})
+    epochs = epochs.get(run.data.name) if isinstance(epochs, dict) else epochs  # one number: of all data sets
     config = compose(overrides + ([] if epochs is None else [f"epochs={epochs}"]))
     own = {name: config["data"][name] for name in ("batch_size", "validation", "seed")}
     config["data"] = run.config["data"] | own | {"root": None if run.data.root is None else str(run.data.root)}

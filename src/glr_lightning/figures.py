@@ -6,6 +6,7 @@ An experiment has a colour and a marker of its own, the same in every figure and
 
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def draw(experiments: Experiments, columns: Sequence[Column]) -> dict[str, bytes
 
 
 def learning_curves(experiments: Experiments) -> Figure:
-    """Accuracy by epoch, on the validation images or, dashed, the training images of a run that has no others;
+    """Accuracy by epoch, on the validation images or, as thin lines, the training images of a run that has no others;
     then the training loss, with a panel for each loss: values of different losses cannot be compared."""
     losses = list(dict.fromkeys(run.target("loss") for _, _, run in _each(experiments) if run.metrics))
     figure = Figure(figsize=(3.9 * (1 + len(losses)), PANEL + 0.3))
@@ -67,20 +68,20 @@ def learning_curves(experiments: Experiments) -> Figure:
     for _, look, run in _each(experiments):
         validated = any("val_accuracy" in values for values in run.metrics.values())
         trained_on |= bool(run.metrics) and not validated
-        key, line = ("val_accuracy", "-") if validated else ("train_accuracy", "--")
+        key, width = ("val_accuracy", 1.5) if validated else ("train_accuracy", 0.7)
         epochs, values = _curve(run, key)
-        _line(accuracy, epochs, [100 * value for value in values], look._replace(line=line))
+        _line(accuracy, epochs, [100 * value for value in values], look, width)
         if run.metrics:
             _line(panels[losses.index(run.target("loss"))], *_curve(run, "train_loss"), look)
     accuracy.set(title="Accuracy while training", ylabel="accuracy on validation images / %")
     if trained_on:
-        accuracy.set_ylabel("accuracy on validation images\n(dashed: on training images) / %")
+        accuracy.set_ylabel("accuracy on validation images\n(thin: on training images) / %")
     for panel, loss in zip(panels, losses, strict=True):
         panel.set(title=f"Training loss: {loss}", ylabel="mean loss per image")
     for panel in (accuracy, *panels):
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
-    _legend(figure, experiments)
+    _legend(figure, [(label, look) for label, look, run in _each(experiments) if run.metrics])
     return figure
 
 
@@ -103,7 +104,8 @@ def accuracy_per_threat(experiments: Experiments, columns: Sequence[Column]) -> 
     axes.set_yticks(range(len(columns)), [_heading(column) for column in columns])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    _legend(figure, experiments, [cell for _, _, run in evaluated for cell in run.cells.values()])
+    looks = [(label, look) for label, look, _ in evaluated]
+    _legend(figure, looks, [cell for _, _, run in evaluated for cell in run.cells.values()])
     return figure
 
 
@@ -116,6 +118,7 @@ def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     figure = Figure(figsize=(max(4.5, 2.6 * across + 0.6), 2.7 * down + 0.4))
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     evaluated = [(look, run) for _, look, run in _each(experiments) if run.cells]
+    looks = [(label, look) for label, look, run in _each(experiments) if run.cells]
     shown: list[Cell] = []
     for axes, panel in zip(grid.flat, panels, strict=False):
         for place, (look, run) in enumerate(evaluated):
@@ -128,7 +131,7 @@ def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy / %")
     _severity_ticks(grid, panels, [row["level"] for cell in shown for row in cell.rows])
-    _legend(figure, experiments, shown)
+    _legend(figure, looks, shown)
     return figure
 
 
@@ -169,8 +172,12 @@ def variance_against_time(findings: Sequence[Finding]) -> bytes:
         handles = [_handle(look) for look in looks.values()]
         drawn = {f.estimator for f in findings if f.relative_variance}
         names = [label if label in drawn else f"{label} (no variance)" for label in labels]
-        names += ["hollow: biased (declared)"] if biased else []
-        _legend_above(figure, handles + ([_handle(Look("#555555", "o", "none"), hollow=True)] if biased else []), names)
+        if biased:
+            handles.append(_handle(Look("#555555", "o", "none"), hollow=True))
+            names.append("hollow: biased (declared)")
+        handles.append(_handle(Look("#bdbdbd", "", "--")))
+        names.append("equal variance × ms")
+        _legend_above(figure, handles, names)
         return _png(figure)
 
 
@@ -183,8 +190,12 @@ def _iso_lines(axes: Axes) -> None:
         product = 10.0**power
         axes.plot([left, right], [product / left, product / right], color="#bdbdbd", lw=0.8, ls="--", zorder=1)
         x = max(left, product / high)  # where the line enters the panel
-        words = f" {product:g}"
-        axes.text(x, product / x, words, color="#8a8a8a", fontsize=7, va="top", ha="left", zorder=1, clip_on=True)
+        across, up = math.log(x / left) / math.log(right / left), math.log(product / x / low) / math.log(high / low)
+        if across < 0.85 and up > 0.08:  # else the words would be cut
+            at: dict[str, Any] = {"color": "#8a8a8a", "fontsize": 7, "va": "top", "ha": "left", "zorder": 2}
+            axes.text(
+                x, product / x, f" {product:g}", **at, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            )
 
 
 def _severity_ticks(grid: Any, panels: Sequence[Any], levels: Sequence[float]) -> None:
@@ -229,9 +240,9 @@ def _point(look: Look, hollow: bool) -> dict[str, Any]:
     return {"color": look.colour, "marker": look.marker, "markerfacecolor": face, "elinewidth": 1.0, "capsize": 2}
 
 
-def _line(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look) -> None:
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look, width: float = 1.5) -> None:
     marker = look.marker if len(x) <= 30 else ""
-    axes.plot(x, y, color=look.colour, linestyle=look.line, marker=marker, markersize=4)
+    axes.plot(x, y, color=look.colour, linestyle=look.line, linewidth=width, marker=marker, markersize=4)
 
 
 def _curve(run: Run, key: str) -> tuple[list[float], list[float]]:
@@ -252,11 +263,11 @@ def _look(place: int) -> Look:
     return Look(COLOURS[colour], MARKERS[(colour + turn) % len(MARKERS)], LINES[turn % len(LINES)])
 
 
-def _legend(figure: Figure, experiments: Experiments, cells: Sequence[Cell] = ()) -> None:
+def _legend(figure: Figure, looks: Sequence[tuple[str, Look]], cells: Sequence[Cell] = ()) -> None:
     """Above the panels, where it covers nothing."""
-    looks = {label: look for label, look, _ in _each(experiments)}
-    handles = [_handle(look) for look in looks.values()]
-    labels = list(looks)
+    unique = dict(looks)
+    handles = [_handle(look) for look in unique.values()]
+    labels = list(unique)
     if any(cell.warnings for cell in cells):
         handles.append(_handle(Look("#555555", "o", "none"), hollow=True))
         labels.append("hollow: marked †")
@@ -264,9 +275,12 @@ def _legend(figure: Figure, experiments: Experiments, cells: Sequence[Cell] = ()
 
 
 def _legend_above(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
-    width = max(len(label) for label in labels) + 6
-    across = max(1, min(len(labels), int(13 * figure.get_figwidth()) // width))
-    figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(labels) // across))
+    most = int(13 * figure.get_figwidth())  # characters
+    labels = [textwrap.fill(label, most - 6) for label in labels]
+    lines = max((label.count("\n") + 1 for label in labels), default=1)
+    width = max((len(line) for label in labels for line in label.split("\n")), default=0) + 6
+    across = max(1, min(len(labels), most // width))
+    figure.set_figheight(figure.get_figheight() + 0.22 * lines * -(-len(labels) // across))
     figure.legend(handles, labels, loc="outside upper left", ncols=across)
 
 

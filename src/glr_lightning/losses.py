@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 class Loss(ABC):
-    """A per-sample loss."""
+    """A per-sample loss.
+
+    A NaN logit gives NaN in its row: otherwise a diverged network would look like an ordinary one.
+    """
 
     differentiable: ClassVar[bool]
     """Has it a useful derivative with respect to the logits? Backpropagation needs one."""
@@ -36,10 +39,7 @@ class CrossEntropy(Loss):
 
 @dataclass(frozen=True)
 class ZeroOne(Loss):
-    """L = 1[argmax(logits) != label], the classification error itself.
-
-    A NaN logit gives NaN, not a class: otherwise a diverged network would look like an ordinary one.
-    """
+    """L = 1[argmax(logits) != label], the classification error itself."""
 
     differentiable = False
 

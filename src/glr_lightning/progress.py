@@ -59,5 +59,5 @@ class TrainingProgress(Callback):
         """The metrics of the epoch that has just ended."""
         names = {"train_loss": "loss", "train_accuracy": "train", "val_accuracy": "val"}
         known = trainer.callback_metrics
-        words = "  ".join(f"{short} {known[name]:.3f}" for name, short in names.items() if name in known)
+        words = "  ".join(f"{short} {known[name]:.4g}" for name, short in names.items() if name in known)
         self._bar.update(self._task, completed=epoch, description=words)

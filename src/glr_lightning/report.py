@@ -113,6 +113,17 @@ def results_csv(runs: Sequence[Run]) -> str:
     return text.getvalue()
 
 
+def require_folder(out: Path) -> None:
+    """Raises ConfigurationError if `out` can plainly not become a folder that can be written. Makes nothing."""
+    existing = next(path for path in (out, *out.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise _not_writable(out, f"{existing} is no folder that can be written")
+
+
+def _not_writable(out: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"out={out} must be a folder that can be written, but {reason}; choose another out.")
+
+
 def write_files(out: Path, files: Mapping[str, bytes], stale: Sequence[str] | Mapping[str, Any] = ()) -> None:
     """Write files into a folder so that a reader never meets half of one, nor some without the others if the disk
     is full. Files named in `stale` and not written now are removed: they belonged to an earlier report.
@@ -129,10 +140,7 @@ def write_files(out: Path, files: Mapping[str, bytes], stale: Sequence[str] | Ma
         for name in set(stale) - set(files):
             (out / name).unlink(missing_ok=True)
     except OSError as error:
-        reason = "it is a file" if out.is_file() else str(error)
-        raise ConfigurationError(
-            f"out={out} must be a folder that can be written, but {reason}; choose another out."
-        ) from None
+        raise _not_writable(out, "it is a file" if out.is_file() else str(error)) from None
     finally:
         for path in temporary.values():
             with contextlib.suppress(OSError):

@@ -38,7 +38,8 @@ RESULT_TYPES: dict[str, type | tuple[type, ...]] = {
 # those that only the estimator reads: it repeats the ones that it uses.
 UNCOMPARED = {"experiment", "run_dir", "resume", "progress", "device", "devices", "strategy", "seed", "data.seed"}
 UNCOMPARED |= {"data.root", "data.download", "data", "network", "activation", "loss", "estimator", "estimator.copies"}
-UNCOMPARED |= {"diagnostics"}
+UNCOMPARED |= {"diagnostics", "scheduler.T_max"}  # which follows from the epochs
+SECTIONS = ("data", "network", "activation", "loss", "estimator")
 LONGEST_LABEL = 60  # characters; more do not fit above a figure
 FOR_ESTIMATORS = {"sigma", "copies", "chunk", "noise", "sampling", "baseline", "injection"}
 
@@ -266,16 +267,9 @@ def experiments(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.experiment_hash, []).append(run)
-    differs = differences(runs)
-    short = {
-        key: ", ".join(filter(None, [_experiment(group[0]), differs[group[0].name]])) for key, group in groups.items()
-    }
     labels = {}
     for key, group in groups.items():
-        words = short[key]
-        if not words or list(short.values()).count(words) > 1:
-            sections = ("data", "network", "activation", "loss", "estimator")
-            words = " ".join([*(group[0].target(section) for section in sections), words]).strip()
+        words = _settings_in_words(group[0], [other[0] for other in groups.values()])
         if len(words) > LONGEST_LABEL and len(group) > 1:
             words = _own_folder(group, runs) or words
         count = len({run.seeds for run in group})
@@ -285,6 +279,15 @@ def experiments(runs: Sequence[Run]) -> dict[str, list[Run]]:
             label = f"{group[0].name}: {words}" if Path(group[0].name).name.isdigit() else group[0].name
         labels[label if label not in labels else f"{label} {key}"] = group
     return labels
+
+
+def _settings_in_words(run: Run, others: Sequence[Run]) -> str:
+    """The name of a run's experiment, and in what it differs from those of the others that bear the same name."""
+    namesakes = [other for other in others if _experiment(other) == _experiment(run)]
+    sections = [s for s in SECTIONS if len({other.target(s) for other in namesakes}) > 1]
+    name = _experiment(run) or " ".join(run.target(section) for section in SECTIONS)
+    built = [run.target(section) for section in sections] if _experiment(run) else []
+    return ", ".join(filter(None, [name, *built, differences(namesakes)[run.name]]))
 
 
 def _own_folder(group: Sequence[Run], runs: Iterable[Run]) -> str:

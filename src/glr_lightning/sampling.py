@@ -59,7 +59,7 @@ class Sampler(ABC):
         if copies < 1 or copies % size:
             raise ConfigurationError(
                 f"{type(self).__name__.lower()} sampling needs copies to be a positive multiple of "
-                f"{size}, got copies={copies}; use copies={max(copies + copies % size, 2)} "
+                f"{size}, got copies={copies}; use copies={max(copies + copies % size, 4)} "
                 "or sampling=independent."
             )
 

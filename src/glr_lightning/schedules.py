@@ -38,7 +38,10 @@ class Geometric(Schedule):
     def __post_init__(self) -> None:
         value = self.end
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ConfigurationError(f"the end of a schedule must be a positive finite number, got {value!r}.")
+            raise ConfigurationError(
+                f"the end of a schedule must be a positive finite number, got {value!r}; for example "
+                "sigma_schedule.end=0.5 (times sigma) or copies_schedule.end=64."
+            )
 
     def __call__(self, start: float, done: float) -> float:
         return start * (self.end / start) ** done
@@ -61,13 +64,19 @@ class Annealing:
     epochs: int
 
     def __post_init__(self) -> None:
-        fields = {f.name for f in dataclasses.fields(self.estimator)}  # type: ignore[arg-type]
+        estimator: Any = self.estimator
+        fields = {f.name for f in dataclasses.fields(estimator)}
         for name in ("sigma", "copies"):
             if self.changes(name) and name not in fields:
                 raise ConfigurationError(
                     f"{name}_schedule changes {name}, which {type(self.estimator).__name__} does not have; "
                     f"use {name}_schedule=constant, or estimator=local_expectation."
                 )
+        if self.changes("copies") and self.copies(estimator.copies, 1.0) % 1:
+            raise ConfigurationError(
+                f"copies are whole numbers, and the schedule ends with {self.copies(estimator.copies, 1.0):g}; give "
+                "copies_schedule.end a whole number."
+            )
         for epoch in range(self.epochs) if self.changes("sigma") or self.changes("copies") else ():
             self.at(epoch)
 

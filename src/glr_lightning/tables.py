@@ -192,8 +192,9 @@ def _remarks(runs: Sequence[Run], columns: Sequence[Column]) -> list[str]:
 
 
 def not_evaluated(runs: Sequence[Run]) -> str:
-    names = ", ".join(run.name for run in runs if not run.rows)
-    return f"Not evaluated yet: {names}. To do so: glr-evaluate run=FOLDER."
+    names = [run.name for run in runs if not run.rows]
+    words = ", ".join(names) if len(names) <= 6 else f"{len(names)} runs, {names[0]} to {names[-1]}"
+    return f"Not evaluated yet: {words}. To do so: glr-evaluate run=FOLDER."
 
 
 def environments(runs: Sequence[Run]) -> list[dict[str, Any]]:

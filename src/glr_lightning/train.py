@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 import platform
 import shutil
@@ -34,8 +35,10 @@ from glr_lightning.config import (
     config_hash,
     cpu_threads,
     load_yaml,
+    require_seed,
     resolve,
 )
+from glr_lightning.diagnostics import in_words
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.estimators.base import validated_count
 from glr_lightning.plan import plan
@@ -178,15 +181,13 @@ def _check_root(config: dict[str, Any]) -> None:
     validated_count("copies", config["copies"])  # also where the estimator has none
     if config["epochs"] < 1:
         raise ConfigurationError(f"epochs must be at least 1, got {config['epochs']}.")
-    if not 0 <= config["seed"] < 2**32:
-        raise ConfigurationError(f"seed must be from 0 to 2^32 - 1, got {config['seed']}.")
-    if config["revive"] is not None and not config["revive"] > 0:
-        raise ConfigurationError(f"revive must be positive, or null for never, got {config['revive']}.")
-    if config["clip_norm"] is not None and not config["clip_norm"] > 0:
-        raise ConfigurationError(f"clip_norm must be positive or null, got {config['clip_norm']}.")
-    if config["sigma_lr"] is not None and not config["sigma_lr"] > 0:
+    require_seed(config["seed"])
+    for name, null in {"revive": "never", "clip_norm": "no limit", "sigma_lr": "the optimizer's own"}.items():
+        if config[name] is not None and not 0 < config[name] < math.inf:
+            raise ConfigurationError(f"{name} must be positive and finite, or null for {null}, got {config[name]}.")
+    if config["sigma_lr"] is not None and config["learn_sigma"] is None:
         raise ConfigurationError(
-            f"sigma_lr must be positive, or null for the optimizer's own, got {config['sigma_lr']}."
+            "sigma_lr is the learning rate of noise scales that are learned; add learn_sigma=layer or leave it out."
         )
     if config["precision"] not in PRECISIONS:
         raise ConfigurationError(
@@ -315,7 +316,7 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
     )
     table.add_row("training", f"{result['train_seconds']:.1f} s, {result['forwards']:,} forward passes of one image")
     if result["dead_classes"]:
-        table.add_row("dead classes", f"{', '.join(map(str, result['dead_classes']))}: hardly predicted any more")
+        table.add_row("dead", f"{in_words(result['dead_classes'])}, hardly predicted")
     table.add_row("run folder", str(run_dir))
     cli.console.print(table)
 

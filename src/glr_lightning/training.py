@@ -274,10 +274,12 @@ class GLRModule(pl.LightningModule):
             f"  {name:<24} |weights| {parameter.detach().norm().item():.4g}   |gradient| {gradient.norm().item():.4g}"
             for (name, parameter), gradient in zip(self._parameters_by_name.items(), gradients, strict=True)
         )
+        learned = " or sigma_lr" if self.log_sigma else ""
+        noisy = ", or raise sigma" if self.estimator.objective != "noise_free" else ""
         raise DivergenceError(
-            f"training diverged at step {self.global_step} (epoch {self.current_epoch}): "
+            f"training diverged at step {self.global_step} (epoch {self.current_epoch + 1}): "
             f"loss {estimate.loss.item():.4g}, gradient norm {norm.item():.4g}.\n{lines}\n"
-            "Lower optimizer.lr, set clip_norm=1.0, or raise sigma; the last checkpoint of the run is kept."
+            f"Lower optimizer.lr{learned}, or set clip_norm=1.0{noisy}; the last checkpoint of the run is kept."
         )
 
     def _require_finite_weights(self) -> None:
@@ -285,7 +287,8 @@ class GLRModule(pl.LightningModule):
         for name, parameter in self._parameters_by_name.items():
             if not torch.isfinite(parameter).all():
                 raise DivergenceError(
-                    f"'{name}' is no longer finite at the end of epoch {self.current_epoch} (step {self.global_step}). "
+                    f"'{name}' is no longer finite at the end of epoch {self.current_epoch + 1} "
+                    f"(step {self.global_step}). "
                     "Lower optimizer.lr or set clip_norm=1.0; the last checkpoint of the run is kept."
                 )
 

@@ -1,6 +1,5 @@
 """What every gradient estimator is: a frozen value that turns a batch into gradients."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -109,14 +108,23 @@ def check_sites(chain: Chain, sigma: float | Sequence[float], sampling: Sampler)
             sampling.check_site(layer.out_features)
 
 
+MOST = 10**6
+"""Of anything that is counted: more copies than that, or passes, would never end."""
+
+
+def is_scale(value: Any) -> bool:
+    """Is it a noise scale: a number from 1e-12 to 1e12, so that float32 holds its square?"""
+    return not isinstance(value, bool) and isinstance(value, int | float) and 1e-12 <= value <= 1e12
+
+
 def validated_sigma(sigma: Any) -> float | tuple[float, ...]:
-    """A positive finite noise scale, or a tuple of them. Raises ConfigurationError."""
+    """A noise scale or a tuple of them. Raises ConfigurationError unless each is one (`is_scale`)."""
     values = tuple(sigma) if isinstance(sigma, Sequence) and not isinstance(sigma, str) else (sigma,)
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if not is_scale(value):
             raise ConfigurationError(
-                f"sigma must be a positive finite number, or a list of them (one per layer), got {sigma!r}; "
-                "use for example sigma=1.0 or sigma=[1.0,0.3]."
+                "sigma must be a positive finite number (1e-12 to 1e12), or a list of them (one per layer), got "
+                f"{sigma!r}; use for example sigma=1.0 or sigma=[1.0,0.3]."
             )
     if not values:
         raise ConfigurationError("sigma is an empty list; give one value, or one per layer.")
@@ -124,9 +132,9 @@ def validated_sigma(sigma: Any) -> float | tuple[float, ...]:
 
 
 def validated_count(name: str, value: Any) -> int:
-    """A positive whole number. Raises ConfigurationError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    """A whole number from 1 to `MOST`. Raises ConfigurationError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+        raise ConfigurationError(f"{name} must be a whole number of at least 1 and at most {MOST:,}, got {value!r}.")
     return value
 
 

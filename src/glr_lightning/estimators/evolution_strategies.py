@@ -9,7 +9,7 @@ from torch.func import functional_call, vmap
 
 from glr_lightning.chain import require_no_draws
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, even_parts, validated_count, validated_sigma
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, even_parts, is_scale, validated_count
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -56,13 +56,12 @@ class EvolutionStrategies(Estimator):
     objective: ClassVar[Objective] = "weights"
 
     def __post_init__(self) -> None:
-        sigma = validated_sigma(self.sigma)
-        if isinstance(sigma, tuple):
+        if not is_scale(self.sigma):
             raise ConfigurationError(
-                f"evolution strategies take one sigma for all weights, got {self.sigma!r}; use for example "
-                "estimator.sigma=0.02."
+                "evolution strategies take one sigma for all weights, a number from 1e-12 to 1e12, got "
+                f"{self.sigma!r}; use for example estimator.sigma=0.02."
             )
-        object.__setattr__(self, "sigma", sigma)
+        object.__setattr__(self, "sigma", float(self.sigma))
         require_admissible(self.noise)
         if validated_count("copies", self.copies) % 2:
             raise ConfigurationError(

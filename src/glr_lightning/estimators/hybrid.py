@@ -80,10 +80,13 @@ class Hybrid(Estimator):
                 "activation here have a derivative; use estimator=noisy_backprop or backprop."
             )
         if split >= sites - (not loss.differentiable):
+            reason, instead = "there is no hidden layer", "with a hidden layer of smooth units"
+            if split:
+                reason = "the last threshold is under the logits"
+                instead = "loss=cross_entropy, or a smooth activation"
             raise ConfigurationError(
-                f"estimator=hybrid has no layer to differentiate here: the last threshold is under the logits, and "
-                f"{type(loss).__name__} jumps as well; use estimator=local_expectation or likelihood_ratio, or "
-                "loss=cross_entropy, or a smooth activation."
+                f"estimator=hybrid has no layer to differentiate here: {reason}, and {type(loss).__name__} jumps as "
+                f"well; use estimator=local_expectation or likelihood_ratio, or {instead}."
             )
 
     @torch.enable_grad()

@@ -88,7 +88,7 @@ class LocalExpectation(Estimator):
         object.__setattr__(self, "sigma", validated_sigma(self.sigma))
         validated_count("copies", self.copies)
         if self.units is not None:
-            validated_count("estimator.units", self.units)
+            validated_count("estimator.units (null: all)", self.units)
         require_admissible(self.noise)
         self.sampling.check(self.noise, self.copies)
 
