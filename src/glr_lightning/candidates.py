@@ -118,8 +118,7 @@ class References:
             chosen |= {key: value for key, value in smoothing.items() if key in chosen}
             words = configured
             if label and chosen["_target_"] == node["_target_"]:
-                kind = "has a reference of its own kind, which shows consistency and not correctness"
-                self._note(f"{label} {kind}.")
+                self._note(f"{label}: its reference is of its own kind, which shows consistency and not correctness.")
         elif objective == "noise_free":
             chosen, words, smoothing = {}, "backpropagation, exact", {}
         else:

@@ -1,19 +1,27 @@
 """What the command-line entry points share: one line per error, exit codes, quiet libraries."""
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from glr_lightning.config import what_to_mend
 from glr_lightning.errors import GLRError
 
 console = Console(stderr=True)
 """Progress and messages; results that a program may want to read go to files."""
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Set in the environment, it shows where an error of the configuration comes from."""
 
 _failed_jobs: list[str] = []
 
@@ -44,17 +52,37 @@ def run_job(job: Callable[[], Any]) -> None:
 
 
 def run_main(hydra_main: Callable[[], Any]) -> None:
-    """Call a Hydra entry point. Exit codes: 0 done, 1 Hydra's own, 2 the user's to mend, 130 interrupted."""
+    """Call a Hydra entry point. Exit codes: 0 done, 2 the user's to mend, 130 interrupted."""
     try:
-        hydra_main()
+        with _errors_of_hydra():
+            hydra_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        if FULL_ERROR in os.environ:
+            raise
+        console.print(f"[bold red]error:[/] {_escape(what_to_mend(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
     except KeyboardInterrupt as interrupt:
-        console.print(f"[bold yellow]interrupted.[/] {_escape(str(interrupt))}", highlight=False, soft_wrap=True)
+        advice = str(interrupt) or "To start again, give the same command."
+        console.print(f"[bold yellow]interrupted.[/] {_escape(advice)}", highlight=False, soft_wrap=True)
         sys.exit(130)
     if _failed_jobs:
         console.print(
             f"[bold red]{len(_failed_jobs)} job(s) of the sweep failed:[/] {_escape(', '.join(_failed_jobs))}"
         )
         sys.exit(2)
+
+
+@contextmanager
+def _errors_of_hydra() -> Iterator[None]:
+    """Let Hydra raise its errors instead of printing them, in several lines and with advice that does not work here."""
+    asked = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(FULL_ERROR)
+        if asked is not None:
+            os.environ[FULL_ERROR] = asked
 
 
 def quiet_libraries() -> None:

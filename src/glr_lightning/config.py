@@ -4,9 +4,10 @@ A configuration that comes from a run folder is data, not code: `build` instanti
 torch define, so a crafted config.yaml cannot name a function to run.
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 
 from glr_lightning.errors import ConfigurationError, GLRError
 
@@ -123,9 +125,39 @@ def composing(overrides: Sequence[str]) -> Iterator[DictConfig]:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
             yield hydra.compose("train", overrides=list(overrides))
     except HydraException as error:
-        raise ConfigurationError(" ".join(str(error).split())) from None
+        raise ConfigurationError(what_to_mend(error)) from None
     finally:
         Singleton.set_state(state)
+
+
+def what_to_mend(error: Exception) -> str:
+    """An error of Hydra's in one line: what does not exist and what comes close to it, or the error's own words.
+
+    (Hydra advises a plus sign before an option that does not exist, which would add it for nobody to read.)
+    """
+    cause: Any = error.__cause__ or error
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        parent, (*above, name) = cause.parent_node, str(cause.full_key or cause.key).split(".")
+        known = [str(key) for key in parent] if isinstance(parent, Mapping) else []
+        known += [] if above else [path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()]  # groups
+        where = f" in {'.'.join(above)}" if above else ""
+        return f"there is no option {name!r}{where}.{_closest(name, known)} --cfg job lists all of them."
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.partition("/")
+        folder = Path(CONF_DIR, group)  # the error itself names options of another folder, if there are several
+        known = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+        choices = f"Choose from {', '.join(known)}." if known else "--help lists the groups."
+        return f"there is no {group}={name}.{_closest(name, known)} {choices}"
+    if isinstance(cause, ValidationError):
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}."
+    if "No match in the defaults list" in str(error):
+        return f"there is no group {str(error).split(chr(39))[1]!r} here. --help lists those that there are."
+    return " ".join(str(error).split())
+
+
+def _closest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=2)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def config_hash(config: dict[str, Any]) -> str:

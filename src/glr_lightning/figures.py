@@ -81,15 +81,15 @@ def learning_curves(experiments: Experiments) -> Figure:
     for panel in (accuracy, *panels):
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
-    _legend(figure, [(label, look) for label, look, run in _each(experiments) if run.metrics])
+    _legend(figure, [shown for shown in _each(experiments) if shown.run.metrics])
     return figure
 
 
 def accuracy_per_threat(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     """A strip of the figure for each threat, in it a line for each experiment, with a dot and its 95 % interval for
     each run."""
-    evaluated = [(label, look, run) for label, look, run in _each(experiments) if run.cells]
-    lines = list(dict.fromkeys(label for label, _, _ in evaluated))
+    evaluated = [shown for shown in _each(experiments) if shown.run.cells]
+    lines = list(dict.fromkeys(shown.label for shown in evaluated))
     step = 1.0 / (len(lines) + 1.5)
     figure = Figure(figsize=(8, 0.8 + len(columns) * max(0.5, 0.11 * len(lines))))
     axes = figure.subplots()
@@ -104,8 +104,7 @@ def accuracy_per_threat(experiments: Experiments, columns: Sequence[Column]) -> 
     axes.set_yticks(range(len(columns)), [_heading(column) for column in columns])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    looks = [(label, look) for label, look, _ in evaluated]
-    _legend(figure, looks, [cell for _, _, run in evaluated for cell in run.cells.values()])
+    _legend(figure, evaluated, [cell for _, _, run in evaluated for cell in run.cells.values()])
     return figure
 
 
@@ -117,11 +116,10 @@ def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     down = -(-len(panels) // across)
     figure = Figure(figsize=(max(4.5, 2.6 * across + 0.6), 2.7 * down + 0.4))
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    evaluated = [(look, run) for _, look, run in _each(experiments) if run.cells]
-    looks = [(label, look) for label, look, run in _each(experiments) if run.cells]
+    evaluated = [shown for shown in _each(experiments) if shown.run.cells]
     shown: list[Cell] = []
     for axes, panel in zip(grid.flat, panels, strict=False):
-        for place, (look, run) in enumerate(evaluated):
+        for place, (_, look, run) in enumerate(evaluated):
             cells = [cell for c, cell in run.cells.items() if (c.threat, c.preset) == panel and c.levels]
             shift = 0.24 * ((place + 0.5) / len(evaluated) - 0.5)  # so that the intervals do not hide each other
             _severities(axes, _by_severity(run, cells), shift, look, intervals=len(evaluated) <= 8)
@@ -131,7 +129,7 @@ def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy / %")
     _severity_ticks(grid, panels, [row["level"] for cell in shown for row in cell.rows])
-    _legend(figure, looks, shown)
+    _legend(figure, evaluated, shown)
     return figure
 
 
@@ -251,11 +249,17 @@ def _curve(run: Run, key: str) -> tuple[list[float], list[float]]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def _each(experiments: Experiments) -> Iterator[tuple[str, Look, Run]]:
+class Shown(NamedTuple):
+    label: str
+    look: Look
+    run: Run
+
+
+def _each(experiments: Experiments) -> Iterator[Shown]:
     for place, (label, runs) in enumerate(experiments.items()):
         look = _look(place)
         for run in runs:
-            yield label, look, run
+            yield Shown(label, look, run)
 
 
 def _look(place: int) -> Look:
@@ -263,11 +267,11 @@ def _look(place: int) -> Look:
     return Look(COLOURS[colour], MARKERS[(colour + turn) % len(MARKERS)], LINES[turn % len(LINES)])
 
 
-def _legend(figure: Figure, looks: Sequence[tuple[str, Look]], cells: Sequence[Cell] = ()) -> None:
+def _legend(figure: Figure, shown: Sequence[Shown], cells: Sequence[Cell] = ()) -> None:
     """Above the panels, where it covers nothing."""
-    unique = dict(looks)
-    handles = [_handle(look) for look in unique.values()]
-    labels = list(unique)
+    looks = {label: look for label, look, _ in shown}
+    handles = [_handle(look) for look in looks.values()]
+    labels = list(looks)
     if any(cell.warnings for cell in cells):
         handles.append(_handle(Look("#555555", "o", "none"), hollow=True))
         labels.append("hollow: marked †")

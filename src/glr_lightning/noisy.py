@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from glr_lightning.chain import Chain
 from glr_lightning.config import TRUSTED, build
 from glr_lightning.errors import CheckpointError, ConfigurationError
-from glr_lightning.estimators import StraightThrough
 from glr_lightning.estimators.base import per_site, validated_count
 from glr_lightning.noise import Noise
 from glr_lightning.runs import TrainedRun
@@ -71,8 +70,7 @@ def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUS
     validated_count("noisy_passes", passes)
     estimator: Any = build(run.config.get("estimator"), trusted=trusted)
     names = {field.name for field in dataclasses.fields(estimator)} if dataclasses.is_dataclass(estimator) else set()
-    trained_with_noise = estimator.objective in ("joint", "layerwise") and not isinstance(estimator, StraightThrough)
-    if not {"noise", "sigma"} <= names or not trained_with_noise:
+    if not {"noise", "sigma", "copies"} <= names or estimator.objective not in ("joint", "layerwise"):
         return None
     return NoiseAveraged(run.network, estimator.noise, trained_sigma(run, estimator, trusted), passes).eval()
 

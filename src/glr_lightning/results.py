@@ -267,9 +267,10 @@ def experiments(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.experiment_hash, []).append(run)
+    settings = _settings_in_words([group[0] for group in groups.values()])
     labels = {}
     for key, group in groups.items():
-        words = _settings_in_words(group[0], [other[0] for other in groups.values()])
+        words = settings[group[0].name]
         if len(words) > LONGEST_LABEL and len(group) > 1:
             words = _own_folder(group, runs) or words
         count = len({run.seeds for run in group})
@@ -281,13 +282,19 @@ def experiments(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return labels
 
 
-def _settings_in_words(run: Run, others: Sequence[Run]) -> str:
-    """The name of a run's experiment, and in what it differs from those of the others that bear the same name."""
-    namesakes = [other for other in others if _experiment(other) == _experiment(run)]
-    sections = [s for s in SECTIONS if len({other.target(s) for other in namesakes}) > 1]
-    name = _experiment(run) or " ".join(run.target(section) for section in SECTIONS)
-    built = [run.target(section) for section in sections] if _experiment(run) else []
-    return ", ".join(filter(None, [name, *built, differences(namesakes)[run.name]]))
+def _settings_in_words(runs: Iterable[Run]) -> dict[str, str]:
+    """By run, the name of its experiment, and in what it differs from those of the others that bear the same name."""
+    namesakes: dict[str, list[Run]] = {}
+    for run in runs:
+        namesakes.setdefault(str(run.config.get("experiment") or ""), []).append(run)
+    words = {}
+    for experiment, group in namesakes.items():
+        differs = differences(group)
+        sections = [s for s in SECTIONS if not experiment or len({run.target(s) for run in group}) > 1]
+        for run in group:
+            built = " ".join(run.target(section) for section in sections)
+            words[run.name] = ", ".join(filter(None, [experiment, built, differs[run.name]]))
+    return words
 
 
 def _own_folder(group: Sequence[Run], runs: Iterable[Run]) -> str:
@@ -295,10 +302,6 @@ def _own_folder(group: Sequence[Run], runs: Iterable[Run]) -> str:
     shared = os.path.commonpath([Path(run.name).parent for run in group])
     inside = [run for run in runs if Path(run.name).is_relative_to(shared)]
     return Path(shared).as_posix() if shared and len(inside) == len(group) else ""
-
-
-def _experiment(run: Run) -> str:
-    return str(run.config.get("experiment") or "")
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:

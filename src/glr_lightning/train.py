@@ -178,6 +178,10 @@ def _check_root(config: dict[str, Any]) -> None:
     missing = sorted(fields - set(config))
     if missing:
         raise ConfigurationError(f"the configuration has no {', '.join(missing)}; it is damaged or not of glr-train.")
+    unknown = sorted(set(config) - fields - {"experiment"})
+    if unknown:
+        words = ", ".join(unknown)
+        raise ConfigurationError(f"the configuration has {words}, which glr-train does not know; leave it out.")
     validated_count("copies", config["copies"])  # also where the estimator has none
     if config["epochs"] < 1:
         raise ConfigurationError(f"epochs must be at least 1, got {config['epochs']}.")

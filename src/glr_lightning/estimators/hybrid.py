@@ -80,7 +80,7 @@ class Hybrid(Estimator):
                 "activation here have a derivative; use estimator=noisy_backprop or backprop."
             )
         if split >= sites - (not loss.differentiable):
-            reason, instead = "there is no hidden layer", "with a hidden layer of smooth units"
+            reason, instead = "there is no hidden layer", "add a hidden layer of smooth units"
             if split:
                 reason = "the last threshold is under the logits"
                 instead = "loss=cross_entropy, or a smooth activation"
