@@ -12,12 +12,14 @@ from matplotlib.image import imread
 from torch import Tensor, nn
 
 from cli_runner import Outcome, run_cli
+from estimator_cases import SIGMA, Margin, X, Y, reference, small_network
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import NoBaseline
 from glr_lightning.config import TRUSTED, build, compose
 from glr_lightning.diagnose import main, with_trained_sigma
 from glr_lightning.diagnosis import (
     Contender,
+    Measured,
     Moments,
     Reference,
     alignment,
@@ -47,7 +49,6 @@ from glr_lightning.runs import load_run
 from glr_lightning.sampling import Antithetic, Independent
 from glr_lightning.train import train
 from glr_lightning.variants import estimator_node
-from test_estimators import SIGMA, Margin, X, Y, reference, small_network
 from zscores import assert_mean
 
 GENERATOR = torch.Generator()
@@ -217,6 +218,16 @@ def test_estimates_that_are_all_zero_are_no_more_certain_than_the_reference() ->
     assert found is not None
     assert (found.relative_bias, found.relative_variance) == (-1, 0)
     assert found.relative_bias_error == pytest.approx(0.5)
+
+
+def test_the_error_of_a_reference_is_that_of_the_mean_of_all_draws() -> None:
+    draws = torch.tensor([3.0, 0, 0, 0]) + 2 * normal(2000, 4)  # the covariance has the trace 16
+    found = Reference.estimated(streamed(draws[:800], draws[:0]), streamed(draws[800:], normal(1, 4)))
+    assert found.error == pytest.approx((16 / 2000) ** 0.5 / 3, rel=0.06)  # of 4,800 squares: 2 % the root's error
+
+
+def test_the_time_of_an_estimate_is_the_median_in_milliseconds() -> None:
+    assert Measured({}, [0.003, 0.001, 0.1]).milliseconds == pytest.approx(3)
 
 
 def test_an_estimator_without_noise_is_compared_up_to_rounding() -> None:

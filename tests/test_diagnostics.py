@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cli_runner import run_cli
+from estimator_cases import X, Y, estimate, small_network
 from glr_lightning import train as train_module
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import LeaveOneOut, NoBaseline
@@ -30,7 +31,6 @@ from glr_lightning.results import read_metrics
 from glr_lightning.runs import build_network
 from glr_lightning.train import main, train
 from glr_lightning.training import GLRModule
-from test_estimators import X, Y, estimate, small_network
 
 FAST = ["estimator=likelihood_ratio", "sigma=0.5", "progress=false", "copies=8", "epochs=2"]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from estimator_cases import SIGMA, X, Y, check_gradient, estimate, small_network
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import Clean
 from glr_lightning.errors import ConfigurationError
@@ -14,7 +15,6 @@ from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import mlp
 from glr_lightning.noise import Gaussian
 from oracles import counted_loss, error_probability
-from test_estimators import SIGMA, X, Y, check_gradient, estimate, small_network
 from zscores import repetitions
 
 

@@ -9,19 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
-from glr_lightning.chain import Chain
-from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation
-from glr_lightning.estimators.heads import CrossEntropyHead, Head, ZeroOneHead, head_for
-from glr_lightning.injection import Joint
-from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
-from glr_lightning.networks import Shift, mlp
-from glr_lightning.noise import Gaussian, Noise, Uniform
-from glr_lightning.sampling import Draws, Sampler
-from groups import member, options
-from oracles import TOLERANCE, counted_loss
-from test_estimators import (
+from estimator_cases import (
     IMAGES,
     LABELS,
     SIGMA,
@@ -35,6 +23,18 @@ from test_estimators import (
     small_convnet,
     small_network,
 )
+from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
+from glr_lightning.chain import Chain
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation
+from glr_lightning.estimators.heads import CrossEntropyHead, Head, ZeroOneHead, head_for
+from glr_lightning.injection import Joint
+from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
+from glr_lightning.networks import Shift, mlp
+from glr_lightning.noise import Gaussian, Noise, Uniform
+from glr_lightning.sampling import Draws, Sampler
+from groups import member, options
+from oracles import TOLERANCE, counted_loss
 from zscores import repetitions
 
 TERNARY = PiecewiseConstant(cuts=(-0.4, 0.5), levels=(-1.0, 0.2, 1.5))

@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from estimator_cases import X, small_network
 from glr_lightning.activations import HardThreshold
 from glr_lightning.config import compose
 from glr_lightning.errors import CheckpointError, ConfigurationError
@@ -17,7 +18,6 @@ from glr_lightning.noisy import NoiseAveraged, noise_averaged
 from glr_lightning.runs import LAST, load_checkpoint, load_run
 from glr_lightning.threats import ImageRandom
 from glr_lightning.train import train
-from test_estimators import X, small_network
 
 FAST = ["progress=false", "copies=8", "epochs=3"]
 

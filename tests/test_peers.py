@@ -14,19 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
-from glr_lightning.chain import Chain
-from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators import Backprop, Estimator, EvolutionStrategies, ForwardGradient, StraightThrough
-from glr_lightning.estimators import forward_gradient as module_of_forward_gradient
-from glr_lightning.estimators.straight_through import smoothed_slope
-from glr_lightning.injection import Injection, Joint, Layerwise
-from glr_lightning.losses import CrossEntropy, ZeroOne
-from glr_lightning.networks import Shift
-from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, Uniform
-from groups import member, options
-from oracles import WEIGHTS_TOLERANCE, gradient_under_noise_on_weights
-from test_estimators import (
+from estimator_cases import (
     IMAGES,
     LABELS,
     NOISES,
@@ -42,6 +30,18 @@ from test_estimators import (
     small_convnet,
     small_network,
 )
+from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
+from glr_lightning.chain import Chain
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators import Backprop, Estimator, EvolutionStrategies, ForwardGradient, StraightThrough
+from glr_lightning.estimators import forward_gradient as module_of_forward_gradient
+from glr_lightning.estimators.straight_through import smoothed_slope
+from glr_lightning.injection import Injection, Joint, Layerwise
+from glr_lightning.losses import CrossEntropy, ZeroOne
+from glr_lightning.networks import Shift
+from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, Uniform
+from groups import member, options
+from oracles import WEIGHTS_TOLERANCE, gradient_under_noise_on_weights
 from zscores import assert_mean, repetitions
 
 ACTIVATIONS = {

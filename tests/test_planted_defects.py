@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from estimator_cases import SIGMA, X, Y, check_unbiased, check_unbiased_with_stride, flat, reference, small_network
 from glr_lightning import chain, diagnostics, layers, sampling
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.baselines import Clean, LeaveOneOut, NoBaseline
@@ -34,20 +35,9 @@ from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
 from glr_lightning.sampling import Antithetic, Independent, Sobol
 from test_diagnostics import check_signal_to_noise
-from test_estimators import (
-    SIGMA,
-    X,
-    Y,
-    check_coupled_score,
-    check_unbiased,
-    check_unbiased_with_stride,
-    check_variance_never_larger,
-    flat,
-    reference,
-    small_network,
-)
 from test_hybrid import check_above_a_threshold, check_below_a_zero_one_loss
 from test_layers import check_contract, convolution
+from test_likelihood_ratio import check_coupled_score, check_variance_never_larger
 from test_local_expectation import (
     check_deep,
     check_enumeration,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from estimator_cases import IMAGES, LABELS, SIGMA, X, Y, small_convnet, small_network
 from glr_lightning.activations import HardThreshold
 from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError, DivergenceError
@@ -22,7 +23,6 @@ from glr_lightning.train import train
 from groups import member, options
 from interruption import assert_same_training, lasting, train_in_two_parts
 from oracles import error_probability
-from test_estimators import IMAGES, LABELS, SIGMA, X, Y, small_convnet, small_network
 from zscores import assert_gradient
 
 ERROR = ZeroOne()
