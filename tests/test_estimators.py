@@ -1,4 +1,4 @@
-"""The estimators: the mean of every combination in conf/ is the gradient it says it estimates; and what all estimates are."""
+"""The estimators: the mean of every combination in conf/ is its gradient, and what all estimates are."""
 
 import copy
 import dataclasses
