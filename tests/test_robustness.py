@@ -134,7 +134,7 @@ class TestMeasurement:
             ("fgsm", "epsilon", 0.1),
             ("fgsm", "epsilon", 0.2),
         ]
-        assert said == ["clean", "fgsm epsilon 0.1", "fgsm epsilon 0.2"]
+        assert said == ["clean", "fgsm epsilon 0.1 (autograd)", "fgsm epsilon 0.2 (autograd)"]
 
     def test_reading_rows_leaves_the_callers_grad_mode_alone(self) -> None:
         x, y = images()
@@ -377,7 +377,7 @@ class TestRefusals:
             ({"index": torch.arange(3)}, "index must be int64"),
             ({"batch_size": 0}, "batch_size must be at least 1"),
             ({"threats": {}}, "no threats"),
-            ({"threats": {"f": attack(fgsm, 0.1, "linf", "transfer", ["transfer"])}}, "f need a surrogate"),
+            ({"threats": {"f": attack(fgsm, 0.1, "linf", "transfer", ["transfer"])}}, "f needs a surrogate"),
             ({"model": linear((1, 8, 8)).train()}, "model must be in eval mode"),
             ({"surrogate": linear((1, 8, 8)).train()}, "surrogate must be in eval mode"),
             ({"surrogate": linear((1, 8, 8)).double()}, "surrogate must be where the model is"),
@@ -433,10 +433,10 @@ class TestTable:
             (lambda text: text.replace("accuracy", "acc", 1), "its header is"),
             (
                 lambda text: text.replace(",False,False,", ",False,no,", 1),
-                "line 2: unreliable cannot be 'no'",
+                "line 2: (masked|randomized|targeted) cannot be 'no'",
             ),
             (lambda text: text.replace(",60,", ",sixty,", 1), "line 2: n cannot be 'sixty'"),
-            (lambda text: text.splitlines()[0] + "\na,b,c\n", "23 cells expected, got 3"),
+            (lambda text: text.splitlines()[0] + "\na,b,c\n", "36 cells expected, got 3"),
             (lambda text: text[: text.rindex('"')], "cannot be read"),
         ],
     )

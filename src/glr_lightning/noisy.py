@@ -1,6 +1,7 @@
 """The noisy network as a model of its own: the prediction averaged over passes with the training's noise."""
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -14,14 +15,14 @@ from glr_lightning.noise import Noise
 from glr_lightning.runs import TrainedRun
 from glr_lightning.scales import log_scales
 from glr_lightning.schedules import Annealing, Constant
-from glr_lightning.threats import ImageRandom
+from glr_lightning.threats.random import ImageRandom
 
 STREAMS = 2**20
 """Where the streams of the neurons' noise begin: a threat's own are small numbers."""
 
 
 class NoiseAveraged(nn.Module):
-    """x -> the mean over S passes of softmax(logits), with noise at all layers in every pass.
+    """x -> the logarithm of the mean over S passes of softmax(logits), with noise at all layers in every pass.
 
     The noise of an image is F^-1(u) with u a function of (seed, image index, pass, layer) alone, so that neither the
     batch size nor the choice of images changes a prediction. u is a multiple of 2^-24 plus 2^-25: the Gaussian's
@@ -41,13 +42,21 @@ class NoiseAveraged(nn.Module):
         self.sigma = sigma
         self.passes = passes
 
+    def sigma_of(self, x: Tensor) -> tuple[float | Tensor, ...]:
+        """The scales where x is, and of its type."""
+        return tuple(s.to(x) if isinstance(s, Tensor) else s for s in self.sigma)
+
+    def around(self, network: nn.Module) -> "NoiseAveraged":
+        """The same noise in another network of the same layers."""
+        return NoiseAveraged(network, self.noise, self.sigma, self.passes).eval()
+
     def forward(self, x: Tensor, random: ImageRandom) -> Tensor:
         """[B, classes]; random: the randomness of these images."""
         chain = Chain.of(self.network)
-        sigma = tuple(s.to(x) if isinstance(s, Tensor) else s for s in self.sigma)
+        sigma = self.sigma_of(x)
         sites = tuple(range(len(chain.sites)))
         clean = chain.clean(x)
-        total = torch.zeros_like(clean.logits)
+        passes = []
         for number in range(self.passes):
             streams = iter(range(STREAMS + number * len(sites), STREAMS + (number + 1) * len(sites)))
 
@@ -56,8 +65,8 @@ class NoiseAveraged(nn.Module):
                 return self.noise.icdf(u.to(v0.dtype))[None]
 
             logits, _ = chain.noisy(clean, sites, sigma, draw)
-            total += logits.softmax(1)
-        return total / self.passes
+            passes.append(logits.log_softmax(1))
+        return torch.logsumexp(torch.stack(passes), dim=0) - math.log(self.passes)
 
 
 def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUSTED) -> NoiseAveraged | None:

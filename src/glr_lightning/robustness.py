@@ -1,43 +1,63 @@
 """How often a network is right under each threat, judged so that the number can be believed.
 
 The threat returns images and nothing else; this harness judges them: it lets the attacked network itself
-predict, without noise, on the images returned, measures how far they moved, and checks that they stay images
-and within budget. A gradient attack that met a vanishing gradient says nothing about robustness (Athalye,
-Carlini & Wagner, "Obfuscated gradients give a false sense of security", ICML 2018), so its row says so.
+predict on the images returned, measures how far they moved, and checks that they stay images and within budget. A
+gradient attack that met a vanishing gradient says nothing about robustness (Athalye, Carlini & Wagner, "Obfuscated
+gradients give a false sense of security", ICML 2018), so its row says so.
 
-One threat at one level is one row, a flat dict with the keys FIELDS:
+One threat at one level with one source of gradients is one trial, and gives one row, a flat dict with the keys FIELDS:
 
     run, checkpoint            which model
+    weights, images            the hashes of its weights and of the images and labels: rows that agree in both can be
+                               compared image by image
     evaluation_seed            of the threats' randomness
+    noisy_passes               passes that a prediction is the mean of, 0 for the noise-free network
     threat, kind, preset       which threat, of which kind and set of constants
-    level_name, level          "severity", "epsilon" or ""; its value, None for a threat without levels
+    norm                       in which an epsilon bounds the change
+    level_name, level          "severity", "epsilon", "radius" or ""; its value, None for a threat without levels
+    gradient_source            where the attack's gradient came from
+    surrogate                  of which surrogate, for transfer attacks
+    targeted                   did the attack want a given wrong class of each image?
     n, correct, accuracy       images, hits and their ratio
     wilson_low, wilson_high    the 95 % interval of the accuracy
     mean_l2 ... max_linf       norms of x' - x per image, in units of the pixel range
+    target_reached             share of images predicted as the target, None without one
+    abstained                  share of images on which a certificate was refused, None for other kinds
+    queries                    forward passes an image that the attacked network answered to the attack
     seconds                    wall time of the row, threat and judgement together
-    gradient_source            where the attack's gradient came from
     zero_gradient_fraction     share of images whose first gradient was exactly zero; None if there was none
+    masked                     the attack had no gradients to follow
+    randomized                 two predictions of the network on the same images differ
     out_of_budget              an image left [0, 1], the epsilon ball or the finite numbers
-    unreliable                 the row must not be read as robustness
+    black_box_stronger         an attack without gradients broke what this source's gradients did not, see worst_case.py
+    unreliable                 the row must not be read as robustness: masked or black_box_stronger
     note                       why, in words
+    fingerprint                the hash of all that the row depends on, so that it need not be computed again
 """
 
+import hashlib
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glr_lightning import __version__
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.noisy import NoiseAveraged
 from glr_lightning.rows import FIELDS, Row
 from glr_lightning.threats import ImageRandom, Threat
+from glr_lightning.threats.attacked import Attacked
+from glr_lightning.threats.gradient import is_piecewise_constant
 
 TOLERANCE = 1e-6  # rounding of x + epsilon in float32
 ZERO_GRADIENT_LIMIT = 0.05  # share of images without a gradient above which an attack has not been an attack
+EXAMPLES = 8  # images that are kept for looking at
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -58,6 +78,237 @@ def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float
     return (0.0 if correct == 0 else low), (1.0 if correct == n else high)  # exact there, but for rounding
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A row to be: a threat at one of its levels, with one of its sources of gradients."""
+
+    name: str
+    threat: Threat
+    level: float | None
+    parameters: Mapping[str, Any]
+    gradient_source: str = "none"
+    surrogate: str = ""
+
+    @property
+    def words(self) -> str:
+        level = "" if self.level is None else f"{self.threat.level_name} {self.level:g}"
+        source = "" if self.gradient_source == "none" else f"{self.gradient_source} {self.surrogate}".strip()
+        return " ".join([self.name, *filter(None, [level, source and f"({source})"])])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row, and what it was counted from.
+
+    correct: bool [n]. examples: the first images as the threat returned them, [at most EXAMPLES, C, H, W].
+    predictions: of these, int64.
+    """
+
+    row: Row
+    correct: Tensor
+    examples: Tensor
+    predictions: Tensor
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A network, the images it is tested on, and the randomness of the test.
+
+    model: maps [B, C, H, W] to scores [B, classes], in eval mode; batches go to its parameters' device and type. A
+        `NoiseAveraged` one draws fresh noise for every query of an attack, and is judged by noise that is a function of
+        (seed, index) too.
+    x, y: images, float [n, C, H, W] in [0, 1], and labels, int64 [n].
+    seed, index: the randomness of image i is a function of (seed, index[i]) alone, so neither the batch size nor the
+        choice of images changes a result; index is int64 [n], the positions in the full data set, by default
+        0 .. n - 1.
+    surrogates: by name, the networks that transfer attacks take their gradient from, of the same device and type.
+    run, checkpoint: written into each row.
+
+    Raises ConfigurationError for networks in training mode or apart from each other, data of the wrong type, shape or
+    range.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    seed: int
+    surrogates: Mapping[str, nn.Module] = field(default_factory=dict)
+    index: Tensor | None = None
+    batch_size: int = 1000
+    run: str = ""
+    checkpoint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.index is None:
+            object.__setattr__(self, "index", torch.arange(len(self.x)))
+        _check_network("model", self.model, self.place)
+        for name, surrogate in self.surrogates.items():
+            _check_network(f"surrogate {name}".strip(), surrogate, self.place)
+        _check_data(self.x, self.y, self.positions, self.batch_size)
+
+    @property
+    def place(self) -> Tensor:
+        """Any tensor of the model's device and type."""
+        return next(self.model.parameters(), self.x)
+
+    @property
+    def positions(self) -> Tensor:
+        assert self.index is not None
+        return self.index
+
+    @cached_property
+    def batches(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        parts = (values.split(self.batch_size) for values in (self.x, self.y, self.positions))
+        return list(zip(*parts, strict=True))
+
+    @cached_property
+    def weights(self) -> str:
+        """The hash of the model's weights, shapes and modules."""
+        return weights_hash(self.model)
+
+    @cached_property
+    def images(self) -> str:
+        """The hash of the images, their labels and positions."""
+        return _hash(*(values.cpu().contiguous().numpy().tobytes() for values in (self.x, self.y, self.positions)))
+
+    @cached_property
+    def passes(self) -> int:
+        return self.model.passes if isinstance(self.model, NoiseAveraged) else 0
+
+    @cached_property
+    @torch.no_grad()
+    def randomized(self) -> bool:
+        """Do two predictions on the same images differ?"""
+        x, _, index = self.to_place(self.batches[0])
+        asked = Attacked(self.model, x, random=ImageRandom(self.seed, index))
+        return not torch.equal(asked(x), asked(x))
+
+    def facts(self) -> dict[str, Any]:
+        """What all rows of this examination share."""
+        return {
+            "run": self.run,
+            "checkpoint": self.checkpoint,
+            "weights": self.weights,
+            "images": self.images,
+            "evaluation_seed": self.seed,
+            "noisy_passes": self.passes,
+            "n": len(self.y),
+            "randomized": self.randomized,
+        }
+
+    def fingerprint(self, trial: Trial) -> str:
+        """The hash of all that a trial's row depends on."""
+        function = trial.threat.function
+        surrogate = self.surrogates.get(trial.surrogate)
+        parts = {
+            "version": __version__,
+            "weights": self.weights,
+            "images": self.images,
+            "seed": self.seed,
+            "noise": repr((self.passes, *map(str, getattr(self.model, "sigma", ())))),
+            "threat": f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))}",
+            "kind": [trial.threat.kind, trial.threat.norm, trial.threat.targeted],
+            "level": [trial.level, dict(trial.parameters)],
+            "gradient": [trial.gradient_source, asdict(trial.threat.options)],
+            "surrogate": None if surrogate is None else weights_hash(surrogate),
+        }
+        return _hash(json.dumps(parts, sort_keys=True, default=str).encode())
+
+    def to_place(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, index = batch
+        return x.to(self.place), y.to(self.place.device), index.to(self.place.device)
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, random: ImageRandom) -> Tensor:
+        """The judge's scores, [B, classes]."""
+        return self.model(x, random) if isinstance(self.model, NoiseAveraged) else self.model(x)
+
+    def judge(self, trial: Trial, advance: Callable[[], None] = lambda: None) -> Judged:
+        """Run one trial. advance: called after each batch.
+
+        Raises ConfigurationError for a transfer attack without its surrogate, and a threat that returns another shape.
+        """
+        start = time.perf_counter()
+        batches = []
+        for batch in self.batches:
+            batches.append(self._judge(trial, *self.to_place(batch)))
+            advance()
+        images = {key: torch.cat([batch[key] for batch in batches]).cpu() for key in batches[0] if key != "moved"}
+        facts = self.facts() | {"seconds": time.perf_counter() - start, "fingerprint": self.fingerprint(trial)}
+        examples = torch.cat([batch["moved"] for batch in batches])[:EXAMPLES].cpu()
+        row = _summarise(trial, images, facts)
+        return Judged(row, images["correct"], examples, images["prediction"][: len(examples)])
+
+    def attacked(self, trial: Trial, x: Tensor, index: Tensor) -> Attacked:
+        """What the threat of a trial is given as its model. Raises ConfigurationError without a surrogate."""
+        random = ImageRandom(self.seed, index)
+        options = trial.threat.options
+        if trial.gradient_source == "transfer":
+            surrogate = self.surrogates[trial.surrogate]
+            source = "straight_through" if is_piecewise_constant(surrogate) else "autograd"
+            return Attacked(surrogate, x, source=source, random=random, options=options)
+        source = "autograd" if trial.gradient_source == "none" else trial.gradient_source
+        return Attacked(self.model, x, source=source, random=random, options=options, randomized=self.randomized)
+
+    @torch.no_grad()
+    def _judge(self, trial: Trial, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """One batch: per image [B], how it is classified, how far it moved, which rules it keeps."""
+        random, threat = ImageRandom(self.seed, index), trial.threat
+        attacked = self.attacked(trial, x, index)
+        target = _targets(self.predict(x, random).shape[1], y, random) if threat.targeted else None
+        # Copies: a threat that writes into its arguments must not move the goal.
+        goal = {} if target is None else {"target": target.clone()}
+        moved = threat.function(attacked, x.clone(), y.clone(), random=random, **goal, **trial.parameters)
+        if moved.shape != x.shape:
+            raise ConfigurationError(
+                f"a threat must return images of the shape it was given, {list(x.shape)}; "
+                f"{getattr(threat.function, '__name__', threat.function)} returned {list(moved.shape)}."
+            )
+        prediction = self.predict(moved, random).argmax(1)
+        change = (moved - x).flatten(1)
+        size = {"linf": change.abs().amax(1), "l2": torch.linalg.vector_norm(change, dim=1)}
+        inside = (moved >= -TOLERANCE) & (moved <= 1.0 + TOLERANCE)
+        # of many pixels, float32 sums to a relative part of the norm
+        bound = trial.parameters["epsilon"] * (1 + TOLERANCE) + TOLERANCE if threat.norm else math.inf
+        return {
+            "correct": prediction == y,
+            "prediction": prediction,
+            **size,
+            "finite": moved.flatten(1).isfinite().all(1),
+            "inside": inside.flatten(1).all(1),
+            "budget": size[threat.norm or "linf"] <= bound,
+            "no_gradient": attacked.ledger.zero_gradient,
+            "queries": attacked.ledger.queries,
+            "reached": torch.full_like(y, -1) if target is None else (prediction == target).long(),
+            "moved": moved[:EXAMPLES],
+        }
+
+
+def trials(threats: Mapping[str, Threat], surrogates: Sequence[str] = ()) -> list[Trial]:
+    """All trials of some threats (by name), in their order.
+
+    surrogates: the names of those there are; a transfer attack that names none of its own is run with each.
+
+    Raises ConfigurationError for no threats, and a transfer attack whose surrogate is missing.
+    """
+    if not threats:
+        raise ConfigurationError("no threats were given; give at least one, for example threat=[clean].")
+    found = []
+    for name, threat in threats.items():
+        for source in threat.gradient_sources:
+            wanted = (threat.surrogates or surrogates) if source == "transfer" else ("",)
+            missing = [surrogate for surrogate in wanted if source == "transfer" and surrogate not in surrogates]
+            if missing or not wanted:
+                raise ConfigurationError(
+                    f"the transfer attack {name} needs a surrogate{''.join(f' {each}' for each in missing)}, got "
+                    f"{', '.join(surrogates) or 'none'}; give it, or set gradient_source=autograd for a white-box "
+                    "attack."
+                )
+            for surrogate in wanted:
+                found += [Trial(name, threat, *level, source, surrogate) for level in threat.levels]
+    return found
+
+
 def evaluate(
     model: nn.Module,
     x: Tensor,
@@ -65,143 +316,72 @@ def evaluate(
     threats: Mapping[str, Threat],
     *,
     seed: int,
-    surrogate: nn.Module | None = None,
+    surrogate: nn.Module | Mapping[str, nn.Module] | None = None,
     index: Tensor | None = None,
     batch_size: int = 1000,
     run: str = "",
     checkpoint: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[Row]:
-    """The rows of `threats` (by name) on images x, float [n, C, H, W] in [0, 1], with labels y, int64 [n].
+    """The rows of `threats` (by name), one by one as the iterator is read; everything is checked at the call.
 
-    model: maps [B, C, H, W] to scores [B, classes], in eval mode; batches go to its parameters' device, type. A
-        `NoiseAveraged` one draws the noise of image i from (seed, index[i]) too.
-    surrogate: the network that transfer attacks take their gradient from, of the same device and type.
-    seed, index: the randomness of image i is a function of (seed, index[i]) alone, so neither the batch size
-        nor the choice of images changes a result; index is int64 [n], the positions in the full data set, by
-        default 0 .. n - 1.
-    run, checkpoint: written into each row.
-    progress: called with a line of words before each row.
-
-    Everything is checked at the call; the rows are then computed one by one, as the iterator is read.
-
-    Raises ConfigurationError for networks in training mode or apart from each other, data of the wrong type,
-    shape or range, a transfer attack without a surrogate, and, while iterating, a threat that returns another
-    shape.
+    Arguments and errors are those of `Examination` and `trials`; surrogate is one network, or several by name, and
+    progress is called with a line of words before each row. `worst_case.cross_check` compares rows with each other.
     """
-    place = next(model.parameters(), x)
-    index = torch.arange(len(x)) if index is None else index
-    _check_network("model", model, place)
-    if surrogate is not None:
-        _check_network("surrogate", surrogate, place)
-    _check_data(x, y, index, batch_size)
-    _check_threats(threats, surrogate)
-    data = list(zip(x.split(batch_size), y.split(batch_size), index.split(batch_size), strict=True))
+    named = {"surrogate": surrogate} if isinstance(surrogate, nn.Module) else dict(surrogate or {})
+    examination = Examination(model, x, y, seed, named, index, batch_size, run, checkpoint)
+    found = trials(threats, tuple(named))
 
-    def row(name: str, threat: Threat, level: float | None, parameters: Mapping[str, Any]) -> Row:
+    def row(trial: Trial) -> Row:
         if progress is not None:
-            progress(name if level is None else f"{name} {threat.level_name} {level:g}")
-        source = surrogate if threat.gradient_source == "transfer" and surrogate is not None else model
-        start = time.perf_counter()
-        batches = [_judge(model, source, threat, parameters, *_to(place, batch), seed=seed) for batch in data]
-        images = {key: torch.cat([batch[key] for batch in batches]).cpu() for key in batches[0]}
-        facts = {
-            "run": run,
-            "checkpoint": checkpoint,
-            "evaluation_seed": seed,
-            "threat": name,
-            "level": None if level is None else float(level),
-            "seconds": time.perf_counter() - start,
-        }
-        return _summarise(threat, images, facts)
+            progress(trial.words)
+        return examination.judge(trial).row
 
-    return (
-        row(name, threat, level, parameters) for name, threat in threats.items() for level, parameters in threat.levels
-    )
+    return map(row, found)
 
 
-@torch.no_grad()
-def _judge(
-    model: nn.Module,
-    source: nn.Module,
-    threat: Threat,
-    parameters: Mapping[str, Any],
-    x: Tensor,
-    y: Tensor,
-    index: Tensor,
-    *,
-    seed: int,
-) -> dict[str, Tensor]:
-    """One batch: per image [B], whether it is classified rightly, how far it moved, which rules it keeps."""
-    with _first_gradient(source, len(x)) as no_gradient:
-        # Copies: a threat that writes into its arguments must not move the goal.
-        moved = threat.function(source, x.clone(), y.clone(), random=ImageRandom(seed, index), **parameters)
-    if moved.shape != x.shape:
-        raise ConfigurationError(
-            f"a threat must return images of the shape it was given, {list(x.shape)}; "
-            f"{getattr(threat.function, '__name__', threat.function)} returned {list(moved.shape)}."
-        )
-    scores = model(moved, ImageRandom(seed, index)) if isinstance(model, NoiseAveraged) else model(moved)
-    change = (moved - x).flatten(1)
-    size = {"linf": change.abs().amax(1), "l2": torch.linalg.vector_norm(change, dim=1)}
-    inside = (moved >= -TOLERANCE) & (moved <= 1.0 + TOLERANCE)
-    bound = parameters["epsilon"] + TOLERANCE if threat.norm else math.inf
-    unseen = x.new_full((len(x),), math.nan)
-    return {
-        "correct": scores.argmax(1) == y,
-        **size,
-        "finite": moved.flatten(1).isfinite().all(1),
-        "inside": inside.flatten(1).all(1),
-        "budget": size[threat.norm or "linf"] <= bound,
-        "no_gradient": no_gradient[0].to(x.dtype) if no_gradient else unseen,
-    }
+def weights_hash(network: nn.Module) -> str:
+    """The hash of a network's weights, shapes and modules."""
+    state = network.state_dict()
+    values = (state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for name in state)
+    return _hash(repr(network).encode(), json.dumps(list(state)).encode(), *values)
 
 
-@contextmanager
-def _first_gradient(network: nn.Module, batch: int) -> Iterator[list[Tensor]]:
-    """Watches the first gradient that flows back through `network` to the images.
-
-    Yields a list that receives at most one bool [batch]: true where that gradient is exactly zero. So the
-    attack's own gradient is judged, at no cost and whatever the attack does with it. An input that asks for a
-    gradient and gets none has a zero gradient too. Copies of the batch in one call lie copy-major, and those
-    of an image count as one.
-    """
-    zero: list[Tensor] = []
-
-    def watch(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        image = arguments[0]
-        if zero or not (image.requires_grad and torch.is_grad_enabled()) or len(image) % batch:
-            return None
-        zero.append(torch.ones(batch, dtype=torch.bool, device=image.device))
-
-        def record(gradient: Tensor) -> None:
-            zero[0] = (gradient.reshape(-1, batch, gradient[0].numel()) == 0).all(dim=2).all(dim=0)
-
-        image = image.view_as(image)
-        image.register_hook(record)
-        return (image, *arguments[1:])
-
-    handle = network.register_forward_pre_hook(watch)
-    try:
-        yield zero
-    finally:
-        handle.remove()
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()[:12]
 
 
-def _summarise(threat: Threat, images: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Row:
-    """The row of one level from its per-image results."""
+def _targets(classes: int, y: Tensor, random: ImageRandom) -> Tensor:
+    """One of the other classes for each image, uniform; int64 [B]."""
+    return (y + 1 + random.integers(0, classes - 1, (), stream=2**17)) % classes
+
+
+def _summarise(trial: Trial, images: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Row:
+    """The row of one trial from its per-image results."""
+    threat = trial.threat
     correct, n = int(images["correct"].sum()), len(images["correct"])
     low, high = wilson_interval(correct, n)
     share = float(images["no_gradient"].double().mean())
     lawful = images["finite"] & images["inside"] & images["budget"]
-    masked = _masked(threat, share)
+    masked = _masked(trial.gradient_source, share)
     l2, linf = images["l2"].double(), images["linf"].double()
+    own_queries = 0.0 if trial.gradient_source == "transfer" else float(images["queries"].double().mean())
+    note = [_transfer(trial), _eot(trial, facts), masked, _broken_rules(images, lawful)]
     row = {
         **facts,
+        "threat": trial.name,
         "kind": threat.kind,
         "preset": threat.preset,
+        "norm": threat.norm,
         "level_name": threat.level_name,
-        "n": n,
+        "level": None if trial.level is None else float(trial.level),
+        "gradient_source": trial.gradient_source,
+        "surrogate": trial.surrogate,
+        "targeted": threat.targeted,
         "correct": correct,
         "accuracy": correct / n,
         "wilson_low": low,
@@ -210,21 +390,30 @@ def _summarise(threat: Threat, images: Mapping[str, Tensor], facts: Mapping[str,
         "max_l2": float(l2.max()),
         "mean_linf": float(linf.mean()),
         "max_linf": float(linf.max()),
-        "gradient_source": threat.gradient_source,
+        "target_reached": float(images["reached"].double().mean()) if threat.targeted else None,
+        "abstained": None,
+        "queries": own_queries if threat.kind == "attack" else None,
         "zero_gradient_fraction": None if math.isnan(share) else share,
+        "masked": bool(masked),
         "out_of_budget": not bool(lawful.all()),
+        "black_box_stronger": False,
         "unreliable": bool(masked),
-        "note": "; ".join(filter(None, [_transfer(threat), masked, _broken_rules(images, lawful)])),
+        "note": "; ".join(filter(None, note)),
     }
-    return {field: row[field] for field in FIELDS}
+    return {name: row[name] for name in FIELDS}
 
 
-def _transfer(threat: Threat) -> str:
-    transferred = threat.gradient_source == "transfer"
-    return "transfer attack from a surrogate: no white-box claim" if transferred else ""
+def _transfer(trial: Trial) -> str:
+    return "transfer attack from a surrogate: no white-box claim" if trial.gradient_source == "transfer" else ""
 
 
-def _masked(threat: Threat, share: float) -> str:
+def _eot(trial: Trial, facts: Mapping[str, Any]) -> str:
+    if not facts["randomized"] or trial.gradient_source in ("none", "transfer"):
+        return ""
+    return f"predictions are random: each gradient is a mean over {trial.threat.options.eot} draws of the noise"
+
+
+def _masked(source: str, share: float) -> str:
     """Why a gradient attack says nothing, "" if it does not say nothing.
 
     share: of the images whose gradient was zero; NaN if no gradient was seen.
@@ -232,8 +421,8 @@ def _masked(threat: Threat, share: float) -> str:
     if share > ZERO_GRADIENT_LIMIT:
         percent = f"{100 * share:.3g} % of the input gradients are exactly zero"
         return f"{percent}: this row says nothing about robustness"
-    if math.isnan(share) and threat.gradient_source in ("transfer", "autograd"):
-        return f"the attack declares the {threat.gradient_source} gradient but asked for no input gradient"
+    if math.isnan(share) and source != "none":
+        return f"the attack declares the {source} gradient but asked for no input gradient"
     return ""
 
 
@@ -244,11 +433,6 @@ def _broken_rules(images: Mapping[str, Tensor], lawful: Tensor) -> str:
     counts = {words: int((~images[key]).sum()) for words, key in rules.items()}
     details = ", ".join(f"{words}: {count}" for words, count in counts.items() if count)
     return f"{int((~lawful).sum())} of {len(lawful)} images break the rules ({details})"
-
-
-def _to(place: Tensor, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    x, y, index = batch
-    return x.to(place), y.to(place.device), index.to(place.device)
 
 
 def _check_network(name: str, network: nn.Module, place: Tensor) -> None:
@@ -283,14 +467,3 @@ def _check_data(x: Tensor, y: Tensor, index: Tensor, batch_size: int) -> None:
             )
     if batch_size < 1:
         raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}.")
-
-
-def _check_threats(threats: Mapping[str, Threat], surrogate: nn.Module | None) -> None:
-    if not threats:
-        raise ConfigurationError("no threats were given; give at least one, for example threat=[clean].")
-    lonely = [name for name, threat in threats.items() if threat.gradient_source == "transfer"]
-    if lonely and surrogate is None:
-        raise ConfigurationError(
-            f"the transfer attacks {', '.join(lonely)} need a surrogate, got none; "
-            "give one, or set gradient_source=autograd for a white-box attack."
-        )

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.losses import Loss
 from glr_lightning.sampling import Sampler
+
+Scale = TypeVar("Scale", float, float | Tensor)
 
 Objective = Literal["noise_free", "joint", "layerwise", "discontinuities", "weights"]
 """What an estimate is the gradient of: the plain loss; E[L] under noise at all sites; per layer E[L] under noise at
@@ -80,7 +82,7 @@ def accumulate(total: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
         total[name] = total[name] + gradient if name in total else gradient
 
 
-def per_site(sigma: float | Sequence[float], sites: int) -> tuple[float, ...]:
+def per_site(sigma: Scale | Sequence[Scale], sites: int) -> tuple[Scale, ...]:
     """One noise scale for each site.
 
     Raises:

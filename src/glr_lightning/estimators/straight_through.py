@@ -1,6 +1,7 @@
 """Straight-through backpropagation, the usual control for networks with hard activations."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -82,7 +83,7 @@ class StraightThrough(Estimator):
 class WithSlope(nn.Module):
     """phi(v) with the derivative phi_bar'(v), in reverse and in forward mode."""
 
-    def __init__(self, activation: PiecewiseConstant, noise: Noise, sigma: float) -> None:
+    def __init__(self, activation: PiecewiseConstant, noise: Noise, sigma: float | Tensor) -> None:
         super().__init__()
         self.activation = activation
         self.noise = noise
@@ -94,15 +95,15 @@ class WithSlope(nn.Module):
         return self.activation(at) + smoothed_slope(self.activation, self.noise, self.sigma, at) * (v - at)
 
 
-def smoothed_slope(activation: PiecewiseConstant, noise: Noise, sigma: float, v: Tensor) -> Tensor:
-    """phi_bar'(v) = sum_i (level_{i+1} - level_i) f((cut_i - v) / sigma) / sigma, in the shape of v."""
+def smoothed_slope(activation: PiecewiseConstant, noise: Noise, sigma: float | Tensor, v: Tensor) -> Tensor:
+    """phi_bar'(v) = sum_i (level_{i+1} - level_i) f((cut_i - v) / sigma) / sigma, like v."""
     slope = torch.zeros_like(v)
     for cut, (below, above) in zip(activation.cuts, itertools.pairwise(activation.levels), strict=True):
         slope += (above - below) / sigma * noise.log_prob((cut - v) / sigma).exp()
     return slope
 
 
-def with_slopes(chain: Chain, noise: Noise, sigma: float | tuple[float, ...]) -> Chain:
+def with_slopes(chain: Chain, noise: Noise, sigma: float | Sequence[float | Tensor]) -> Chain:
     """The chain with a slope at every piecewise-constant activation; an input that is thresholded needs none.
 
     Raises:
