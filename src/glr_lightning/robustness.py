@@ -49,6 +49,7 @@ from torch import Tensor, nn
 
 from glr_lightning import __version__
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.evidence import Evidence
 from glr_lightning.noisy import NoiseAveraged
 from glr_lightning.rows import FIELDS, Row
 from glr_lightning.threats import ImageRandom, Threat
@@ -100,14 +101,11 @@ class Trial:
 class Judged:
     """A row, and what it was counted from.
 
-    correct: bool [n]. examples: the first images as the threat returned them, [at most EXAMPLES, C, H, W].
-    predictions: of these, int64.
+    evidence: which images were right, and the first EXAMPLES of them as the threat returned them.
     """
 
     row: Row
-    correct: Tensor
-    examples: Tensor
-    predictions: Tensor
+    evidence: Evidence
 
 
 @dataclass(frozen=True)
@@ -214,6 +212,12 @@ class Examination:
         }
         return _hash(json.dumps(parts, sort_keys=True, default=str).encode())
 
+    def evidence(self, correct: Tensor, prediction: Tensor, examples: Tensor) -> Evidence:
+        """correct bool [n], prediction int64 [>= k], examples [k, C, H, W] in [0, 1]."""
+        shown = examples.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+        first = (values[: len(shown)].cpu().numpy() for values in (self.y, prediction))
+        return Evidence(correct.cpu().numpy(), shown.cpu().numpy(), *first)
+
     def to_place(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         x, y, index = batch
         return x.to(self.place), y.to(self.place.device), index.to(self.place.device)
@@ -235,9 +239,10 @@ class Examination:
             advance()
         images = {key: torch.cat([batch[key] for batch in batches]).cpu() for key in batches[0] if key != "moved"}
         facts = self.facts() | {"seconds": time.perf_counter() - start, "fingerprint": self.fingerprint(trial)}
-        examples = torch.cat([batch["moved"] for batch in batches])[:EXAMPLES].cpu()
-        row = _summarise(trial, images, facts)
-        return Judged(row, images["correct"], examples, images["prediction"][: len(examples)])
+        examples = torch.cat([batch["moved"] for batch in batches])[:EXAMPLES]
+        return Judged(
+            _summarise(trial, images, facts), self.evidence(images["correct"], images["prediction"], examples)
+        )
 
     def attacked(self, trial: Trial, x: Tensor, index: Tensor) -> Attacked:
         """What the threat of a trial is given as its model. Raises ConfigurationError without a surrogate."""
