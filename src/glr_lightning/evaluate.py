@@ -1,12 +1,9 @@
 """glr-evaluate: reload trained runs, test them under threats, leave a table in each run folder."""
 
-import contextlib
 import itertools
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +11,25 @@ import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
-from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from torch import Tensor, nn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from torch import Tensor
 
 from glr_lightning import cli
-from glr_lightning.config import CONF_DIR, TRUSTED, build, compose, config_hash, cpu_threads, resolve
+from glr_lightning.config import CONF_DIR, TRUSTED, build, cpu_threads, resolve
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.noisy import noise_averaged, require_noise
 from glr_lightning.progress import progress_bar
+from glr_lightning.record import Record
 from glr_lightning.results import all_columns, read_runs
-from glr_lightning.robustness import evaluate
-from glr_lightning.rows import Row, read_rows, write_rows
-from glr_lightning.runs import BEST, CONFIG, LAST, ROBUSTNESS, TrainedRun, find_runs, load_run
+from glr_lightning.robustness import Examination, Judged, Trial, trials, weights_hash
+from glr_lightning.rows import Row
+from glr_lightning.runs import BEST, LAST, TrainedRun, find_runs, load_run
+from glr_lightning.surrogates import load_surrogate, wanted, with_kept_images
 from glr_lightning.tables import robustness_table, show
 from glr_lightning.threats import Threat
 from glr_lightning.threats.clean import clean
-from glr_lightning.train import train
 
-NOISY = "noisy passes"
+CLEAN = Threat(clean, "clean")
 CHECKPOINTS = {"best": BEST, "last": LAST}
 
 
@@ -43,7 +41,9 @@ class EvaluateConfig:
     checkpoint: str = "best"
     seed: int = 0
     limit: int | None = None
+    again: bool = False
     noisy_passes: int | None = None
+    inference_noise: bool = False
     batch_size: int = 1000
     device: str = "auto"
     threads: int | None = 1
@@ -60,8 +60,12 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 def evaluate_runs(config: dict[str, Any]) -> list[Row]:
     """Evaluate every run that a resolved configuration names and write `<run>/robustness.csv`, row by row.
 
-    Rows of earlier evaluations stay unless the same threat at the same level is evaluated again. With noisy_passes=S
-    the clean images are also judged by the mean of S noisy predictions, in a row of its own beside the noise-free one.
+    Rows of earlier evaluations stay, and those that would come out the same are not computed again unless `again`. With
+    noisy_passes=S the clean images are also judged by the mean of S noisy predictions, in a row of its own beside the
+    noise-free one; with inference_noise that noisy network is the one that all threats are run against.
+
+    Returns:
+        The rows that were asked for.
 
     Raises:
         ConfigurationError, CheckpointError, DataError: nothing to evaluate, or something that cannot be used.
@@ -74,74 +78,98 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
         load_run(folder, trusted=trusted, root=config["data"]["root"], checkpoint=checkpoint_path(config["checkpoint"]))
         for folder in folders
     ]
-    passes = config["noisy_passes"]
-    noisy = {str(run.folder): noise_averaged(run, passes, trusted) for run in runs} if passes is not None else {}
-    require_noise(noisy)
-    noisily = {"clean": Threat(clean, "clean", levels=((passes, {}),), level_name=NOISY)}
+    noisy = _noisy_networks(runs, config, trusted)
     if noisy and not any(threat.kind == "clean" for threat in threats.values()):
-        threats = {"clean": Threat(clean, "clean"), **threats}  # which the noisy figure stands beside
-    levels = sum(len(threat.levels) for threat in threats.values()) + bool(noisy)
+        threats = {"clean": CLEAN, **threats}  # which the noisy figure stands beside
+    experiments = wanted(threats, config["surrogate"])
+    found = trials(threats, experiments)
+    records = [Record(run.folder) for run in runs]
+    for run, record in zip(runs, records, strict=True):
+        record.require_weights(weights_hash(run.network), forget=config["again"])
     test_sets: dict[str, tuple[Tensor, Tensor]] = {}
-    surrogates: dict[str, nn.Module] = {}
+    surrogates: dict[str, dict[str, TrainedRun]] = {}
     results: list[Row] = []
-    columns = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    kept = 0
+    columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with progress_bar(*columns, enabled=config["progress"]) as bar:
-        task = bar.add_task("", total=len(runs) * levels)
-        for run in runs:
+        beside = bool(noisy) and not config["inference_noise"]
+        task = bar.add_task("", total=len(runs) * (len(found) + beside))
+        for place, (run, record) in enumerate(zip(runs, records, strict=True)):
+            before = place * (len(found) + beside)
 
-            def describe(words: str, name: str = run.folder.name) -> None:
-                bar.update(task, description=f"{name}: {words}")
+            def describe(words: str, done: float, name: str = run.folder.name, before: int = before) -> None:
+                bar.update(task, completed=before + done, description=f"{name}: {words}")
 
             key = _data_key(run)
             if key not in test_sets:
                 test_sets[key] = _limited(run, config["limit"])
-            if key not in surrogates and any(t.gradient_source == "transfer" for t in threats.values()):
-                describe("surrogate")
-                surrogates[key] = load_surrogate(run, config["surrogate"], trusted=trusted).to(device)
-            common = {"seed": config["seed"], "batch_size": config["batch_size"], "run": str(run.folder)}
-            common |= {"checkpoint": config["checkpoint"], "progress": describe}
-            network, surrogate = run.network.to(device), surrogates.get(key)
-            rows = evaluate(network, *test_sets[key], threats, surrogate=surrogate, **common)
-            averaged = noisy.get(str(run.folder))
-            if averaged is not None:
-                rows = itertools.chain(rows, evaluate(averaged, *test_sets[key], noisily, **common))
-            results += _write_as_they_come(run.folder / ROBUSTNESS, rows, lambda: bar.advance(task))
+                surrogates[key] = {}
+                for experiment in experiments:
+                    describe(f"surrogate {experiment}", 0)
+                    surrogate = load_surrogate(run, experiment, config["surrogate"], trusted)
+                    surrogate.network.to(device)
+                    surrogates[key][experiment] = surrogate
+            common = {
+                "seed": config["seed"],
+                "surrogates": {name: surrogate.network for name, surrogate in surrogates[key].items()},
+                "batch_size": config["batch_size"],
+                "run": str(run.folder),
+                "checkpoint": config["checkpoint"],
+            }
+            network = noisy[str(run.folder)] if config["inference_noise"] else run.network
+            asked = [(Examination(network.to(device), *test_sets[key], **common), trial) for trial in found[:1]]
+            asked += [(asked[0][0], trial) for trial in found[1:]]
+            if beside:
+                averaged = Examination(noisy[str(run.folder)].to(device), *test_sets[key], **common)
+                asked.append((averaged, Trial("clean", CLEAN, None, {})))
+            for number, (examination, trial) in enumerate(asked):
+                describe(trial.words, number)
+                fingerprint = examination.fingerprint(trial)
+                if record.has(fingerprint) and not config["again"]:
+                    kept += 1
+                else:
+                    record.add(_judge(examination, trial, surrogates[key], config["surrogate"], describe, number))
+                results.append(next(row for row in record.rows if row["fingerprint"] == fingerprint))
+            describe("", len(asked))
+    if kept:
+        cli.console.print(f"{kept} of {len(results)} rows were there already; again=true computes them again.")
     return results
 
 
-def load_surrogate(run: TrainedRun, options: dict[str, Any], trusted: tuple[str, ...] = TRUSTED) -> nn.Module:
-    """The network that transfer attacks take their gradient from, for the data of a run.
+def _noisy_networks(runs: Sequence[TrainedRun], config: dict[str, Any], trusted: tuple[str, ...]) -> dict[str, Any]:
+    """The runs' networks with their noise, by folder, where asked for. Raises ConfigurationError for runs without."""
+    passes = config["noisy_passes"]
+    if passes is None:
+        if config["inference_noise"]:
+            raise ConfigurationError(
+                "inference_noise=true tests the mean prediction of several noisy passes; say of how many, for example "
+                "noisy_passes=32."
+            )
+        return {}
+    noisy = {str(run.folder): noise_averaged(run, passes, trusted) for run in runs}
+    require_noise(noisy)
+    return noisy
 
-    It is trained by `train` from its own experiment, once, and kept in `<dir>/<experiment>-<config hash>`; an
-    interrupted training leaves nothing behind.
 
-    Args:
-        run: names the data, and where they lie.
-        options: `experiment`, a training experiment; `dir`; and `epochs`, a number, or one by name of the data set,
-            where not the experiment's own.
-        trusted: as for `load_run`.
-    """
-    overrides = [f"data={run.data.name}", f"experiment={options['experiment']}", "progress=false"]
-    epochs = options.get("epochs", {})
-    epochs = epochs.get(run.data.name) if isinstance(epochs, dict) else epochs  # one number: of all data sets
-    config = compose(overrides + ([] if epochs is None else [f"epochs={epochs}"]))
-    own = {name: config["data"][name] for name in ("batch_size", "validation", "seed")}
-    config["data"] = run.config["data"] | own | {"root": None if run.data.root is None else str(run.data.root)}
-    parent = Path(options["dir"])
-    folder = parent / f"{options['experiment'].replace('/', '-')}-{config_hash(config)}"
-    if not (folder / CONFIG).exists():
-        cli.console.print(f"training the surrogate {folder} (once)")
-        parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(prefix=".training-", dir=parent))
-        try:
-            train(config, workplace / "run")
-            with contextlib.suppress(OSError):  # another process may have put the same one there meanwhile
-                (workplace / "run").rename(folder)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("The surrogate will be trained again.") from None
-        finally:
-            shutil.rmtree(workplace, ignore_errors=True)
-    return load_run(folder, trusted=trusted, root=config["data"]["root"]).network
+def _judge(
+    examination: Examination,
+    trial: Trial,
+    surrogates: Mapping[str, TrainedRun],
+    options: Mapping[str, Any],
+    describe: Callable[[str, float], None],
+    number: int,
+) -> Judged:
+    """One trial, with images of a transfer attack made once and kept. describe: says what is done, and how far."""
+    fingerprint, done = examination.fingerprint(trial), itertools.count(1)
+
+    def advance() -> None:
+        describe(trial.words, number + min(1.0, next(done) / len(examination.batches)))
+
+    surrogate = surrogates.get(trial.surrogate)
+    if surrogate is not None and options.get("keep_images", True):
+        trial = with_kept_images(examination, trial, surrogate.folder, advance)
+    judged = examination.judge(trial, advance)
+    return replace(judged, row=judged.row | {"fingerprint": fingerprint})
 
 
 def _data_key(run: TrainedRun) -> str:
@@ -155,22 +183,6 @@ def _limited(run: TrainedRun, limit: int | None) -> tuple[Tensor, Tensor]:
         raise ConfigurationError(f"limit must be at least 1 image, or null for all, got {limit}.")
     x, y = run.data.split("test")
     return x[:limit], y[:limit]
-
-
-def _write_as_they_come(path: Path, rows: Iterable[Row], advance: Callable[[], None]) -> list[Row]:
-    """Write the table again after each new row, so that an interruption loses at most one."""
-    kept = read_rows(path) if path.exists() else []
-    new: list[Row] = []
-    for row in rows:
-        new.append(row)
-        kept = [old for old in kept if _identity(old) != _identity(row)]
-        write_rows(path, kept + new)
-        advance()
-    return new
-
-
-def _identity(row: Row) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("threat", "preset", "level_name", "level", "gradient_source"))
 
 
 def checkpoint_path(name: str) -> Path:

@@ -143,6 +143,23 @@ class Examination:
         for name, surrogate in self.surrogates.items():
             _check_network(f"surrogate {name}".strip(), surrogate, self.place)
         _check_data(self.x, self.y, self.positions, self.batch_size)
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        """Refuse images that the model cannot take, before anything is run."""
+        x, _, index = self.to_place((self.x[:1], self.y[:1], self.positions[:1]))
+        try:
+            scores = self.predict(x, ImageRandom(self.seed, index))
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"the model does not take images of shape {list(x.shape[1:])} ({str(error).splitlines()[0]}); test it "
+                "on the data it was trained on."
+            ) from None
+        if scores.dim() != 2 or not int(self.y.amin()) >= 0 or not int(self.y.amax()) < scores.shape[1]:
+            raise ConfigurationError(
+                f"the model's scores must be [B, classes], with a class for every label; got {list(scores.shape)} for "
+                f"one image, and labels from {int(self.y.amin())} to {int(self.y.amax())}."
+            )
 
     @property
     def place(self) -> Tensor:
@@ -161,8 +178,8 @@ class Examination:
 
     @cached_property
     def weights(self) -> str:
-        """The hash of the model's weights, shapes and modules."""
-        return weights_hash(self.model)
+        """The hash of the model's weights, shapes and modules, noise apart."""
+        return weights_hash(self.model.network if isinstance(self.model, NoiseAveraged) else self.model)
 
     @cached_property
     def images(self) -> str:
@@ -196,15 +213,18 @@ class Examination:
 
     def fingerprint(self, trial: Trial) -> str:
         """The hash of all that a trial's row depends on."""
+        noise = (self.passes, *map(str, getattr(self.model, "sigma", ())))
+        return _hash(self.weights.encode(), repr(noise).encode(), self.attack_fingerprint(trial).encode())
+
+    def attack_fingerprint(self, trial: Trial) -> str:
+        """The hash of all that the images of a transfer attack depend on: not of the model that is tested."""
         function = trial.threat.function
         surrogate = self.surrogates.get(trial.surrogate)
         parts = {
             "version": __version__,
-            "weights": self.weights,
             "images": self.images,
             "seed": self.seed,
-            "noise": repr((self.passes, *map(str, getattr(self.model, "sigma", ())))),
-            "threat": f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))}",
+            "threat": getattr(function, "identity", f"{function.__module__}.{getattr(function, '__qualname__', '')}"),
             "kind": [trial.threat.kind, trial.threat.norm, trial.threat.targeted],
             "level": [trial.level, dict(trial.parameters)],
             "gradient": [trial.gradient_source, asdict(trial.threat.options)],
@@ -228,7 +248,7 @@ class Examination:
         return self.model(x, random) if isinstance(self.model, NoiseAveraged) else self.model(x)
 
     def judge(self, trial: Trial, advance: Callable[[], None] = lambda: None) -> Judged:
-        """Run one trial. advance: called after each batch.
+        """Run one trial. advance: called after each batch of images.
 
         Raises ConfigurationError for a transfer attack without its surrogate, and a threat that returns another shape.
         """
@@ -248,16 +268,19 @@ class Examination:
         """What the threat of a trial is given as its model. Raises ConfigurationError without a surrogate."""
         random = ImageRandom(self.seed, index)
         options = trial.threat.options
-        if trial.gradient_source == "transfer":
+        if trial.gradient_source == "transfer" and not trial.threat.recorded:
             surrogate = self.surrogates[trial.surrogate]
             source = "straight_through" if is_piecewise_constant(surrogate) else "autograd"
             return Attacked(surrogate, x, source=source, random=random, options=options)
-        source = "autograd" if trial.gradient_source == "none" else trial.gradient_source
+        source = "autograd" if trial.gradient_source in ("none", "transfer") else trial.gradient_source
         return Attacked(self.model, x, source=source, random=random, options=options, randomized=self.randomized)
 
     @torch.no_grad()
-    def _judge(self, trial: Trial, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """One batch: per image [B], how it is classified, how far it moved, which rules it keeps."""
+    def attack(self, trial: Trial, x: Tensor, y: Tensor, index: Tensor) -> tuple[Tensor, Attacked, Tensor | None]:
+        """Run a threat on one batch: the images, what it was given as its model, and its targets if it has any.
+
+        Raises ConfigurationError if the images have another shape.
+        """
         random, threat = ImageRandom(self.seed, index), trial.threat
         attacked = self.attacked(trial, x, index)
         target = _targets(self.predict(x, random).shape[1], y, random) if threat.targeted else None
@@ -269,19 +292,25 @@ class Examination:
                 f"a threat must return images of the shape it was given, {list(x.shape)}; "
                 f"{getattr(threat.function, '__name__', threat.function)} returned {list(moved.shape)}."
             )
-        prediction = self.predict(moved, random).argmax(1)
+        return moved, attacked, target
+
+    @torch.no_grad()
+    def _judge(self, trial: Trial, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """One batch: per image [B], how it is classified, how far it moved, which rules it keeps."""
+        moved, attacked, target = self.attack(trial, x, y, index)
+        prediction = self.predict(moved, ImageRandom(self.seed, index)).argmax(1)
         change = (moved - x).flatten(1)
         size = {"linf": change.abs().amax(1), "l2": torch.linalg.vector_norm(change, dim=1)}
         inside = (moved >= -TOLERANCE) & (moved <= 1.0 + TOLERANCE)
         # of many pixels, float32 sums to a relative part of the norm
-        bound = trial.parameters["epsilon"] * (1 + TOLERANCE) + TOLERANCE if threat.norm else math.inf
+        bound = trial.parameters["epsilon"] * (1 + TOLERANCE) + TOLERANCE if trial.threat.norm else math.inf
         return {
             "correct": prediction == y,
             "prediction": prediction,
             **size,
             "finite": moved.flatten(1).isfinite().all(1),
             "inside": inside.flatten(1).all(1),
-            "budget": size[threat.norm or "linf"] <= bound,
+            "budget": size[trial.threat.norm or "linf"] <= bound,
             "no_gradient": attacked.ledger.zero_gradient,
             "queries": attacked.ledger.queries,
             "reached": torch.full_like(y, -1) if target is None else (prediction == target).long(),
@@ -302,7 +331,8 @@ def trials(threats: Mapping[str, Threat], surrogates: Sequence[str] = ()) -> lis
     for name, threat in threats.items():
         for source in threat.gradient_sources:
             wanted = (threat.surrogates or surrogates) if source == "transfer" else ("",)
-            missing = [surrogate for surrogate in wanted if source == "transfer" and surrogate not in surrogates]
+            needed = source == "transfer" and not threat.recorded
+            missing = [surrogate for surrogate in wanted if needed and surrogate not in surrogates]
             if missing or not wanted:
                 raise ConfigurationError(
                     f"the transfer attack {name} needs a surrogate{''.join(f' {each}' for each in missing)}, got "

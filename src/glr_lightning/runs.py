@@ -1,6 +1,6 @@
 """Run folders: what is in one, and how a trained network is rebuilt from it.
 
-    config.yaml  result.json  metrics.csv  checkpoints/{last,best}.ckpt  robustness.csv
+    config.yaml  result.json  metrics.csv  checkpoints/{last,best}.ckpt  robustness.csv  robustness.npz
 
 A run folder may come from somebody else: its configuration is read as data and its checkpoints with
 weights_only=True, so nothing in it is run.
@@ -21,7 +21,8 @@ from glr_lightning.config import TRUSTED, build, load_yaml
 from glr_lightning.data import ImageDataModule
 from glr_lightning.errors import CheckpointError, ConfigurationError
 
-CONFIG, RESULT, METRICS, ROBUSTNESS = "config.yaml", "result.json", "metrics.csv", "robustness.csv"
+CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.csv"
+ROBUSTNESS, EVIDENCE = "robustness.csv", "robustness.npz"
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
 
 

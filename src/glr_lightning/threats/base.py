@@ -59,6 +59,7 @@ class Threat:
     surrogates: the names of the surrogates that a transfer attack uses, a row each; empty for all that are given.
     targeted: the function takes the classes that it shall have predicted as `target`, int64 [B]. The harness draws one
         of the wrong ones for each image.
+    recorded: the function looks up images that were made before, and needs no surrogate any more.
     options: how gradients are computed.
 
     Raises ConfigurationError for any other word, no levels, or parameters that the function does not take.
@@ -73,6 +74,7 @@ class Threat:
     gradient_source: str | Sequence[str] = "none"
     surrogates: Sequence[str] = ()
     targeted: bool = False
+    recorded: bool = False
     options: GradientOptions = field(default_factory=GradientOptions)
 
     def __post_init__(self) -> None:
