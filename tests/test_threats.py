@@ -83,6 +83,12 @@ class TestImageRandom:
         assert z_of_mean((u - 0.5).double() ** 2, 1 / 12, 1 / 180) < Z
         assert ks(u.flatten().double().numpy()) < KS
 
+    def test_open_uniform_stays_inside_where_rounding_would_reach_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first and last of 2**24 steps; one number in 17 million is the last."""
+        monkeypatch.setattr(ImageRandom, "uniform", lambda *_: torch.tensor([[0.0, 1.0 - 2.0**-24]]))
+        low, high = ImageRandom(0, torch.arange(1)).open_uniform((2,), 0)[0].tolist()
+        assert 0 < low < high < 1
+
     def test_normal_moments_and_distribution(self) -> None:
         z = random_of(1000).normal((20, 5), stream=0)
         assert z.dtype == torch.float32

@@ -61,7 +61,7 @@ class NoiseAveraged(nn.Module):
             streams = iter(range(STREAMS + number * len(sites), STREAMS + (number + 1) * len(sites)))
 
             def draw(v0: Tensor, streams: Any = streams) -> Tensor:
-                u = random.uniform(v0.shape[2:], next(streams)).add_(2.0**-25)
+                u = random.open_uniform(v0.shape[2:], next(streams))
                 return self.noise.icdf(u.to(v0.dtype))[None]
 
             logits, _ = chain.noisy(clean, sites, sigma, draw)

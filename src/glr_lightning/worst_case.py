@@ -103,6 +103,7 @@ def _worst_case(level: float, members: Sequence[Row], clean: Iterable[Row], corr
         "gradient_source": "",
         "surrogate": "",
         "targeted": False,
+        "n": n,
         "correct": hits,
         "accuracy": hits / n,
         "wilson_low": low,

@@ -127,7 +127,7 @@ def likelihood_ratio_gradient(
     streams = iter(range(2**16, 2**16 + len(sites)))
 
     def draw(v0: Tensor) -> Tensor:
-        u = random.uniform((copies // 2, *v0.shape[2:]), next(streams)).add_(2.0**-25)
+        u = random.open_uniform((copies // 2, *v0.shape[2:]), next(streams))
         z = Gaussian().icdf(u.to(v0.dtype)).transpose(0, 1)
         return torch.cat([z, -z])
 

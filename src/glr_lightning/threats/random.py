@@ -69,6 +69,11 @@ class ImageRandom:
         """Uniform on [0, 1), float32 [B, *shape]: multiples of 2**-24, all of them exact."""
         return (self._bits(shape, stream) >> 40).bitwise_and_(2**24 - 1).to(torch.float32).mul_(2.0**-24)
 
+    def open_uniform(self, shape: Sequence[int], stream: int) -> Tensor:
+        """Uniform on (0, 1), for inverse distribution functions: `uniform` moved by half a step, except that the last
+        would round to 1 in float32, and stays."""
+        return self.uniform(shape, stream).add_(2.0**-25).clamp_(max=1.0 - 2.0**-24)
+
     def normal(self, shape: Sequence[int], stream: int) -> Tensor:
         """Standard normal, float32 [B, *shape]: sqrt(-2 log u) cos(2 pi v), Box & Muller 1958. |z| < 6.7."""
         bits = self._bits(shape, stream)

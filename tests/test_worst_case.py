@@ -1,0 +1,148 @@
+"""Rows compared with each other: the worst case over attacks by hand, and masked gradients that black boxes show up."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.robustness import Examination, trials, wilson_interval
+from glr_lightning.rows import FIELDS, Row
+from glr_lightning.threats import Threat, attack
+from glr_lightning.threats.attacked import Attacked
+from glr_lightning.threats.clean import clean
+from glr_lightning.threats.fgsm import fgsm
+from glr_lightning.worst_case import WORST_CASE, cross_check
+
+SHAPE = (1, 4, 4)
+
+
+class Saturated(nn.Module):
+    """Masks its gradients without one being exactly zero: those of a pattern that has nothing to do with the scores."""
+
+    def __init__(self, network: nn.Module, pattern: Tensor) -> None:
+        super().__init__()
+        self.network, self.pattern = network, pattern
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, slope = self.network(x).detach(), (x * self.pattern).flatten(1).sum(1, keepdim=True)
+        return value + (slope - slope.detach()) * torch.tensor([1.0, -1.0])
+
+
+def linear() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+
+
+def images(model: nn.Module, n: int = 200) -> tuple[Tensor, Tensor]:
+    x = 0.3 + 0.4 * torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(1))
+    return x, model(x).argmax(1)
+
+
+def corners(model: Any, x: Tensor, y: Tensor, *, random: Any, epsilon: float) -> Tensor:
+    """A black box: 64 random corners of the ball."""
+    attacked, best = Attacked.of(model, x), x.clone()
+    for draw in range(64):
+        moved = x + epsilon * (random.uniform(x.shape[1:], draw) - 0.5).sign()
+        wrong = attacked(moved).argmax(1) != y
+        best[wrong] = moved[wrong]
+    return best
+
+
+def judged(model: nn.Module, threats: dict[str, Threat], **settings: Any) -> tuple[list[Row], dict[str, Any]]:
+    x, y = images(model)
+    examination = Examination(model, x, y, 0, **settings)
+    found = [examination.judge(trial) for trial in trials(threats, list(settings.get("surrogates", {})))]
+    rows = [each.row for each in found]
+    return cross_check(rows, {each.row["fingerprint"]: each.evidence.correct for each in found}), {
+        each.row["threat"]: each.evidence.correct for each in found
+    }
+
+
+def white(epsilon: Any = (0.02, 0.05)) -> Threat:
+    return attack(fgsm, list(epsilon), "linf", "autograd", ["autograd", "transfer"])
+
+
+def black(epsilon: Any = (0.02, 0.05)) -> Threat:
+    return attack(corners, list(epsilon), "linf", "none", ["none"])
+
+
+def test_the_worst_case_is_over_all_attacks_of_a_norm_and_smaller_epsilons_image_by_image() -> None:
+    hits = {
+        "c": np.array([1, 1, 1, 1, 1, 0], bool),
+        "a1": np.array([1, 1, 0, 1, 1, 1], bool),
+        "a2": np.array([1, 0, 1, 1, 1, 1], bool),
+        "b2": np.array([0, 1, 1, 1, 1, 1], bool),
+    }
+    row = judged(linear(), {"clean": Threat(clean, "clean"), "fgsm": white()})[0]
+    attacks = {"a1": (1, 0.1, "linf"), "a2": (1, 0.2, "linf"), "b2": (1, 0.2, "linf")}
+    rows = [row[0] | {"fingerprint": "c"}]
+    rows += [row[1] | {"fingerprint": k, "threat": k, "level": e, "norm": norm} for k, (_, e, norm) in attacks.items()]
+    checked = cross_check(rows, hits)
+    worst = [row for row in checked if row["kind"] == WORST_CASE]
+    assert [(row["level"], row["correct"], row["n"]) for row in worst] == [(0.2, 2, 6)]  # of 0.1 there is but one
+    (row,) = worst
+    assert tuple(row) == FIELDS
+    assert (row["wilson_low"], row["wilson_high"]) == wilson_interval(2, 6)
+    assert "a1 (autograd), a2 (autograd), b2 (autograd)" in row["note"]
+    assert not row["unreliable"]
+    assert cross_check(checked, hits) == checked  # so a table may be checked again after each row
+    rows[3]["norm"] = "l2"
+    assert [r["correct"] for r in cross_check(rows, hits) if r["kind"] == WORST_CASE] == [3]
+    rows[3] |= {"norm": "linf", "out_of_budget": True}
+    assert [r["correct"] for r in cross_check(rows, hits) if r["kind"] == WORST_CASE] == [3]
+    rows[3] |= {"out_of_budget": False, "images": "others"}
+    assert [r["correct"] for r in cross_check(rows, hits) if r["kind"] == WORST_CASE] == [3]
+
+
+def test_gradients_that_mislead_are_shown_up_by_a_black_box() -> None:
+    honest = linear()
+    weight = honest[1].weight.detach()
+    pattern = (weight[1] - weight[0]).reshape(SHAPE)  # the wrong way
+    masked = Saturated(honest, pattern).eval()
+    for model, caught in ((honest, False), (masked, True)):
+        rows, hits = judged(model, {"clean": Threat(clean, "clean"), "fgsm": white([0.3]), "corners": black([0.3])})
+        gradient, other, worst = rows[1:]
+        assert gradient["zero_gradient_fraction"] == 0
+        assert (gradient["black_box_stronger"], gradient["unreliable"], gradient["masked"]) == (caught, caught, False)
+        assert ("a black-box attack, corners, succeeds on" in gradient["note"]) is caught
+        assert not other["unreliable"]
+        assert worst["correct"] == int((hits["fgsm"] & hits["corners"]).sum())
+        assert not worst["unreliable"]  # the black box is in it
+
+
+def test_a_worst_case_over_masked_and_transferred_attacks_alone_says_so() -> None:
+    class Flat(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x).detach() + 0 * x.sum()
+
+    threats = {"white": white([0.3]), "transfer": attack(fgsm, [0.3], "linf", "transfer", ["transfer"])}
+    rows, _ = judged(Flat(linear()).eval(), threats, surrogates={"twin": linear()})
+    assert [row["masked"] for row in rows[:2]] == [True, False]
+    assert rows[0]["black_box_stronger"]  # the twin's images work
+    assert rows[2]["kind"] == WORST_CASE
+    assert rows[2]["unreliable"]
+    assert "says nothing about robustness" in rows[2]["note"]
+
+
+def test_a_few_images_more_are_no_proof() -> None:
+    rows, _ = judged(linear(), {"fgsm": white([0.1])})
+    rows += [rows[0] | {"fingerprint": "black", "gradient_source": "none", "threat": "square"}]
+    survives = np.ones(200, bool)
+    for broken, caught in ((9, False), (10, True)):
+        hits = {rows[0]["fingerprint"]: survives, "black": np.arange(200) >= broken}
+        assert cross_check(rows, hits)[0]["black_box_stronger"] is caught
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_a_targeted_attack_is_not_held_against_untargeted_ones(targeted: bool) -> None:
+    rows, _ = judged(linear(), {"fgsm": white([0.1])})
+    rows[0]["targeted"] = targeted
+    rows += [rows[0] | {"fingerprint": "black", "gradient_source": "none", "threat": "square", "targeted": False}]
+    hits = {rows[0]["fingerprint"]: np.ones(200, bool), "black": np.zeros(200, bool)}
+    assert cross_check(rows, hits)[0]["black_box_stronger"] is not targeted
