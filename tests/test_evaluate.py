@@ -108,19 +108,19 @@ def test_noisy_passes_add_a_row_beside_the_noise_free_one(evaluate: Any, trained
     for size in ("1000", "77"):
         outcome = evaluate("run=runs/lrtz", "threat=contrast", "noisy_passes=3", f"batch_size={size}")
         assert outcome.code == 0, outcome.err
-        rows = {(r["level_name"], r["level"]): r for r in read_rows(path) if r["threat"] == "clean"}
-        assert rows.keys() == {("", None), ("noisy passes", 3.0)}
-        noisy = rows["noisy passes", 3.0]
+        rows = {r["noisy_passes"]: r for r in read_rows(path) if r["threat"] == "clean"}
+        assert rows.keys() == {0, 3}
+        noisy = rows[3]
         assert (noisy["kind"], noisy["n"], noisy["max_linf"]) == ("clean", before["n"], 0.0)
-        assert rows["", None]["correct"] == before["correct"]
+        assert rows[0]["correct"] == before["correct"]
         outcomes[size] = noisy["correct"]
         assert "passes" in outcome.out
     assert outcomes["1000"] == outcomes["77"] != before["correct"]
     (run,) = read_runs([trained / "runs/lrtz"])
     noise_free, with_noise = [column for column in all_columns([run]) if column.kind == "clean"]
-    if noise_free.levels:  # whichever was written first
+    if noise_free.noisy_passes:  # whichever was written first
         noise_free, with_noise = with_noise, noise_free
-    assert with_noise.words == ["clean", "noisy passes 3"]
+    assert (noise_free.words, with_noise.words[-1]) == (["clean"], "noisy passes 3")
     assert accuracy_interval(run) == run.cells[noise_free].interval
 
 
@@ -129,12 +129,12 @@ def test_what_needs_the_noise_free_row_takes_it_whatever_stands_first(evaluate: 
     assert evaluate("run=runs/lrtz", "threat=[clean,contrast]", "noisy_passes=2").code == 0
     rows = read_rows(path)
     accuracy = rows[0]["accuracy"]
-    moved = [row for row in rows if row["level_name"] == "noisy passes"] + rows[:-1]
+    moved = [row for row in rows if row["noisy_passes"]] + rows[:-1]
     write_rows(path, [moved[0] | {"accuracy": accuracy, "wilson_low": 0.0}, *moved[1:]])  # equal, but another row
     (run,) = read_runs([trained / "runs/lrtz"])
     assert accuracy_interval(run) == (rows[0]["wilson_low"], rows[0]["wilson_high"])
     points = _by_severity(run, [cell for column, cell in run.cells.items() if column.kind == "corruption"])
-    assert points[0.0]["level"] is None
+    assert points[0.0]["noisy_passes"] == 0
 
 
 def test_noisy_passes_of_a_run_without_noise_are_refused_by_name(evaluate: Any, trained: Path) -> None:

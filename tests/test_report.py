@@ -44,20 +44,25 @@ def row(threat: str, correct: int, level: float | None = None, kind: str = "clea
         "wilson_high": high,
     }
     norms = {"mean_l2": 0.1, "max_l2": 0.2, "mean_linf": 0.01, "max_linf": 0.02, "seconds": 1.5}
-    level_name = {"clean": "", "attack": "epsilon", "corruption": "severity"}[kind]
+    level_names = {"clean": "", "attack": "epsilon", "worst_case": "epsilon", "corruption": "severity"}
     named: dict[str, Any] = {
         "run": "elsewhere",
         "checkpoint": "best",
+        "weights": "0" * 12,
+        "images": "1" * 12,
         "evaluation_seed": 0,
+        "noisy_passes": 0,
         "threat": threat,
         "kind": kind,
         "preset": "",
-        "level_name": level_name,
+        "norm": "linf" if kind in ("attack", "worst_case") else "",
+        "level_name": level_names.get(kind, "radius"),
         "level": level,
     }
-    rest = {"gradient_source": "none", "zero_gradient_fraction": None}
-    verdict = {"out_of_budget": False, "unreliable": False, "note": ""}
-    return named | counts | norms | rest | verdict | facts
+    means = {"gradient_source": "none", "surrogate": "", "targeted": False}
+    rest = dict.fromkeys(("target_reached", "abstained", "queries", "zero_gradient_fraction"))
+    flags = dict.fromkeys(("masked", "randomized", "out_of_budget", "black_box_stronger", "unreliable"), False)
+    return named | counts | norms | means | rest | flags | {"note": "", "fingerprint": ""} | facts
 
 
 def standard(clean: int = 180, shift: int = 0) -> list[Row]:
@@ -188,8 +193,8 @@ def test_robustness_table(two: list[Path], tmp_path: Path) -> None:
     assert list(rows["lrtz"]) == [
         "run",
         "clean",
-        "fgsm<br>epsilon 0.13<br>gradient: transfer",
-        "fgsm<br>epsilon 0.13<br>gradient: autograd",
+        "fgsm<br>epsilon 0.13 (linf)<br>gradient: transfer",
+        "fgsm<br>epsilon 0.13 (linf)<br>gradient: autograd",
         "blur<br>mean of severity 1–5<br>cifar10_c",
         "noise<br>mean of severity 1, 3<br>cifar10_c",
         "images",
@@ -198,7 +203,7 @@ def test_robustness_table(two: list[Path], tmp_path: Path) -> None:
     assert list(rows["bp"].values()) == ["bp", "95.00", "47.50", "—", "61.00", "86.50", "200"]
     below = section(text, "Accuracy under threat")
     assert "†1 unreliable (97 % are zero)" in below
-    assert "fgsm epsilon 0.13: no white-box claim." in below
+    assert "fgsm epsilon 0.13 (linf): no white-box claim." in below
     widest = max(high - low for low, high in (wilson_interval(c, N) for c in range(90, 106)))
     assert f"at most {50 * widest:.2f} either way" in below
 
@@ -219,8 +224,8 @@ def test_other_severities_epsilons_and_presets_are_other_columns(tmp_path: Path)
     c = make_run(tmp_path / "c", rows=[row("pgd", 10 * k, k / 10, "attack") for k in (1, 2)])
     words = [" ".join(column.words) for column in all_columns(read_runs([a, b, c]))]
     assert words == [
-        "pgd epsilon 0.1 gradient: none",
-        "pgd epsilon 0.2 gradient: none",
+        "pgd epsilon 0.1 (linf) gradient: none",
+        "pgd epsilon 0.2 (linf) gradient: none",
         "blur mean of severity 1, 2",
         "blur severity 1",
         "blur severity 1 x",
@@ -269,7 +274,7 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     cells = seeds["lrt, sigma=1.0 (3 seeds)"]
     assert cells["seeds"] == "0, 1, 2"
     assert cells["test accuracy"] == cells["clean"] == f"{100 * mean:.2f} ± {100 * half:.2f}"
-    assert cells["fgsm<br>epsilon 0.13<br>gradient: autograd"] == "89.00 ± 0.00 (2) †1"
+    assert cells["fgsm<br>epsilon 0.13 (linf)<br>gradient: autograd"] == "89.00 ± 0.00 (2) †1"
     assert "†1 in 2 of 2 seeds: unreliable (97 % are zero)" in text
     assert "4 left out, for another run has the same seed and settings" in text
     assert table(text, "Runs")["3"]["also differs in"] == "sigma=0.5"

@@ -4,6 +4,7 @@ An experiment has a colour and a marker of its own, the same in every figure and
 (Okabe and Ito); its seeds share them. A hollow marker is a number that must not be read as robustness.
 """
 
+import dataclasses
 import io
 import math
 import textwrap
@@ -111,7 +112,7 @@ def accuracy_per_threat(experiments: Experiments, columns: Sequence[Column]) -> 
 def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     """A panel for each corruption: accuracy by severity, from the clean images on, with 95 % intervals unless so
     many runs are compared that they would hide everything."""
-    panels = list(dict.fromkeys((c.threat, c.preset) for c in columns if c.kind == "corruption" and c.levels))
+    panels = list(dict.fromkeys(_panel(c) for c in columns if c.kind == "corruption" and c.levels))
     across = 2 if len(panels) == 4 else min(3, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(max(4.5, 2.6 * across + 0.6), 2.7 * down + 0.4))
@@ -120,11 +121,11 @@ def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     shown: list[Cell] = []
     for axes, panel in zip(grid.flat, panels, strict=False):
         for place, (_, look, run) in enumerate(evaluated):
-            cells = [cell for c, cell in run.cells.items() if (c.threat, c.preset) == panel and c.levels]
+            cells = [cell for c, cell in run.cells.items() if c.levels and _panel(c) == panel]
             shift = 0.24 * ((place + 0.5) / len(evaluated) - 0.5)  # so that the intervals do not hide each other
             _severities(axes, _by_severity(run, cells), shift, look, intervals=len(evaluated) <= 8)
             shown += cells
-        axes.set_title("\n".join(filter(None, panel)))
+        axes.set_title("\n".join(panel))
         axes.set(ylim=(-2, 102))
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy / %")
@@ -207,10 +208,16 @@ def _severity_ticks(grid: Any, panels: Sequence[Any], levels: Sequence[float]) -
         axes.remove()
 
 
+def _panel(column: Column) -> tuple[str, ...]:
+    """The heading of a corruption without its severities."""
+    return tuple(dataclasses.replace(column, levels=()).words)
+
+
 def _by_severity(run: Run, cells: Sequence[Cell]) -> dict[float, Row]:
-    """The rows of a corruption by severity, where the clean images are severity 0."""
-    clean = [cell.rows[0] for c, cell in run.cells.items() if c.kind == "clean" and not c.levels]
+    """The rows of a corruption by severity, where the clean images, judged the same way, are severity 0."""
     rows = {row["level"]: row for cell in cells for row in cell.rows}
+    passes = {row["noisy_passes"] for row in rows.values()}
+    clean = [cell.rows[0] for c, cell in run.cells.items() if c.kind == "clean" and c.noisy_passes in passes]
     return {0.0: clean[0], **rows} if clean and rows else rows
 
 

@@ -1,7 +1,8 @@
 """What run folders say, read back and compared: the data behind a report's tables and figures. Nothing is run.
 
-A threat is a column: the clean images, an attack at one budget with one source of gradients, or a corruption,
-whose accuracy is the mean over its severities. Runs that differ in their seed alone are one experiment.
+A threat is a column: the clean images, an attack at one budget with one source of gradients, the worst case over all
+attacks of a budget, a corruption, whose accuracy is the mean over its severities, or a certificate at one radius. Runs
+that differ in their seed alone are one experiment.
 """
 
 import csv
@@ -10,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -20,10 +21,12 @@ from scipy.special import stdtrit
 
 from glr_lightning.config import config_hash, load_yaml
 from glr_lightning.errors import CheckpointError
+from glr_lightning.evidence import Evidence, read_evidence
 from glr_lightning.rows import Row, read_rows
 from glr_lightning.runs import CONFIG, METRICS, RESULT, ROBUSTNESS
+from glr_lightning.worst_case import SHOWN_UP, WORST_CASE
 
-KIND_ORDER = {"clean": 0, "attack": 1, "corruption": 2}
+KIND_ORDER = {"clean": 0, "attack": 1, WORST_CASE: 2, "corruption": 3, "certificate": 4}
 RESULT_TYPES: dict[str, type | tuple[type, ...]] = {
     "test_accuracy": (int, float),
     "best_epoch": int,
@@ -50,10 +53,14 @@ class Column:
 
     kind: str
     threat: str
-    preset: str
-    gradient_source: str
-    level_name: str
-    levels: tuple[float, ...]
+    preset: str = ""
+    norm: str = ""
+    gradient_source: str = "none"
+    surrogate: str = ""
+    targeted: bool = False
+    noisy_passes: int = 0
+    level_name: str = ""
+    levels: tuple[float, ...] = ()  # the last: `table_cells` gives the fields in their order
 
     @property
     def words(self) -> list[str]:
@@ -61,15 +68,42 @@ class Column:
         level = f"{self.level_name} {_listed(self.levels)}" if self.levels else ""
         if len(self.levels) > 1:
             level = f"mean of {level}"
-        gradient = f"gradient: {self.gradient_source}" if self.kind == "attack" else ""
-        return [word for word in (self.threat, level, self.preset, gradient) if word]
+        bound = f"{level} ({self.norm})" if level and self.norm else level or self.norm
+        return [word for word in (self.name, bound, self.preset, *self._means) if word]
+
+    @property
+    def name(self) -> str:
+        return "worst case" if self.kind == WORST_CASE else self.threat
+
+    @property
+    def way(self) -> str:
+        """The threat without its level, in a line."""
+        return ", ".join(filter(None, [self.name, self.preset, *self._means]))
+
+    @property
+    def _means(self) -> list[str]:
+        gradient = ", ".join(filter(None, [f"gradient: {self.gradient_source}", self.surrogate]))
+        return [
+            gradient if self.kind == "attack" else "",
+            "targeted" if self.targeted else "",
+            f"noisy passes {self.noisy_passes}" if self.noisy_passes else "",
+        ]
+
+    @property
+    def is_clean(self) -> bool:
+        """The clean images on the noise-free network?"""
+        return self.kind == "clean" and not self.noisy_passes
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run under one threat: one row of robustness.csv, or one for each severity."""
+    """One run under one threat: one row of robustness.csv, or one for each severity.
+
+    images: the most that any row of the run was counted from.
+    """
 
     rows: tuple[Row, ...]
+    images: int
 
     @property
     def accuracy(self) -> float:
@@ -88,7 +122,10 @@ class Cell:
 
     @property
     def remarks(self) -> list[str]:
-        return list(dict.fromkeys(row["note"] for row in self.rows if row["note"] and not is_marked(row)))
+        """What else is to be known of the accuracy."""
+        said = [part for row in self.rows if not is_marked(row) for part in (row["note"], *_unsaid(row)) if part]
+        counts = sorted({row["n"] for row in self.rows if row["n"] < self.images})
+        return list(dict.fromkeys([*said, *(f"of the first {count:,} images" for count in counts)]))
 
 
 @dataclass(frozen=True)
@@ -121,14 +158,22 @@ class Run:
         data = self.config.get("data")
         return self.config.get("seed"), data.get("seed") if isinstance(data, dict) else None
 
+    @property
+    def evidence(self) -> dict[str, Evidence]:
+        """What the rows were counted from, by their fingerprints. Raises CheckpointError for a damaged file."""
+        return read_evidence((self.folder / ROBUSTNESS).with_suffix(".npz"))
+
     def target(self, section: str) -> str:
         """What a section of the configuration builds, by its last name."""
         node = self.config.get(section)
         return str(node["_target_"]).rsplit(".", 1)[-1] if isinstance(node, dict) and "_target_" in node else "—"
 
 
+_SHARED = tuple(field.name for field in fields(Column) if field.name != "levels")
+
+
 def is_marked(row: Row) -> bool:
-    return bool(row["unreliable"] or row["out_of_budget"])
+    return bool(row["unreliable"] or row["out_of_budget"] or row["black_box_stronger"])
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -201,32 +246,35 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     return dict(sorted(merged.items()))
 
 
-def table_cells(rows: Iterable[Row], path: Path | str = ROBUSTNESS) -> dict[Column, Cell]:
+def table_cells(rows: Sequence[Row], path: Path | str = ROBUSTNESS) -> dict[Column, Cell]:
     """The rows of one run by column, in their order: a corruption's severities together, every other row alone.
 
-    Raises CheckpointError if two rows are about the same threat at the same level: which one counts?
+    Of two rows about the same threat at the same level, the one of more images counts. Raises CheckpointError if they
+    are of equally many.
     """
-    together: dict[tuple[Any, ...], dict[float | None, Row]] = {}
+    together: dict[tuple[tuple[Any, ...], Any], dict[float | None, Row]] = {}
     for row in rows:
         joint = row["kind"] == "corruption" and row["level"] is not None
         which = "all severities" if joint else row["level"]
-        key = (row["kind"], row["threat"], row["preset"], row["gradient_source"], row["level_name"], which)
-        levels = together.setdefault(key, {})
-        if row["level"] in levels:
+        levels = together.setdefault((tuple(row[field] for field in _SHARED), which), {})
+        known = levels.get(row["level"])
+        if known is not None and known["n"] == row["n"]:
             raise CheckpointError(
-                f"{path} has two rows for {row['threat']} at {row['level_name'] or 'level'} {row['level']}; "
-                "remove the file and evaluate the run again."
+                f"{path} has two rows for {row['threat']} at {row['level_name'] or 'level'} {row['level']} on "
+                f"{row['n']} images; remove the file and evaluate the run again."
             )
-        levels[row["level"]] = row
+        if known is None or known["n"] < row["n"]:
+            levels[row["level"]] = row
+    images = max((row["n"] for row in rows), default=0)
     cells = {}
-    for key, levels in together.items():
-        known = tuple(sorted(level for level in levels if level is not None))
-        cells[Column(*key[:5], levels=known)] = Cell(tuple(levels[level] for level in known or levels))
+    for (shared, _), levels in together.items():
+        column = Column(*shared, tuple(sorted(level for level in levels if level is not None)))
+        cells[column] = Cell(tuple(levels[level] for level in column.levels or levels), images)
     return cells
 
 
 def all_columns(runs: Iterable[Run]) -> list[Column]:
-    """Every column of any run: clean images, then attacks, then corruptions, each in their order of appearance."""
+    """Every column of any run, in the order of KIND_ORDER, then of appearance."""
     found = dict.fromkeys(column for run in runs for column in run.cells)
     return sorted(found, key=lambda column: KIND_ORDER.get(column.kind, 1))
 
@@ -234,8 +282,7 @@ def all_columns(runs: Iterable[Run]) -> list[Column]:
 def accuracy_interval(run: Run) -> tuple[float, float] | None:
     """The Wilson interval of the test accuracy, if the clean row was measured on the same images and network."""
     for column, cell in run.cells.items():
-        noise_free = column.kind == "clean" and not column.levels
-        if noise_free and run.result and abs(cell.accuracy - run.result["test_accuracy"]) < 1e-6:
+        if column.is_clean and run.result and abs(cell.accuracy - run.result["test_accuracy"]) < 1e-6:
             return cell.interval
     return None
 
@@ -334,6 +381,20 @@ def _listed(levels: Sequence[float]) -> str:
 
 def _warning(row: Row, several: bool) -> str:
     where = f"{row['level_name']} {row['level']:g}: " if several else ""
-    verdicts = {"unreliable": row["unreliable"], "out of budget": row["out_of_budget"]}
+    unreliable = row["unreliable"] or row["black_box_stronger"]
+    verdicts = {"unreliable": unreliable, "out of budget": row["out_of_budget"]}
     verdict = " and ".join(words for words, true in verdicts.items() if true)
-    return f"{where}{verdict}" + (f" ({row['note']})" if row["note"] else "")
+    reasons = "; ".join(filter(None, [row["note"], *_unsaid(row)]))
+    return f"{where}{verdict}" + (f" ({reasons})" if reasons else "")
+
+
+def _unsaid(row: Row) -> list[str]:
+    """What a row's flags say and its note does not."""
+    zero, abstained = (100 * (row[field] or 0.0) for field in ("zero_gradient_fraction", "abstained"))
+    facts = {
+        "predictions are random": row["randomized"],
+        f"{SHOWN_UP} succeeds where this attack fails": row["black_box_stronger"] and SHOWN_UP not in row["note"],
+        f"{zero:.3g} % of the input gradients are exactly zero": zero,
+        f"abstains on {abstained:.3g} % of the images": abstained,
+    }
+    return [words for words, true in facts.items() if true and words not in row["note"]]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from glr_lightning.results import Cell, Column, Run, accuracy_interval, differences, t_interval
+from glr_lightning.worst_case import WORST_CASE
 
 NONE = "—"
 
@@ -23,11 +24,15 @@ class Table:
     rows: list[list[str]]
     notes: list[str]
     text_columns: int = 1  # so many from the left hold words, the others numbers
+    headline: frozenset[int] = frozenset()  # places of the columns that matter most
 
     def markdown(self) -> str:
         marks = [":--" if place < self.text_columns else "--:" for place in range(len(self.heading))]
         head = ["<br>".join(escape(line) for line in lines) for lines in self.heading]
-        lines = [head, marks, *([escape(cell) for cell in row] for row in self.rows)]
+        lines = [head, marks]
+        for row in self.rows:
+            cells = (escape(cell) for cell in row)
+            lines.append([f"**{cell}**" if place in self.headline else cell for place, cell in enumerate(cells)])
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return "\n\n".join([table, *(escape(note) for note in self.notes)])
 
@@ -47,7 +52,8 @@ class Table:
             width = max(len(text) for text in [*" ".join(lines).split(), *(row[place] for row in self.rows)])
             heading = Text("\n".join(part for line in lines for part in textwrap.wrap(line, width)))
             justify = "left" if place < self.text_columns else "right"
-            table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+            style = "bold" if place in self.headline else None
+            table.add_column(heading, justify=justify, no_wrap=True, style=style)  # type: ignore[arg-type]
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table
@@ -100,24 +106,25 @@ def robustness_table(runs: Sequence[Run], columns: Sequence[Column]) -> Table:
         rows.append([run.name, *cells, ", ".join(map(str, images))])
     intervals = [cell.interval for run in evaluated for cell in run.cells.values()]
     half = max((100 * (high - low) / 2 for low, high in intervals), default=0.0)
-    notes = [f"†{number} {note}" for note, number in footnotes.items()]
+    notes = numbered(footnotes)
     notes += _remarks(evaluated, columns)
     notes.append(f"95 % Wilson intervals are at most {half:.2f} either way; results.csv has each.")
     if any(NONE in row for row in rows):
         notes.append(f"{NONE} is not evaluated.")
     if len(evaluated) < len(runs):
         notes.append(not_evaluated(runs))
-    return Table([["run"], *(column.words for column in columns), ["images"]], rows, notes)
+    heading = [["run"], *(column.words for column in columns), ["images"]]
+    return Table(heading, rows, notes, headline=_headline(columns, before=1))
 
 
 def seeds_table(groups: Mapping[str, Sequence[Run]], columns: Sequence[Column]) -> Table:
     """Mean and 95 % t-interval over the seeds of each experiment that has at least two."""
-    rows, notes, footnotes = [], [], dict[str, int]()
+    rows, notes, footnotes, averaged = [], [], dict[str, int](), []
     for label, group in groups.items():
-        single = {run.seeds: run for run in reversed(group)}  # the first run of each seed
-        chosen = [run for run in group if single[run.seeds] is run]
+        chosen = one_of_each_seed(group)
         if len(chosen) < 2:
             continue
+        averaged += chosen
         left_out = [run.name for run in group if run not in chosen]
         if left_out:
             notes.append(f"{label}: {', '.join(left_out)} left out, for another run has the same seed and settings.")
@@ -125,16 +132,30 @@ def seeds_table(groups: Mapping[str, Sequence[Run]], columns: Sequence[Column]) 
         cells = []
         for column in columns:
             found = [run.cells[column] for run in chosen if column in run.cells]
-            reasons = dict.fromkeys(reason for cell in found for reason in cell.warnings)
-            marked = sum(bool(cell.warnings) for cell in found)
-            note = f"in {marked} of {len(found)} seeds: {'; '.join(reasons)}" if marked else ""
-            cells.append(_mean([cell.accuracy for cell in found], len(chosen)) + _mark(note, footnotes))
-        seeds = ", ".join(str(run.seeds[0]) for run in chosen)
-        rows.append([label, seeds, _mean(tests, len(chosen)), *cells])
-    notes = [f"†{number} {note}" for note, number in footnotes.items()] + notes
+            cells.append(mean_of([cell.accuracy for cell in found], len(chosen)) + mark(warning(found), footnotes))
+        rows.append([label, seeds(chosen), mean_of(tests, len(chosen)), *cells])
+    notes = numbered(footnotes) + _remarks(averaged, columns) + notes
     notes.append("Mean ± half the 95 % t-interval over the seeds; in brackets, of how many, where not of all.")
     heading = [["experiment"], ["seeds"], ["test accuracy"], *(column.words for column in columns)]
-    return Table(heading, rows, notes, text_columns=2)
+    return Table(heading, rows, notes, text_columns=2, headline=_headline(columns, before=3))
+
+
+def one_of_each_seed(group: Sequence[Run]) -> list[Run]:
+    """Of an experiment's runs the first of each seed: the same again would only seem to narrow an interval."""
+    single = {run.seeds: run for run in reversed(group)}
+    return [run for run in group if single[run.seeds] is run]
+
+
+def seeds(runs: Sequence[Run]) -> str:
+    return ", ".join(str(run.seeds[0]) for run in runs)
+
+
+def warning(cells: Sequence[Cell]) -> str:
+    """Why the mean of some seeds must not be read plainly; "" if it may."""
+    reasons = dict.fromkeys(reason for cell in cells for reason in cell.warnings)
+    marked = sum(bool(cell.warnings) for cell in cells)
+    where = f"in {marked} of {len(cells)} seeds: " if len(cells) > 1 else ""
+    return f"{where}{'; '.join(reasons)}" if marked else ""
 
 
 def environment_table(runs: Sequence[Run]) -> Table:
@@ -152,9 +173,9 @@ def _training(run: Run) -> list[str]:
     if not run.result:
         return [NONE] * 6
     r, interval = run.result, accuracy_interval(run)
-    bounds = " – ".join(map(_percent, interval)) if interval else NONE
+    bounds = " – ".join(map(percent, interval)) if interval else NONE
     numbers = [f"{r['train_seconds']:.1f}", f"{r['forwards']:,}", f"{r['parameters']:,}"]
-    return [_percent(r["test_accuracy"]), bounds, str(r["best_epoch"] + 1), *numbers]
+    return [percent(r["test_accuracy"]), bounds, str(r["best_epoch"] + 1), *numbers]
 
 
 def estimator(run: Run) -> str:
@@ -164,31 +185,50 @@ def estimator(run: Run) -> str:
 
 
 def _cell(cell: Cell | None, footnotes: dict[str, int]) -> str:
-    return NONE if cell is None else _percent(cell.accuracy) + _mark("; ".join(cell.warnings), footnotes)
+    return NONE if cell is None else percent(cell.accuracy) + mark("; ".join(cell.warnings), footnotes)
 
 
-def _mark(note: str, footnotes: dict[str, int]) -> str:
+def mark(note: str, footnotes: dict[str, int]) -> str:
+    """The sign of a footnote, which is numbered if it is new; "" without a note."""
     return f" †{footnotes.setdefault(note, len(footnotes) + 1)}" if note else ""
 
 
-def _mean(values: Sequence[float], seeds: int) -> str:
+def numbered(footnotes: Mapping[str, int]) -> list[str]:
+    return [f"†{number} {note}" for note, number in footnotes.items()]
+
+
+def mean_of(values: Sequence[float], seeds: int) -> str:
     """Of the values there are; of a single one no interval exists."""
     if not values:
         return NONE
     count = f" ({len(values)})" if len(values) < seeds else ""
     if len(values) == 1:
-        return _percent(values[0]) + count
+        return percent(values[0]) + count
     mean, half = t_interval(values)
-    return f"{_percent(mean)} ± {_percent(half)}{count}"
+    return f"{percent(mean)} ± {percent(half)}{count}"
+
+
+def _headline(columns: Sequence[Column], before: int) -> frozenset[int]:
+    return frozenset(place + before for place, column in enumerate(columns) if column.kind == WORST_CASE)
 
 
 def _remarks(runs: Sequence[Run], columns: Sequence[Column]) -> list[str]:
-    """What the rows say of themselves without being marked, such as that an attack is a transfer attack."""
-    found: dict[str, list[str]] = {}
+    """What the rows say of themselves without being marked, such as that an attack is a transfer attack; and of which
+    runs, where not of all."""
+    found: dict[tuple[str, str], list[Column]] = {}
     for column in columns:
-        for note in dict.fromkeys(note for run in runs if column in run.cells for note in run.cells[column].remarks):
-            found.setdefault(note, []).append(" ".join(column.words[:2]))
-    return [f"{', '.join(dict.fromkeys(names))}: {note}." for note, names in found.items()]
+        evaluated = [run for run in runs if column in run.cells]
+        for note in dict.fromkeys(note for run in evaluated for note in run.cells[column].remarks):
+            names = [run.name for run in evaluated if note in run.cells[column].remarks]
+            of = "" if len(names) == len(evaluated) else f" ({', '.join(names)})"
+            found.setdefault((note, of), []).append(column)
+    return [f"{_names(about)}{of}: {note}." for (note, of), about in found.items()]
+
+
+def _names(columns: Sequence[Column]) -> str:
+    """With the levels, unless those are too many to name."""
+    lines = dict.fromkeys(" ".join(column.words[:2]) for column in columns)
+    return ", ".join(lines if len(lines) <= 6 else dict.fromkeys(column.name for column in columns))
 
 
 def not_evaluated(runs: Sequence[Run]) -> str:
@@ -210,7 +250,7 @@ def environments(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return found
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
