@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from glr_lightning.errors import CheckpointError, ConfigurationError
-from glr_lightning.robustness import evaluate, wilson_interval
+from glr_lightning.robustness import evaluate, trials, wilson_interval
 from glr_lightning.rows import FIELDS, Row, read_rows, write_rows
 from glr_lightning.threats import ImageRandom, Threat, attack
 from glr_lightning.threats.clean import clean
@@ -306,6 +306,16 @@ class TestMaskedGradients:
         assert not model._forward_pre_hooks
 
 
+def yaml_files() -> tuple[list[str], list[str]]:
+    """Threats, and presets, which are lists of threats."""
+    files = sorted((CONF / "threat").glob("*.yaml"))
+    presets = [path.stem for path in files if "\ndefaults:" in "\n" + path.read_text()]
+    return [path.stem for path in files if path.stem not in presets], presets
+
+
+THREATS, PRESETS = yaml_files()
+
+
 class TestEveryYAML:
     """Whatever lies in conf/threat works on every kind of image, reproducibly, within its rules."""
 
@@ -317,15 +327,17 @@ class TestEveryYAML:
             return {str(key): instantiate(node) for key, node in compose("main").threat.items()}
 
     @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 64, 64)])
-    @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "threat").glob("*.yaml")))
+    @pytest.mark.parametrize("name", THREATS)
     def test_runs(self, name: str, shape: tuple[int, int, int], tmp_path: Path) -> None:
         threats = self.threats(name, tmp_path)
         assert threats
         x, y = images(6, shape)
-        settings = {"seed": 3, "surrogate": linear(shape, seed=1)}
+        y[::2] = linear(shape)(x[::2]).argmax(1)  # an attack may leave an image alone that is classified wrongly
+        surrogates = sorted({name for threat in threats.values() for name in threat.surrogates or ["some"]})
+        settings = {"seed": 3, "surrogate": {name: linear(shape, seed=1) for name in surrogates}}
         whole = list(evaluate(linear(shape), x, y, threats, **settings))
         parts = list(evaluate(linear(shape), x, y, threats, batch_size=4, **settings))
-        assert len(whole) == sum(len(threat.levels) for threat in threats.values())
+        assert len(whole) == len(trials(threats, surrogates))
         for left, right in zip(whole, parts, strict=True):
             assert not left["out_of_budget"], left["note"]
             assert (left["max_linf"] == 0) == (left["kind"] == "clean")
@@ -333,7 +345,7 @@ class TestEveryYAML:
                 expected = right[field]
                 assert left[field] == (pytest.approx(expected, rel=1e-5) if type(expected) is float else expected)
 
-    @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "threat").glob("*.yaml")))
+    @pytest.mark.parametrize("name", THREATS)
     def test_images_depend_on_seed_and_index_alone(self, name: str, tmp_path: Path) -> None:
         (x, y), model, chosen = images(12), linear((1, 8, 8)), torch.tensor([9, 4, 4])
         for threat in self.threats(name, tmp_path).values():
@@ -341,6 +353,14 @@ class TestEveryYAML:
                 whole = threat.function(model, x, y, random=ImageRandom(3, torch.arange(12)), **parameters)
                 some = threat.function(model, x[chosen], y[chosen], random=ImageRandom(3, chosen), **parameters)
                 torch.testing.assert_close(whole[chosen], some, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_presets_are_made_of_them(self, name: str, tmp_path: Path) -> None:
+        """And where a preset changes the epsilons, those in one norm are the same."""
+        threats = self.threats(name, tmp_path)
+        assert set(threats) <= set(THREATS)
+        for norm in ("linf", "l2"):
+            assert len({tuple(e for e, _ in each.levels) for each in threats.values() if each.norm == norm}) <= 1
 
     def test_corruptions_grow_with_severity(self, tmp_path: Path) -> None:
         """On smooth pictures. Glass blur's steps are not ordered in size: only its ends are compared."""

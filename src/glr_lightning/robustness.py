@@ -25,7 +25,7 @@ One threat at one level with one source of gradients is one trial, and gives one
     abstained                  share of images on which a certificate was refused, None for other kinds
     queries                    forward passes an image that the attacked network answered to the attack
     seconds                    wall time of the row, threat and judgement together
-    zero_gradient_fraction     share of images whose first gradient was exactly zero; None if there was none
+    zero_gradient_fraction     share of images whose first gradient was exactly zero; None if none was asked for
     masked                     the attack had no gradients to follow
     randomized                 two predictions of the network on the same images differ
     out_of_budget              an image left [0, 1], the epsilon ball or the finite numbers
@@ -400,7 +400,7 @@ def _summarise(trial: Trial, images: Mapping[str, Tensor], facts: Mapping[str, A
     threat = trial.threat
     correct, n = int(images["correct"].sum()), len(images["correct"])
     low, high = wilson_interval(correct, n)
-    share = float(images["no_gradient"].double().mean())
+    share = float(images["no_gradient"].double().nanmean())  # an image that was done at once needed no gradient
     lawful = images["finite"] & images["inside"] & images["budget"]
     masked = _masked(trial.gradient_source, share)
     l2, linf = images["l2"].double(), images["linf"].double()

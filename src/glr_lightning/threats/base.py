@@ -156,6 +156,7 @@ def attack(
 
     epsilon: one or several bounds on x' - x in `norm`, in units of the pixel range; None for an attack without bound,
         which takes no epsilon.
+    norm: handed on to a function that works in several.
     gradient_source: where the gradient is to come from, one or several of `gradient_sources`, those it can use.
     surrogates, targeted: see `Threat`. gradient: the fields of `GradientOptions` that shall differ.
 
@@ -181,6 +182,8 @@ def attack(
             f"epsilon must be a finite number > 0 or a non-empty list of them, got {epsilon!r}; "
             "for example epsilon=[0.13]."
         )
+    if "norm" in inspect.signature(function).parameters:
+        parameters["norm"] = norm
     levels = tuple((float(bound), {"epsilon": float(bound), **parameters}) for bound in bounds)
     return Threat(function, "attack", levels, "epsilon", norm=norm, **facts)
 
