@@ -71,14 +71,17 @@ def test_every_run_gets_a_row_per_threat_and_level(evaluate: Any, trained: Path)
     assert len(list((trained / "surrogates").iterdir())) == 2
 
 
-def test_a_later_evaluation_replaces_its_own_rows_and_keeps_the_others(evaluate: Any, trained: Path) -> None:
+def test_an_evaluation_of_fewer_images_leaves_the_fuller_rows_alone(evaluate: Any, trained: Path) -> None:
     path = trained / "runs/bp/robustness.csv"
     assert evaluate("run=runs/bp", "threat=[clean,contrast]").code == 0
     whole = read_rows(path)
-    assert evaluate("run=runs/bp", "threat=contrast", "limit=50").code == 0
+    outcome = evaluate("run=runs/bp", "threat=contrast", "limit=50")
+    assert outcome.code == 0
     rows = read_rows(path)
-    assert [row["threat"] for row in rows] == [row["threat"] for row in whole]
-    assert [row["n"] for row in rows] == [whole[0]["n"]] + [50] * 5
+    assert rows[: len(whole)] == whole
+    assert [(row["threat"], row["n"]) for row in rows[len(whole) :]] == [("contrast", 50)] * 5
+    (run,) = read_runs([trained / "runs/bp"])
+    assert {row["n"] for cell in run.cells.values() for row in cell.rows} == {whole[0]["n"]}
 
 
 def test_the_same_seed_gives_the_same_rows_and_the_batch_size_does_not_matter(evaluate: Any, trained: Path) -> None:

@@ -31,8 +31,11 @@ class Saturated(nn.Module):
 
 
 def linear() -> nn.Sequential:
+    """Grey images lie on its boundary, so that both classes come up."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False))
+    network[1].weight.data -= network[1].weight.data.mean(dim=1, keepdim=True)
+    return network.eval()
 
 
 def images(model: nn.Module, n: int = 200) -> tuple[Tensor, Tensor]:
@@ -102,7 +105,7 @@ def test_gradients_that_mislead_are_shown_up_by_a_black_box() -> None:
     pattern = (weight[1] - weight[0]).reshape(SHAPE)  # the wrong way
     masked = Saturated(honest, pattern).eval()
     for model, caught in ((honest, False), (masked, True)):
-        rows, hits = judged(model, {"clean": Threat(clean, "clean"), "fgsm": white([0.3]), "corners": black([0.3])})
+        rows, hits = judged(model, {"clean": Threat(clean, "clean"), "fgsm": white([0.1]), "corners": black([0.1])})
         gradient, other, worst = rows[1:]
         assert gradient["zero_gradient_fraction"] == 0
         assert (gradient["black_box_stronger"], gradient["unreliable"], gradient["masked"]) == (caught, caught, False)
@@ -121,7 +124,7 @@ def test_a_worst_case_over_masked_and_transferred_attacks_alone_says_so() -> Non
         def forward(self, x: Tensor) -> Tensor:
             return self.network(x).detach() + 0 * x.sum()
 
-    threats = {"white": white([0.3]), "transfer": attack(fgsm, [0.3], "linf", "transfer", ["transfer"])}
+    threats = {"white": white([0.1]), "transfer": attack(fgsm, [0.1], "linf", "transfer", ["transfer"])}
     rows, _ = judged(Flat(linear()).eval(), threats, surrogates={"twin": linear()})
     assert [row["masked"] for row in rows[:2]] == [True, False]
     assert rows[0]["black_box_stronger"]  # the twin's images work

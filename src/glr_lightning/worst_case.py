@@ -121,4 +121,5 @@ def _worst_case(level: float, members: Sequence[Row], clean: Iterable[Row], corr
 
 
 def _name(row: Row) -> str:
-    return row["threat"] if row["gradient_source"] == "none" else f"{row['threat']} ({row['gradient_source']})"
+    source = "" if row["gradient_source"] == "none" else f"{row['gradient_source']} {row['surrogate']}".strip()
+    return f"{row['threat']} ({source})" if source else row["threat"]
