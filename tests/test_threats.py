@@ -395,6 +395,11 @@ class TestThreat:
 
 
 CORRUPTIONS = ["gaussian_noise", "impulse_noise", "glass_blur", "contrast"]
+ALL_CORRUPTIONS = [
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "gaussian_blur"),
+    *("brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+]
 
 
 class TestConfiguration:
@@ -417,6 +422,7 @@ class TestConfiguration:
             ("threat=standard", ["clean", "fgsm", *CORRUPTIONS]),
             ("threat=[clean,fgsm]", ["clean", "fgsm"]),
             ("threat=corruptions", CORRUPTIONS),
+            ("threat=corruptions_all", ALL_CORRUPTIONS),
             ("threat=[clean,corruptions]", ["clean", *CORRUPTIONS]),
             ("threat=[corruptions,contrast]", CORRUPTIONS),
             ("threat=contrast", ["contrast"]),
