@@ -363,7 +363,11 @@ class TestEveryYAML:
             assert len({tuple(e for e, _ in each.levels) for each in threats.values() if each.norm == norm}) <= 1
 
     def test_corruptions_grow_with_severity(self, tmp_path: Path) -> None:
-        """On smooth pictures. Glass blur's steps are not ordered in size: only its ends are compared."""
+        """On smooth pictures. Glass blur's steps are not ordered in size: only its ends are compared.
+
+        Elastic transform's levels move the pixels less and less, but tear them apart ever more; test_corruptions
+        looks at that.
+        """
         grid = torch.linspace(0, 6, 28)
         x = 0.5 + 0.4 * torch.sin(grid[:, None] + torch.arange(20)[:, None, None]) * torch.cos(2 * grid)
         rows = list(
@@ -371,11 +375,11 @@ class TestEveryYAML:
                 linear((1, 28, 28)),
                 x[:, None],
                 torch.zeros(20, dtype=torch.int64),
-                self.threats("corruptions", tmp_path),
+                self.threats("corruptions_all", tmp_path),
                 seed=0,
             )
         )
-        for name in {row["threat"] for row in rows}:
+        for name in {row["threat"] for row in rows} - {"elastic_transform"}:
             sizes = [row["mean_l2"] for row in rows if row["threat"] == name]
             assert sizes[-1] > sizes[0]
             assert sizes == sorted(sizes) or name == "glass_blur"

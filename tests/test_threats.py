@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from scipy.ndimage import gaussian_filter
+from scipy import ndimage
 from scipy.special import ndtr
 from torch import nn
 
@@ -18,8 +18,9 @@ from glr_lightning.threats import ImageRandom, Threat, attack, corruption
 from glr_lightning.threats.clean import clean
 from glr_lightning.threats.contrast import contrast
 from glr_lightning.threats.fgsm import fgsm
+from glr_lightning.threats.filters import gaussian_filter
 from glr_lightning.threats.gaussian_noise import gaussian_noise
-from glr_lightning.threats.glass_blur import gaussian_blur, glass_blur, partner_draws
+from glr_lightning.threats.glass_blur import glass_blur, partner_draws, swap_coins
 from glr_lightning.threats.gradient import input_gradient
 from glr_lightning.threats.impulse_noise import impulse_noise
 
@@ -201,20 +202,24 @@ class TestContrast:
         assert wild.max() == 1
 
 
-def slow_glass_blur(x: np.ndarray, draws: np.ndarray, sigma: float, max_delta: int, iterations: int) -> np.ndarray:
-    """The definition, for one image [C, H, W], pixel by pixel; draws [iterations, rows, columns]."""
+def slow_glass_blur(
+    x: np.ndarray, draws: np.ndarray, coins: np.ndarray, sigma: float, max_delta: int, iterations: int
+) -> np.ndarray:
+    """The definition, for one image [C, H, W], pixel by pixel; draws and coins [iterations, rows, columns]."""
     _, height, width = x.shape
     blur = (0, sigma, sigma)
-    x = gaussian_filter(x, blur, mode="nearest", truncate=4.0)
+    x = ndimage.gaussian_filter(x, blur, mode="nearest", truncate=4.0)
     side = 2 * max_delta
     for k in range(iterations):
         for a, h in enumerate(range(height - max_delta, max_delta, -1)):
             for b, w in enumerate(range(width - max_delta, max_delta, -1)):
+                if not coins[k, a, b]:
+                    continue
                 dy, dx = draws[k, a, b] // side - max_delta, draws[k, a, b] % side - max_delta
                 here = x[:, h, w].copy()
                 x[:, h, w] = x[:, h + dy, w + dx]
                 x[:, h + dy, w + dx] = here
-    return np.clip(gaussian_filter(x, blur, mode="nearest", truncate=4.0), 0, 1)
+    return np.clip(ndimage.gaussian_filter(x, blur, mode="nearest", truncate=4.0), 0, 1)
 
 
 class TestGlassBlur:
@@ -223,13 +228,18 @@ class TestGlassBlur:
         ("sigma", "max_delta", "iterations"),
         [(0.05, 1, 1), (0.4, 1, 2), (0.7, 2, 1), (0.9, 2, 3), (0.6, 3, 2), (0.3, 1, 0)],
     )
-    def test_equals_the_definition(self, shape: tuple[int, ...], sigma: float, max_delta: int, iterations: int) -> None:
+    @pytest.mark.parametrize("swap_probability", [1.0, 0.5])
+    def test_equals_the_definition(
+        self, shape: tuple[int, ...], sigma: float, max_delta: int, iterations: int, swap_probability: float
+    ) -> None:
         x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         random = random_of(3, seed=5)
         constants = {"sigma": sigma, "max_delta": max_delta, "iterations": iterations}
-        fast = glass_blur(None, x, None, random=random, **constants)
-        draws = partner_draws(random, shape[1], shape[2], max_delta, iterations).numpy()
-        slow = np.stack([slow_glass_blur(i.numpy().copy(), d, **constants) for i, d in zip(x, draws, strict=True)])
+        fast = glass_blur(None, x, None, random=random, **constants, swap_probability=swap_probability)
+        draws = partner_draws(random, shape[1], shape[2], max_delta, iterations)
+        coins = swap_coins(random, draws.shape[1:], swap_probability).numpy()
+        images = zip(x.numpy().copy(), draws.numpy(), coins, strict=True)
+        slow = np.stack([slow_glass_blur(*image, **constants) for image in images])
         np.testing.assert_allclose(fast.numpy(), slow, atol=1e-12)
 
     def test_partners_are_drawn_from_the_half_open_square(self) -> None:
@@ -237,6 +247,13 @@ class TestGlassBlur:
         assert draws.shape == (400, 3, 6, 8)
         assert draws.min() == 0
         assert draws.max() == 15
+
+    def test_swaps_happen_with_their_probability(self) -> None:
+        x = torch.rand(5, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+        still = glass_blur(None, x, None, random=random_of(5), sigma=0, max_delta=1, iterations=2, swap_probability=0)
+        assert torch.equal(still, x)
+        coins = swap_coins(random_of(400), torch.Size((3, 6, 8)), 0.3)
+        assert z_of_mean(coins, 0.3, 0.21) < Z
 
     def test_without_blur_it_moves_pixels_and_makes_none(self) -> None:
         x = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -247,13 +264,13 @@ class TestGlassBlur:
     def test_an_image_too_small_to_swap_is_only_blurred(self) -> None:
         x = torch.rand(2, 1, 4, 9, generator=torch.Generator().manual_seed(0))
         moved = glass_blur(None, x, None, random=random_of(2), sigma=0.5, max_delta=2, iterations=2)
-        torch.testing.assert_close(moved, gaussian_blur(gaussian_blur(x, 0.5), 0.5))
+        torch.testing.assert_close(moved, gaussian_filter(gaussian_filter(x, 0.5), 0.5))
 
     @pytest.mark.parametrize("sigma", [0.0, 0.05, 0.13, 0.25, 0.4, 0.9, 3.0])
-    def test_gaussian_blur_is_the_common_one(self, sigma: float) -> None:
+    def test_gaussian_filter_is_the_common_one(self, sigma: float) -> None:
         x = torch.rand(2, 3, 11, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        common = gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode="nearest", truncate=4.0)
-        np.testing.assert_allclose(gaussian_blur(x, sigma).numpy(), common, atol=1e-12)
+        common = ndimage.gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode="nearest", truncate=4.0)
+        np.testing.assert_allclose(gaussian_filter(x, sigma).numpy(), common, atol=1e-12)
 
 
 class TestFGSM:
@@ -323,6 +340,7 @@ class TestFGSM:
         (glass_blur, {"sigma": -1.0, "max_delta": 1, "iterations": 1}),
         (glass_blur, {"sigma": 0.5, "max_delta": 0, "iterations": 1}),
         (glass_blur, {"sigma": 0.5, "max_delta": 1, "iterations": -1}),
+        (glass_blur, {"sigma": 0.5, "max_delta": 1, "iterations": 1, "swap_probability": 1.1}),
     ],
 )
 def test_functions_refuse_parameters_out_of_range(function, parameters) -> None:  # type: ignore[no-untyped-def]
@@ -383,6 +401,11 @@ class TestThreat:
 
 
 CORRUPTIONS = ["gaussian_noise", "impulse_noise", "glass_blur", "contrast"]
+ALL_CORRUPTIONS = [
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "gaussian_blur"),
+    *("brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+]
 
 
 class TestConfiguration:
@@ -405,6 +428,7 @@ class TestConfiguration:
             ("threat=standard", ["clean", "fgsm", *CORRUPTIONS]),
             ("threat=[clean,fgsm]", ["clean", "fgsm"]),
             ("threat=corruptions", CORRUPTIONS),
+            ("threat=corruptions_all", ALL_CORRUPTIONS),
             ("threat=[clean,corruptions]", ["clean", *CORRUPTIONS]),
             ("threat=[corruptions,contrast]", CORRUPTIONS),
             ("threat=contrast", ["contrast"]),

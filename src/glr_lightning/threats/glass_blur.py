@@ -4,10 +4,10 @@ import math
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.threats.filters import gaussian_filter
 from glr_lightning.threats.random import ImageRandom
 
 
@@ -20,49 +20,36 @@ def glass_blur(
     sigma: float,
     max_delta: int,
     iterations: int,
+    swap_probability: float = 1.0,
 ) -> Tensor:
     """clip(blur(shuffle(blur(x)))) for [B, C, H, W] in [0, 1]; model and y are ignored.
 
-    blur is `gaussian_blur` with standard deviation sigma in pixels. shuffle makes `iterations` passes; in
+    blur is `gaussian_filter` with standard deviation sigma in pixels. shuffle makes `iterations` passes; in
     each, for h from H - d down to d + 1 and within it w from W - d down to d + 1 (d = max_delta),
     pixel (h, w) changes places with (h + dy, w + dx), dy and dx independent and uniform on {-d, ..., d - 1}.
-    All channels of a pixel move together.
+    All channels of a pixel move together. Each of these swaps takes place with swap_probability.
 
     Source: Hendrycks & Dietterich, "Benchmarking neural network robustness to common corruptions and
     perturbations", ICLR 2019. Two things of theirs are left out, as accidents of storage: rounding to 8 bits
     between the steps, and a tuple assignment that on colour images copies the partner where on grey images it
     swaps. Here it swaps always.
 
-    Raises ConfigurationError unless sigma >= 0 is finite, max_delta >= 1 and iterations >= 0.
+    A swap_probability below 1 is of Mu & Gilmer, "MNIST-C: a robustness benchmark for computer vision", 2019.
+
+    Raises ConfigurationError unless sigma >= 0 is finite, max_delta >= 1, iterations >= 0 and swap_probability lies
+    within [0, 1].
     """
-    if not (math.isfinite(sigma) and sigma >= 0 and max_delta >= 1 and iterations >= 0):
+    lawful = math.isfinite(sigma) and sigma >= 0 and max_delta >= 1 and iterations >= 0 and 0 <= swap_probability <= 1
+    if not lawful:
         raise ConfigurationError(
-            "glass_blur needs a finite sigma >= 0, max_delta >= 1 and iterations >= 0, "
-            f"got sigma={sigma}, max_delta={max_delta}, iterations={iterations}."
+            "glass_blur needs a finite sigma >= 0, max_delta >= 1, iterations >= 0 and a swap_probability within "
+            f"[0, 1], got sigma={sigma}, max_delta={max_delta}, iterations={iterations}, "
+            f"swap_probability={swap_probability}."
         )
-    source = _shuffle(random, x.shape[2], x.shape[3], max_delta, iterations)
-    blurred = gaussian_blur(x, sigma).flatten(2)
+    source = _shuffle(random, x.shape[2], x.shape[3], max_delta, iterations, swap_probability)
+    blurred = gaussian_filter(x, sigma).flatten(2)
     shuffled = blurred.gather(2, source[:, None].expand_as(blurred)).view_as(x)
-    return gaussian_blur(shuffled, sigma).clamp(0.0, 1.0)
-
-
-def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur over both image axes of [B, C, H, W], each channel by itself.
-
-    Weights exp(-k^2 / (2 sigma^2)), |k| <= floor(4 sigma + 1/2), normalised; beyond the edge the border pixel
-    repeats (scikit-image's filters.gaussian: truncate 4, mode nearest). Below sigma = 1/8 the radius is 0 and
-    x returns as it is.
-    """
-    radius = int(4.0 * sigma + 0.5)
-    if radius == 0:
-        return x
-    offset = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    weight = torch.exp(-0.5 * (offset / sigma) ** 2)
-    weight = (weight / weight.sum()).to(x)
-    grey = x.reshape(-1, 1, *x.shape[2:])  # channels as images: one kernel serves all
-    grey = F.conv2d(F.pad(grey, (0, 0, radius, radius), mode="replicate"), weight.view(1, 1, -1, 1))
-    grey = F.conv2d(F.pad(grey, (radius, radius, 0, 0), mode="replicate"), weight.view(1, 1, 1, -1))
-    return grey.view_as(x)
+    return gaussian_filter(shuffled, sigma).clamp(0.0, 1.0)
 
 
 def partner_draws(random: ImageRandom, height: int, width: int, max_delta: int, iterations: int) -> Tensor:
@@ -75,21 +62,32 @@ def partner_draws(random: ImageRandom, height: int, width: int, max_delta: int, 
     return random.integers(0, 4 * max_delta**2, (iterations, rows, columns), stream=0)
 
 
-def _shuffle(random: ImageRandom, height: int, width: int, max_delta: int, iterations: int) -> Tensor:
+def swap_coins(random: ImageRandom, shape: torch.Size, swap_probability: float) -> Tensor:
+    """Which swaps take place: bool [B, *shape], in the order of `partner_draws`."""
+    return random.uniform(shape, stream=1) < swap_probability
+
+
+def _shuffle(
+    random: ImageRandom, height: int, width: int, max_delta: int, iterations: int, swap_probability: float
+) -> Tensor:
     """Where the pixels of the shuffled images come from: int64 [B, H * W], one permutation an image.
 
     The swaps of an image are ordered, but two of them can only touch a common pixel if they lie less than 2d
     apart in both axes. `_waves` gathers swaps that cannot meet; each wave runs at once for the whole batch,
     with the sequence's result.
     """
-    draw = partner_draws(random, height, width, max_delta, iterations).flatten(1)
+    draws = partner_draws(random, height, width, max_delta, iterations)
+    draw = draws.flatten(1)
     pixels = torch.arange(height * width, device=draw.device)
     source = pixels[:, None].repeat(1, len(draw))  # [H * W, B]: a wave then reads and writes whole rows
     order, position, sizes = _waves(height, width, max_delta, iterations)
-    position = position.to(draw.device)
-    draw = draw.t()[order.to(draw.device)]
+    order, position = order.to(draw.device), position.to(draw.device)
+    draw = draw.t()[order]
     side = 2 * max_delta
     partner = position[:, None] + (draw // side - max_delta) * width + (draw % side - max_delta)
+    if swap_probability < 1.0:  # a pixel that changes places with itself stays
+        coin = swap_coins(random, draws.shape[1:], swap_probability).flatten(1).t()[order]
+        partner = torch.where(coin, partner, position[:, None])
     for here, there in zip(position.split(sizes), partner.split(sizes), strict=True):
         left, right = source[here], source.gather(0, there)
         source[here] = right
