@@ -11,6 +11,8 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.threats.attacked import Attacked
 from glr_lightning.threats.gradient import ATTACK_LOSSES, AttackLoss
 
+ROUNDING = 1e-5
+
 
 def choice(what: str, value: str, choices: Sequence[str]) -> str:
     """value, if it is one of the choices. Raises ConfigurationError."""
@@ -66,6 +68,7 @@ class Best:
     """Per image the first candidate that reached the goal, and while there is none, that of the greatest height.
 
     Of equals the latest: on the plateaus of a piecewise-constant network a search that refused them would stand still.
+    Equal is up to ROUNDING of the largest score, as the last bits of a score depend on the size of the batch.
 
     images: [B, C, H, W], before any candidate the images themselves. reached: bool [B].
     """
@@ -85,9 +88,12 @@ class Best:
         """Candidates [m, C, H, W] for the open images `rows`, and their scores; which were still taken, bool [m]."""
         goal = self._goal.take(rows)
         reached, height = goal.reached(scores), goal.height(scores, self._loss)
-        better = reached | (height >= self._height[rows])
+        better = reached | (height >= self._height[rows] - ROUNDING * scores.abs().amax(1))
         taken = rows[better]
-        self.images[taken], self._height[taken] = candidates[better], height[better]
+        self.images[taken] = candidates[better]
+        self._height[taken] = torch.maximum(
+            height[better], self._height[taken]
+        )  # or rounding would add up to a descent
         self.reached[rows] = reached
         return better
 

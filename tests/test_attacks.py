@@ -1,0 +1,343 @@
+"""The attacks against closed forms, torch's own optimiser, foolbox and the published schedules."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import HardThreshold
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.threats import ImageRandom
+from glr_lightning.threats.attacked import Attacked
+from glr_lightning.threats.fgsm import fgsm
+from glr_lightning.threats.gradient import margin
+from glr_lightning.threats.lbfgs import lbfgs
+from glr_lightning.threats.pgd import pgd
+from glr_lightning.threats.random_noise import random_noise
+from glr_lightning.threats.square import bump, square, square_share
+
+SHAPE = (1, 6, 6)
+Attack = Callable[..., Tensor]
+
+
+def random_of(n: int, seed: int = 0) -> ImageRandom:
+    return ImageRandom(seed, torch.arange(n))
+
+
+def linear(classes: int, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> nn.Sequential:
+    """A linear classifier in float64, whose scores at the grey image are 0."""
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(math.prod(shape), classes).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64))
+        layer.bias.copy_(-0.5 * layer.weight.sum(1))
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+def threshold_net(shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 30), HardThreshold(), nn.Linear(30, 5)).eval()
+
+
+def pictures(n: int, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 1) -> Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inner_pictures(n: int, seed: int = 1) -> Tensor:
+    """Near the grey image, so far from the box that no attack of these tests meets it."""
+    return 0.5 + 0.05 * (pictures(n, SHAPE, seed).double() - 0.5)
+
+
+def distances(model: nn.Sequential, x: Tensor, y: Tensor, norm: str, target: Tensor | None = None) -> Tensor:
+    """How far the nearest image of another class, or of the target, is.
+
+    Of two classes a and b the boundary is margin / ||w_a - w_b|| away, in the dual norm. That is the untargeted answer
+    as a minimum over b; the targeted one holds for two classes, where there is no third in the way.
+    """
+    weight = model[1].weight.detach()
+    scores = model(x).detach()
+    gaps = scores.gather(1, y[:, None]) - scores
+    dual = (weight[y][:, None] - weight[None]).norm(p=1 if norm == "linf" else 2, dim=2)
+    away = (gaps / dual).masked_fill(torch.arange(scores.shape[1]) == y[:, None], torch.inf)
+    return away.amin(1) if target is None else away.gather(1, target[:, None]).squeeze(1)
+
+
+class TestLinearOptimum:
+    """In a ball of exactly the distance to the boundary, an attack succeeds just beyond it and never before it."""
+
+    N = 60
+
+    def setup(self, classes: int, norm: str, targeted: bool) -> tuple[nn.Sequential, Tensor, Tensor, Any, Tensor]:
+        model, x = linear(classes), inner_pictures(self.N)
+        y = model(x).argmax(1)
+        target = (y + 1) % classes if targeted else None
+        return model, x, y, target, distances(model, x, y, norm, target)
+
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    @pytest.mark.parametrize(
+        ("loss", "classes", "targeted"),
+        [("cross_entropy", 2, False), ("cross_entropy", 2, True), ("margin", 2, False), ("margin", 2, True)]
+        + [("margin", 5, False)],
+    )
+    def test_pgd(self, norm: str, loss: str, classes: int, targeted: bool) -> None:
+        """With more than two classes an ascent may lead to one that is not the nearest, so nine in ten will do."""
+        model, x, y, target, distance = self.setup(classes, norm, targeted)
+        for epsilon in distance.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist():
+            options = {"epsilon": epsilon, "norm": norm, "loss": loss, "steps": 40, "restarts": 2, "target": target}
+            moved = pgd(model, x, y, random=random_of(self.N), **options)
+            wrong = model(moved).argmax(1) != y
+            assert wrong[distance < 0.99 * epsilon].double().mean() >= (1.0 if classes == 2 else 0.9)
+            assert not wrong[distance > epsilon].any()
+
+    def test_fgsm_of_two_classes(self) -> None:
+        model, x, y, _, distance = self.setup(2, "linf", False)
+        epsilon = float(distance.median())
+        for target in (None, 1 - y):
+            wrong = model(fgsm(model, x, y, random=None, epsilon=epsilon, target=target)).argmax(1) != y
+            assert wrong[distance < 0.99 * epsilon].all()
+            assert not wrong[distance > epsilon].any()
+
+    @pytest.mark.parametrize(("norm", "ratio"), [("linf", 1.01), ("l2", 1.25)])
+    @pytest.mark.parametrize("targeted", [False, True])
+    def test_square(self, norm: str, ratio: float, targeted: bool) -> None:
+        """Its last squares are single pixels, with which it climbs to the corner; for l2 windows of three."""
+        model, x, y, target, distance = self.setup(2, norm, targeted)
+        epsilon = float(distance.median())
+        options = {"epsilon": epsilon, "norm": norm, "queries": 1500, "target": target}
+        wrong = model(square(model, x, y, random=random_of(self.N), **options)).argmax(1) != y
+        assert wrong[distance < epsilon / ratio].all()
+        assert not wrong[distance > epsilon].any()
+
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    def test_random_noise_has_the_normal_distribution(self, norm: str) -> None:
+        """In d dimensions a draw goes about d^-1/2 of the way: w.delta is near N(0, (epsilon ||w||_2 s)^2), where s is
+        d^-1/2 on the sphere, 1 at the corners and 3^-1/2 within the cube. So with one draw at margin m the share that is
+        fooled is Phi(-m / sd); by chance the test fails once in 10^5."""
+        n = 4000
+        model = linear(2)
+        x = inner_pictures(1).expand(n, -1, -1, -1).contiguous()
+        y = model(x).argmax(1)
+        gap = -float(margin(model(x), y)[0].detach())
+        length = float((model[1].weight[0] - model[1].weight[1]).detach().norm())
+        epsilon = gap / length * (1.0 if norm == "linf" else math.sqrt(math.prod(SHAPE)))
+        moved = random_noise(model, x, y, random=random_of(n), epsilon=epsilon, norm=norm, draws=1)
+        share = float((model(moved).argmax(1) != y).double().mean())
+        expected = 0.5 * math.erfc(1 / math.sqrt(2))
+        assert (
+            abs(share - expected) < 4.5 * math.sqrt(expected * (1 - expected) / n) + 0.005
+        )  # the sphere is no Gaussian
+
+
+ATTACKS: dict[str, tuple[Attack, dict[str, Any]]] = {
+    "pgd_linf": (pgd, {"epsilon": 0.1, "steps": 8, "restarts": 2, "loss": "margin"}),
+    "pgd_l2": (pgd, {"epsilon": 0.6, "norm": "l2", "steps": 8, "restarts": 2}),
+    "transfer_pgd": (pgd, {"epsilon": 0.1, "steps": 8, "early_stop": False}),
+    "square_linf": (square, {"epsilon": 0.1, "queries": 60}),
+    "square_l2": (square, {"epsilon": 0.6, "norm": "l2", "queries": 60}),
+    "noise_linf": (random_noise, {"epsilon": 0.2, "draws": 20}),
+    "noise_l2": (random_noise, {"epsilon": 1.0, "norm": "l2", "draws": 20}),
+    "lbfgs": (lbfgs, {"iterations": 8}),
+}
+CASES = [
+    (name, source)
+    for name, (function, _) in ATTACKS.items()
+    for source in ("autograd", "straight_through", "likelihood_ratio")
+    if source == "autograd" or function in (pgd, lbfgs)
+]
+
+
+def attacked_by(name: str, source: str, x: Tensor, y: Tensor, index: Tensor, **more: Any) -> tuple[Tensor, Attacked]:
+    function, parameters = ATTACKS[name]
+    random = ImageRandom(3, index)
+    attacked = Attacked(threshold_net(), x, source=source, random=random)
+    return function(attacked, x, y, random=random, **parameters, **more), attacked
+
+
+class TestEveryAttack:
+    @pytest.mark.parametrize("targeted", [False, True])
+    @pytest.mark.parametrize(("name", "source"), CASES)
+    def test_an_image_has_its_own_result_and_budget(self, name: str, source: str, targeted: bool) -> None:
+        """In any company, twice the same; and what the others do, being dropped early say, changes nothing."""
+        x = pictures(24)
+        y = threshold_net()(x).argmax(1)
+        y[::4] = (y[::4] + 1) % 5
+        target = (y + 2) % 5 if targeted else None
+        index = torch.arange(24) + 100
+        moved, attacked = attacked_by(name, source, x, y, index, target=target)
+        again, _ = attacked_by(name, source, x, y, index, target=target)
+        assert torch.equal(moved, again)
+        some = torch.tensor([17, 2, 8, 3])
+        goal = None if target is None else target[some]
+        part, counted = attacked_by(name, source, x[some], y[some], index[some], target=goal)
+        torch.testing.assert_close(part, moved[some], rtol=0, atol=1e-6)
+        assert torch.equal(counted.ledger.queries, attacked.ledger.queries[some])
+
+        _, parameters = ATTACKS[name]
+        change = (moved - x).flatten(1)
+        assert moved.min() >= 0
+        assert moved.max() <= 1
+        if "epsilon" in parameters:
+            size = change.norm(dim=1) if parameters.get("norm") == "l2" else change.abs().amax(1)
+            assert (size <= parameters["epsilon"] + 1e-6).all()
+
+    @pytest.mark.parametrize("name", ["pgd_linf", "pgd_l2", "square_linf", "square_l2", "noise_linf", "noise_l2"])
+    def test_an_image_that_is_wrong_already_is_left_alone_at_the_price_of_one_query(self, name: str) -> None:
+        x = pictures(24)
+        y = threshold_net()(x).argmax(1)
+        y[::4] = (y[::4] + 1) % 5
+        moved, attacked = attacked_by(name, "straight_through", x, y, torch.arange(24))
+        assert torch.equal(moved[::4], x[::4])
+        assert (attacked.ledger.queries[::4] == 1).all()
+        assert (attacked.ledger.queries[1::4] > 1).all()
+
+    @pytest.mark.parametrize(
+        ("function", "parameters", "source", "queries"),
+        [
+            (pgd, {"steps": 7, "restarts": 3}, "autograd", 1 + 3 * (1 + 2 * 7)),
+            (pgd, {"steps": 7, "random_start": False}, "straight_through", 1 + 2 * 7),
+            (pgd, {"steps": 7}, "likelihood_ratio", 2 + 7 * (1 + 64)),
+            (pgd, {"steps": 7, "early_stop": False}, "autograd", 7),
+            (square, {"queries": 123}, "autograd", 123),
+            (square, {"queries": 123, "norm": "l2"}, "autograd", 123),
+            (square, {"queries": 2}, "autograd", 2),
+            (random_noise, {"draws": 30}, "autograd", 31),
+        ],
+    )
+    def test_queries_of_an_image_that_holds_out(
+        self, function: Attack, parameters: dict[str, Any], source: str, queries: int
+    ) -> None:
+        x = pictures(5)
+        model = threshold_net()
+        attacked = Attacked(model, x, source=source)
+        function(attacked, x, model(x).argmax(1), random=random_of(5), epsilon=1e-6, **parameters)
+        assert attacked.ledger.queries.tolist() == [queries] * 5
+
+    @pytest.mark.parametrize(
+        ("function", "parameters", "words"),
+        [
+            (pgd, {"epsilon": 0.0}, "epsilon must be"),
+            (pgd, {"norm": "l1"}, "unknown norm 'l1'"),
+            (pgd, {"steps": 0}, "steps must be"),
+            (pgd, {"step_size": -1.0}, "step_size must be"),
+            (pgd, {"restarts": 0}, "restarts must be"),
+            (pgd, {"restarts": 2, "early_stop": False}, "restarts=2 needs"),
+            (pgd, {"restarts": 2, "random_start": False}, "restarts=2 needs"),
+            (pgd, {"loss": "hinge"}, "unknown loss 'hinge'"),
+            (square, {"queries": 1}, "queries must be at least 2"),
+            (square, {"p_init": 0.0}, "p_init must lie"),
+            (square, {"norm": "l0"}, "unknown norm"),
+            (random_noise, {"draws": 0}, "draws must be"),
+            (random_noise, {"epsilon": math.inf}, "epsilon must be"),
+            (lbfgs, {"iterations": 101, "epsilon": None}, "iterations must be at most 100"),
+            (lbfgs, {"learning_rate": 0.0, "epsilon": None}, "learning_rate must be"),
+        ],
+    )
+    def test_refuses(self, function: Attack, parameters: dict[str, Any], words: str) -> None:
+        x = pictures(2)
+        arguments = {"epsilon": 0.1, **parameters}
+        if arguments["epsilon"] is None:
+            del arguments["epsilon"]
+        with pytest.raises(ConfigurationError, match=words):
+            function(threshold_net(), x, torch.zeros(2, dtype=torch.int64), random=random_of(2), **arguments)
+
+
+class TestPGD:
+    def test_keeps_the_first_that_fools_and_else_the_highest(self) -> None:
+        """One step of an infinite slope apart: with more steps an image that is fooled stays what it was."""
+        model, x = threshold_net(), pictures(40)
+        y = model(x).argmax(1)
+        size = {"epsilon": 0.15, "step_size": 0.02, "random_start": False, "loss": "margin"}
+        runs = []
+        for steps in range(1, 6):
+            attacked = Attacked(model, x, source="straight_through")
+            runs.append(pgd(attacked, x, y, random=random_of(40), steps=steps, **size))
+        for shorter, longer in zip(runs, runs[1:], strict=False):
+            fooled = model(shorter).argmax(1) != y
+            assert torch.equal(shorter[fooled], longer[fooled])
+            assert (margin(model(longer), y) >= margin(model(shorter), y) - 1e-4).all()
+        assert 0 < (model(runs[-1]).argmax(1) != y).sum() < 40
+
+    def test_transfer_is_the_last_iterate(self) -> None:
+        model, x = linear(3), inner_pictures(20)
+        y = model(x).argmax(1)
+        moved = pgd(model, x, y, random=None, epsilon=0.1, steps=30, random_start=False, early_stop=False)
+        assert ((moved - x).flatten(1).abs().amax(1) > 0.099).all()  # though fooled long before
+
+
+class TestSquare:
+    def test_the_schedule_is_the_published_one(self) -> None:
+        """Andriushchenko et al. 2020, section B.2: p is halved after so many of 10,000 iterations."""
+        table = {10: 1, 50: 2, 200: 4, 500: 8, 1000: 16, 2000: 32, 4000: 64, 6000: 128, 8000: 256, 9999: 512}
+        for last, divisor in table.items():
+            assert square_share(0.8, last, 10_000) == 0.8 / divisor
+            if last != 9999:
+                assert square_share(0.8, last + 1, 10_000) == 0.4 / divisor
+            assert square_share(0.8, last // 10, 1_000) == square_share(0.8, last // 10 * 10, 10_000)
+        assert square_share(0.3, 0, 10_000) == 0.3
+
+    def test_bump_by_its_definition(self) -> None:
+        """Rectangles that grow by one pixel a side from the centre of each half, weighing 1, 1/4, 1/9, ..."""
+        for side in (3, 5, 9, 12):
+            expected = torch.zeros(side, side)
+            for first, rows, sign in ((0, side // 2, 1.0), (side // 2, side - side // 2, -1.0)):
+                half = torch.zeros(rows, side)
+                for k in range(max(rows, side) // 2 + 1):
+                    top, left = rows // 2 - k, side // 2 - k
+                    half[max(top, 0) : rows // 2 + k + 1, max(left, 0) : side // 2 + k + 1] += 1 / (k + 1) ** 2
+                expected[first : first + rows] = sign * half / half.norm()
+            torch.testing.assert_close(bump(side), expected / expected.norm())
+
+    @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 12), (1, 3, 3), (2, 1, 4)])
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    def test_any_shape(self, norm: str, shape: tuple[int, int, int]) -> None:
+        x, model = pictures(6, shape), threshold_net(shape)
+        y = model(x).argmax(1)
+        moved = square(model, x, y, random=random_of(6), epsilon=0.1, norm=norm, queries=40)
+        assert ((moved != x).flatten(1).any(1)).all()
+
+    def test_squares_reach_every_pixel(self) -> None:
+        """The corner pixel alone decides: to fool, a step must set it."""
+
+        class Corner(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                v = x[:, 0, -1, -1] - 0.5
+                return torch.stack([-v, v], dim=1)
+
+        x = torch.full((20, 1, 8, 8), 0.45)
+        y = torch.zeros(20, dtype=torch.int64)
+        for norm, epsilon in (("linf", 0.1), ("l2", 0.4)):
+            moved = square(Corner(), x, y, random=random_of(20), epsilon=epsilon, norm=norm, queries=500)
+            assert (Corner()(moved).argmax(1) == 1).all()
+
+
+class TestLBFGS:
+    @pytest.mark.parametrize("targeted", [False, True])
+    @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+    def test_equals_torch_on_each_image(self, activation: type[nn.Module], targeted: bool) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), activation(), nn.Linear(20, 5)).double()
+        x = pictures(8).double()
+        y = model(x).argmax(1)
+        target = (y + 1) % 5 if targeted else None
+        moved = lbfgs(model, x, y, random=None, target=target)
+        labels, sign = (y, -1.0) if target is None else (target, 1.0)
+        for row in range(8):
+            pixels = x[row : row + 1].clone().requires_grad_()
+            optimiser = torch.optim.LBFGS([pixels], lr=0.05, max_iter=20)
+
+            def closure(pixels: Tensor = pixels, label: Tensor = labels[row : row + 1], by: Any = optimiser) -> Tensor:
+                by.zero_grad()
+                loss = sign * nn.functional.cross_entropy(model(pixels), label)
+                loss.backward()
+                return loss
+
+            optimiser.step(closure)
+            torch.testing.assert_close(moved[row : row + 1], pixels.detach().clamp(0, 1), rtol=0, atol=1e-6)
+        assert (moved - x).abs().max() > 1e-3
+
+    def test_no_gradient_no_change(self) -> None:
+        x = pictures(4)
+        assert torch.equal(lbfgs(threshold_net(), x, torch.zeros(4, dtype=torch.int64), random=None), x)
