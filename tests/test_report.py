@@ -319,6 +319,7 @@ def test_runs_that_are_not_evaluated(tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == [
         "environment.json",
         "learning_curves.png",
+        "report.html",
         "report.md",
         "results.csv",
     ]
@@ -451,6 +452,7 @@ def test_figures_of_an_earlier_report_do_not_stay(two: list[Path], tmp_path: Pat
     assert {p.name for p in out.iterdir()} == {
         "learning_curves.png",
         "environment.json",
+        "report.html",
         "report.md",
         "results.csv",
         "notes.txt",
@@ -478,7 +480,7 @@ def test_folder_glob_and_list_name_the_same_runs(
         assert call(monkeypatch, f"runs={runs}", f"out=deep/{place}") == 0
         texts.append({p.name: p.read_bytes() for p in (tmp_path / "deep" / str(place)).iterdir()})
     assert texts[0] == texts[1] == texts[2]  # the same bytes, figures included: nothing depends on the hour or the path
-    assert set(texts[0]) == {"report.md", "results.csv", "environment.json", *FIGURES}
+    assert set(texts[0]) == {"report.md", "report.html", "results.csv", "environment.json", *FIGURES}
     shown = capsys.readouterr().out
     assert re.search(r"lrtz +90\.00 +45\.00 +89\.00 †1 +58\.50 +84\.00 +200", shown)
     assert "†1 unreliable (97 % are zero)" in shown

@@ -1,8 +1,10 @@
 """glr-report: compare runs, in tables and figures.
 
     report.md         the tables, the figures, the environment
+    report.html       the same as one page that needs no other file
     results.csv       every row of every run's robustness.csv, with the run's experiment, seed and config_hash
     environment.json  versions and devices
+    paper_*           the tables of published.py, where there is something to compare, as CSV and LaTeX
     *.png             see figures.py
 
 It reads run folders and runs nothing in them.
@@ -24,8 +26,12 @@ from omegaconf import MISSING, DictConfig
 
 from glr_lightning import cli
 from glr_lightning.config import CONF_DIR, resolve
+from glr_lightning.document import Document, Picture, Section, markdown
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.figures import draw
+from glr_lightning.latex import latex
+from glr_lightning.page import page
+from glr_lightning.published import PaperTable, paper_tables
 from glr_lightning.results import Column, Run, all_columns, experiments, read_runs
 from glr_lightning.rows import FIELDS
 from glr_lightning.runs import find_runs
@@ -33,7 +39,6 @@ from glr_lightning.tables import (
     Table,
     environment_table,
     environments,
-    escape,
     estimator,
     not_evaluated,
     robustness_table,
@@ -42,13 +47,14 @@ from glr_lightning.tables import (
     show,
 )
 
-REPORT, RESULTS, ENVIRONMENT = "report.md", "results.csv", "environment.json"
+REPORT, PAGE, RESULTS, ENVIRONMENT = "report.md", "report.html", "results.csv", "environment.json"
 FIGURES = {
     "learning_curves.png": "Accuracy and training loss by epoch",
     "accuracy_per_threat.png": "Accuracy under each threat, with 95 % intervals; of a mean over severities, the mean "
     "of their bounds",
     "severity.png": "Accuracy by severity of each corruption, of up to eight runs with 95 % Wilson intervals",
 }
+STALE = (*FIGURES, "paper_*.csv", "paper_*.tex")  # what an earlier report may have left and a new one may lack
 
 
 @dataclass
@@ -75,27 +81,38 @@ def report(folders: Sequence[Path], out: Path) -> list[Table]:
     """
     runs = read_runs(folders)
     groups, columns = experiments(runs), all_columns(runs)
-    figures = draw(groups, columns)
-    text = markdown(runs, groups, columns, list(figures))
-    files = {REPORT: text.encode(), RESULTS: results_csv(runs).encode(), ENVIRONMENT: environment_json(runs).encode()}
-    write_files(out, files | figures, stale=FIGURES)
+    papers = paper_tables(groups)
+    pictures = [Picture(name, FIGURES[name], png) for name, png in draw(groups, columns).items()]
+    document = contents(runs, groups, columns, papers, pictures)
+    files = {REPORT: markdown(document), PAGE: page(document)}
+    files |= {RESULTS: results_csv(runs), ENVIRONMENT: environment_json(runs)}
+    for paper in papers:
+        files |= {f"{paper.name}.csv": paper.csv(), f"{paper.name}.tex": latex(paper.table())}
+    images = {picture.name: picture.png for picture in pictures}
+    write_files(out, {name: text.encode() for name, text in files.items()} | images, stale=STALE)
     return [robustness_table(runs, columns)] if columns else [runs_table(runs)]
 
 
-def markdown(
-    runs: Sequence[Run], groups: Mapping[str, Sequence[Run]], columns: Sequence[Column], figures: Sequence[str]
-) -> str:
-    """The text of report.md."""
+def contents(
+    runs: Sequence[Run],
+    groups: Mapping[str, Sequence[Run]],
+    columns: Sequence[Column],
+    papers: Sequence[PaperTable],
+    pictures: Sequence[Picture],
+) -> Document:
+    """What report.md and report.html say."""
     seeds = seeds_table(groups, columns)
-    parts = [f"# Report on {_count(len(runs), 'run')}", _summary(runs, groups), "## Runs", runs_table(runs).markdown()]
-    parts += ["## Accuracy under threat / %"]
-    parts += [robustness_table(runs, columns).markdown() if columns else not_evaluated(runs)]
-    if seeds.rows:
-        parts += ["## Several seeds: accuracy / %", seeds.markdown()]
-    parts += ["## Figures"] if figures else []
-    parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})\n\n{FIGURES[name]}." for name in figures]
-    parts += ["## Environment", environment_table(runs).markdown()]
-    return "\n\n".join(parts) + "\n"
+    accuracies: str | Table = robustness_table(runs, columns) if columns else not_evaluated(runs)
+    sections = [
+        Section("Runs", [runs_table(runs)]),
+        Section("Accuracy under threat / %", [accuracies]),
+        Section("Several seeds: accuracy / %", [seeds] if seeds.rows else []),
+        *(Section(f"As in the paper: {paper.title}", [paper.table()]) for paper in papers),
+        Section("Figures", pictures),
+        Section("Environment", [environment_table(runs)] if environments(runs) else []),
+    ]
+    title = f"Report on {_count(len(runs), 'run')}"
+    return Document(title, _summary(runs, groups), [section for section in sections if section.parts])
 
 
 def environment_json(runs: Sequence[Run]) -> str:
@@ -124,21 +141,26 @@ def _not_writable(out: Path, reason: str) -> ConfigurationError:
     return ConfigurationError(f"out={out} must be a folder that can be written, but {reason}; choose another out.")
 
 
-def write_files(out: Path, files: Mapping[str, bytes], stale: Sequence[str] | Mapping[str, Any] = ()) -> None:
+def write_files(out: Path, files: Mapping[str, bytes], stale: Sequence[str] = ()) -> None:
     """Write files into a folder so that a reader never meets half of one, nor some without the others if the disk
-    is full. Files named in `stale` and not written now are removed: they belonged to an earlier report.
+    is full. They are named by their paths below it. Files that a pattern in `stale` matches and that are not written
+    now are removed: they belonged to an earlier report.
 
     Raises ConfigurationError if the folder cannot be made or written.
     """
-    temporary = {name: out / f".{name}.{os.getpid()}.tmp" for name in files}
+    targets = {name: out / name for name in files}
+    temporary = {name: path.with_name(f".{path.name}.{os.getpid()}.tmp") for name, path in targets.items()}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
+            targets[name].parent.mkdir(parents=True, exist_ok=True)
             temporary[name].write_bytes(content)
         for name in files:
-            os.replace(temporary[name], out / name)
-        for name in set(stale) - set(files):
-            (out / name).unlink(missing_ok=True)
+            os.replace(temporary[name], targets[name])
+        for path in {path for pattern in stale for path in out.glob(pattern)} - set(targets.values()):
+            path.unlink(missing_ok=True)
+            if path.parent != out and not any(path.parent.iterdir()):
+                path.parent.rmdir()
     except OSError as error:
         raise _not_writable(out, "it is a file" if out.is_file() else str(error)) from None
     finally:
@@ -152,7 +174,7 @@ def _summary(runs: Sequence[Run], groups: Mapping[str, Sequence[Run]]) -> str:
     parts = [f"{title}: {', '.join(dict.fromkeys(run.target(key) for run in runs))}" for key, title in sections.items()]
     parts.append(f"estimators: {', '.join(dict.fromkeys(map(estimator, runs)))}")
     evaluated = sum(bool(run.rows) for run in runs)
-    return escape(
+    return (
         f"{_count(len(runs), 'run')} of {_count(len(groups), 'configuration')} (seeds aside), "
         f"{evaluated} of them evaluated under threats. {'; '.join(parts)}."
     )

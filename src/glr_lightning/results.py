@@ -60,7 +60,7 @@ class Column:
     targeted: bool = False
     noisy_passes: int = 0
     level_name: str = ""
-    levels: tuple[float, ...] = ()  # the last: `table_cells` gives the fields in their order
+    levels: tuple[float, ...] = ()
 
     @property
     def words(self) -> list[str]:
@@ -257,18 +257,19 @@ def table_cells(rows: Sequence[Row], path: Path | str = ROBUSTNESS) -> dict[Colu
         joint = row["kind"] == "corruption" and row["level"] is not None
         which = "all severities" if joint else row["level"]
         levels = together.setdefault((tuple(row[field] for field in _SHARED), which), {})
-        known = levels.get(row["level"])
-        if known is not None and known["n"] == row["n"]:
+        other = levels.get(row["level"])
+        if other is not None and other["n"] == row["n"]:
             raise CheckpointError(
                 f"{path} has two rows for {row['threat']} at {row['level_name'] or 'level'} {row['level']} on "
                 f"{row['n']} images; remove the file and evaluate the run again."
             )
-        if known is None or known["n"] < row["n"]:
+        if other is None or other["n"] < row["n"]:
             levels[row["level"]] = row
     images = max((row["n"] for row in rows), default=0)
     cells = {}
     for (shared, _), levels in together.items():
-        column = Column(*shared, tuple(sorted(level for level in levels if level is not None)))
+        known = tuple(sorted(level for level in levels if level is not None))
+        column = Column(**dict(zip(_SHARED, shared, strict=True)), levels=known)
         cells[column] = Cell(tuple(levels[level] for level in column.levels or levels), images)
     return cells
 

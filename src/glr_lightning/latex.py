@@ -1,0 +1,32 @@
+"""A table as a plain LaTeX tabular, which needs no package."""
+
+from glr_lightning.tables import Table
+
+SIGNS = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "†": r"\dag{}",
+    "—": "---",
+    "–": "--",
+}
+_TRANSLATION = str.maketrans(SIGNS)
+
+
+def latex(table: Table) -> str:
+    """The table; its notes as comments behind it."""
+    marks = "".join("l" if place < table.text_columns else "r" for place in range(len(table.heading)))
+    rows = [[" ".join(lines) for lines in table.heading], *table.rows]
+    head, *body = (" & ".join(map(escape, row)) + r" \\" for row in rows)
+    lines = [rf"\begin{{tabular}}{{{marks}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}"]
+    return "\n".join([*lines, *(f"% {' '.join(note.split())}" for note in table.notes)]) + "\n"
+
+
+def escape(text: str) -> str:
+    return " ".join(text.split()).translate(_TRANSLATION)
