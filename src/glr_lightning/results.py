@@ -23,7 +23,7 @@ from glr_lightning.errors import CheckpointError
 from glr_lightning.rows import Row, read_rows
 from glr_lightning.runs import CONFIG, METRICS, RESULT, ROBUSTNESS
 
-KIND_ORDER = {"clean": 0, "attack": 1, "corruption": 2}
+KIND_ORDER = {"clean": 0, "attack": 1, "certificate": 2, "corruption": 3}
 RESULT_TYPES: dict[str, type | tuple[type, ...]] = {
     "test_accuracy": (int, float),
     "best_epoch": int,
@@ -226,7 +226,7 @@ def table_cells(rows: Iterable[Row], path: Path | str = ROBUSTNESS) -> dict[Colu
 
 
 def all_columns(runs: Iterable[Run]) -> list[Column]:
-    """Every column of any run: clean images, then attacks, then corruptions, each in their order of appearance."""
+    """Every column of any run: clean images, attacks, certificates, corruptions, each in their order of appearance."""
     found = dict.fromkeys(column for run in runs for column in run.cells)
     return sorted(found, key=lambda column: KIND_ORDER.get(column.kind, 1))
 
