@@ -21,6 +21,7 @@ from glr_lightning.threats.fgsm import fgsm
 from glr_lightning.threats.gradient import input_gradient
 
 CONF = Path(__file__).parents[1] / "conf"
+THREATS = sorted({path.stem for path in (CONF / "threat").glob("*.yaml")} - {"certify"})  # which changes no image
 CLEAN = {"clean": Threat(clean, "clean")}
 
 

@@ -213,8 +213,7 @@ class Examination:
 
     def fingerprint(self, trial: Trial) -> str:
         """The hash of all that a trial's row depends on."""
-        noise = (self.passes, *map(str, getattr(self.model, "sigma", ())))
-        return _hash(self.weights.encode(), repr(noise).encode(), self.attack_fingerprint(trial).encode())
+        return self.hash_with({"attack": self.attack_fingerprint(trial)})
 
     def attack_fingerprint(self, trial: Trial) -> str:
         """The hash of all that the images of a transfer attack depend on: not of the model that is tested."""
@@ -231,6 +230,18 @@ class Examination:
             "surrogate": None if surrogate is None else weights_hash(surrogate),
         }
         return _hash(json.dumps(parts, sort_keys=True, default=str).encode())
+
+    def hash_with(self, parts: Mapping[str, Any]) -> str:
+        """The hash of this examination together with what else a row depends on, plain values by name."""
+        sigma = [s.tolist() if isinstance(s, Tensor) else s for s in getattr(self.model, "sigma", ())]
+        shared = {
+            "version": __version__,
+            "weights": self.weights,
+            "images": self.images,
+            "seed": self.seed,
+            "noise": [self.passes, repr(getattr(self.model, "noise", None)), sigma],
+        }
+        return _hash(json.dumps(shared | dict(parts), sort_keys=True, default=str).encode())
 
     def evidence(self, correct: Tensor, prediction: Tensor, examples: Tensor) -> Evidence:
         """correct bool [n], prediction int64 [>= k], examples [k, C, H, W] in [0, 1]."""
@@ -395,11 +406,16 @@ def _targets(classes: int, y: Tensor, random: ImageRandom) -> Tensor:
     return (y + 1 + random.integers(0, classes - 1, (), stream=2**17)) % classes
 
 
+def counted(correct: Tensor) -> dict[str, Any]:
+    """The fields of a row that count hits; correct bool [n]."""
+    hits, n = int(correct.sum()), len(correct)
+    low, high = wilson_interval(hits, n)
+    return {"correct": hits, "accuracy": hits / n, "wilson_low": low, "wilson_high": high}
+
+
 def _summarise(trial: Trial, images: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Row:
     """The row of one trial from its per-image results."""
     threat = trial.threat
-    correct, n = int(images["correct"].sum()), len(images["correct"])
-    low, high = wilson_interval(correct, n)
     share = float(images["no_gradient"].double().nanmean())  # an image that was done at once needed no gradient
     lawful = images["finite"] & images["inside"] & images["budget"]
     masked = _masked(trial.gradient_source, share)
@@ -417,10 +433,7 @@ def _summarise(trial: Trial, images: Mapping[str, Tensor], facts: Mapping[str, A
         "gradient_source": trial.gradient_source,
         "surrogate": trial.surrogate,
         "targeted": threat.targeted,
-        "correct": correct,
-        "accuracy": correct / n,
-        "wilson_low": low,
-        "wilson_high": high,
+        **counted(images["correct"]),
         "mean_l2": float(l2.mean()),
         "max_l2": float(l2.max()),
         "mean_linf": float(linf.mean()),
