@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from glr_lightning import cli
 from glr_lightning.config import CONF_DIR, TRUSTED, build, cpu_threads, resolve
@@ -27,6 +27,7 @@ from glr_lightning.runs import BEST, LAST, TrainedRun, find_runs, load_run
 from glr_lightning.surrogates import load_surrogate, wanted, with_kept_images
 from glr_lightning.tables import robustness_table, show
 from glr_lightning.threats import Threat
+from glr_lightning.threats.certify import Certification
 from glr_lightning.threats.clean import clean
 
 CLEAN = Threat(clean, "clean")
@@ -71,7 +72,9 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
         ConfigurationError, CheckpointError, DataError: nothing to evaluate, or something that cannot be used.
     """
     folders = find_runs(config["run"])
-    threats: dict[str, Threat] = {name: build(node, trusted=None) for name, node in (config["threat"] or {}).items()}
+    threats: dict[str, Any] = {name: build(node, trusted=None) for name, node in (config["threat"] or {}).items()}
+    certifications = {name: threat for name, threat in threats.items() if isinstance(threat, Certification)}
+    threats = {name: threat for name, threat in threats.items() if name not in certifications}
     device = torch_device(config["device"])
     trusted = (*TRUSTED, *(f"{package}." for package in config["trusted"]))
     runs = [
@@ -82,7 +85,7 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
     if noisy and not any(threat.kind == "clean" for threat in threats.values()):
         threats = {"clean": CLEAN, **threats}  # which the noisy figure stands beside
     experiments = wanted(threats, config["surrogate"])
-    found = trials(threats, experiments)
+    found = trials(threats, experiments) if threats or not certifications else []
     records = [Record(run.folder) for run in runs]
     for run, record in zip(runs, records, strict=True):
         record.require_weights(weights_hash(run.network), forget=config["again"])
@@ -92,48 +95,99 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
     kept = 0
     columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with progress_bar(*columns, enabled=config["progress"]) as bar:
-        beside = bool(noisy) and not config["inference_noise"]
-        task = bar.add_task("", total=len(runs) * (len(found) + beside))
+        bar_task = bar.add_task("", total=len(runs))
         for place, (run, record) in enumerate(zip(runs, records, strict=True)):
-            before = place * (len(found) + beside)
 
-            def describe(words: str, done: float, name: str = run.folder.name, before: int = before) -> None:
-                bar.update(task, completed=before + done, description=f"{name}: {words}")
+            def describe(words: str, done: float, name: str = run.folder.name, place: int = place) -> None:
+                bar.update(bar_task, completed=place + done, description=f"{name}: {words}")
 
             key = _data_key(run)
             if key not in test_sets:
                 test_sets[key] = _limited(run, config["limit"])
                 surrogates[key] = {}
                 for experiment in experiments:
-                    describe(f"surrogate {experiment}", 0)
-                    surrogate = load_surrogate(run, experiment, config["surrogate"], trusted)
-                    surrogate.network.to(device)
-                    surrogates[key][experiment] = surrogate
-            common = {
-                "seed": config["seed"],
-                "surrogates": {name: surrogate.network for name, surrogate in surrogates[key].items()},
-                "batch_size": config["batch_size"],
-                "run": str(run.folder),
-                "checkpoint": config["checkpoint"],
-            }
-            network = noisy[str(run.folder)] if config["inference_noise"] else run.network
-            asked = [(Examination(network.to(device), *test_sets[key], **common), trial) for trial in found[:1]]
-            asked += [(asked[0][0], trial) for trial in found[1:]]
-            if beside:
-                averaged = Examination(noisy[str(run.folder)].to(device), *test_sets[key], **common)
-                asked.append((averaged, Trial("clean", CLEAN, None, {})))
-            for number, (examination, trial) in enumerate(asked):
-                describe(trial.words, number)
-                fingerprint = examination.fingerprint(trial)
-                if record.has(fingerprint) and not config["again"]:
-                    kept += 1
+                    describe(f"surrogate {experiment}", 0.0)
+                    surrogates[key][experiment] = load_surrogate(run, experiment, config["surrogate"], trusted)
+                    surrogates[key][experiment].network.to(device)
+
+            def examine(network: nn.Module, run: TrainedRun = run, key: str = key) -> Examination:
+                named = {name: surrogate.network for name, surrogate in surrogates[key].items()}
+                return Examination(
+                    network.to(device),
+                    *test_sets[key],
+                    seed=config["seed"],
+                    surrogates=named,
+                    batch_size=config["batch_size"],
+                    run=str(run.folder),
+                    checkpoint=config["checkpoint"],
+                )
+
+            tasks = []
+            if found:
+                noisy_network = noisy.get(str(run.folder))
+                examination = examine(noisy_network if config["inference_noise"] and noisy_network else run.network)
+                tasks = [_task(examination, trial, surrogates[key], config["surrogate"]) for trial in found]
+                if noisy_network and not config["inference_noise"]:
+                    tasks.append(_task(examine(noisy_network), Trial("clean", CLEAN, None, {}), {}, {}))
+            for name, certification in certifications.items():
+                examination = examine(noise_averaged(run, 1, trusted) or run.network)
+                tasks.append(_certification_task(examination, certification, name))
+            for number, task in enumerate(tasks):
+                describe(task.words, number / len(tasks))
+                if all(map(record.has, task.fingerprints)) and not config["again"]:
+                    kept += len(task.fingerprints)
                 else:
-                    record.add(_judge(examination, trial, surrogates[key], config["surrogate"], describe, number))
-                results.append(next(row for row in record.rows if row["fingerprint"] == fingerprint))
-            describe("", len(asked))
+                    batches = itertools.count(1)
+
+                    def advance(task: Task = task, number: int = number, batches: Iterator[int] = batches) -> None:
+                        share = min(1.0, next(batches) / task.batches)
+                        describe(task.words, (number + share) / len(tasks))  # noqa: B023
+
+                    for judged in task.judge(advance):
+                        record.add(judged)
+                results += [row for row in record.rows if row["fingerprint"] in task.fingerprints]
+            describe("", 1.0)
     if kept:
         cli.console.print(f"{kept} of {len(results)} rows were there already; again=true computes them again.")
     return results
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows that are computed together.
+
+    judge: computes them; its argument is called after each of so many `batches`.
+    """
+
+    words: str
+    fingerprints: Sequence[str]
+    batches: int
+    judge: Callable[[Callable[[], None]], Iterable[Judged]]
+
+
+def _task(
+    examination: Examination, trial: Trial, surrogates: Mapping[str, TrainedRun], options: Mapping[str, Any]
+) -> Task:
+    """A trial; the images of a transfer attack are made once and kept, unless the options say otherwise."""
+    fingerprint = examination.fingerprint(trial)
+
+    def judge(advance: Callable[[], None]) -> Iterator[Judged]:
+        surrogate, chosen = surrogates.get(trial.surrogate), trial
+        if surrogate is not None and options.get("keep_images", True):
+            chosen = with_kept_images(examination, trial, surrogate.folder, advance)
+        judged = examination.judge(chosen, advance)
+        yield replace(judged, row=judged.row | {"fingerprint": fingerprint})
+
+    return Task(trial.words, [fingerprint], len(examination.batches), judge)
+
+
+def _certification_task(examination: Examination, certification: Certification, name: str) -> Task:
+    fingerprints = [certification.fingerprint(examination, radius) for radius, _ in certification.levels]
+
+    def judge(advance: Callable[[], None]) -> Iterator[Judged]:
+        return certification.judge(examination, name, advance)
+
+    return Task(name, fingerprints, len(examination.batches), judge)
 
 
 def _noisy_networks(runs: Sequence[TrainedRun], config: dict[str, Any], trusted: tuple[str, ...]) -> dict[str, Any]:
@@ -149,27 +203,6 @@ def _noisy_networks(runs: Sequence[TrainedRun], config: dict[str, Any], trusted:
     noisy = {str(run.folder): noise_averaged(run, passes, trusted) for run in runs}
     require_noise(noisy)
     return noisy
-
-
-def _judge(
-    examination: Examination,
-    trial: Trial,
-    surrogates: Mapping[str, TrainedRun],
-    options: Mapping[str, Any],
-    describe: Callable[[str, float], None],
-    number: int,
-) -> Judged:
-    """One trial, with images of a transfer attack made once and kept. describe: says what is done, and how far."""
-    fingerprint, done = examination.fingerprint(trial), itertools.count(1)
-
-    def advance() -> None:
-        describe(trial.words, number + min(1.0, next(done) / len(examination.batches)))
-
-    surrogate = surrogates.get(trial.surrogate)
-    if surrogate is not None and options.get("keep_images", True):
-        trial = with_kept_images(examination, trial, surrogate.folder, advance)
-    judged = examination.judge(trial, advance)
-    return replace(judged, row=judged.row | {"fingerprint": fingerprint})
 
 
 def _data_key(run: TrainedRun) -> str:

@@ -295,8 +295,8 @@ class Certification:
         if not isinstance(model, NoiseAveraged):
             if self.sigma is None:
                 raise ConfigurationError(
-                    "a certificate needs Gaussian noise at the first layer, and this network is judged without noise; "
-                    "set noisy_passes for a run trained with noise, or give the certificate its own sigma=..."
+                    "a certificate needs Gaussian noise at the first layer, and this network was trained without noise "
+                    "there; give the certificate its own, threat.certify.sigma=0.5, or take a run trained with noise."
                 )
             return model, Gaussian(), (self.sigma,)
         if self.sigma is None and not isinstance(model.noise, Gaussian):
@@ -333,7 +333,7 @@ def _votes(
             if stream == STREAMS:
                 z = random.normal(v0.shape[2:], stream).to(v0.dtype)
             else:
-                z = noise.icdf(random.uniform(v0.shape[2:], stream).add_(2.0**-25).to(v0.dtype))
+                z = noise.icdf(random.open_uniform(v0.shape[2:], stream).to(v0.dtype))
             return z[:, None]
 
         logits, _ = chain.noisy(clean, tuple(range(len(sigma))), sigma, draw)
