@@ -1,6 +1,5 @@
 """glr-evaluate: reload trained runs, test them under threats, leave a table in each run folder."""
 
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -89,67 +88,71 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
     records = [Record(run.folder) for run in runs]
     for run, record in zip(runs, records, strict=True):
         record.require_weights(weights_hash(run.network), forget=config["again"])
-    test_sets: dict[str, tuple[Tensor, Tensor]] = {}
-    surrogates: dict[str, dict[str, TrainedRun]] = {}
     results: list[Row] = []
     kept = 0
     columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with progress_bar(*columns, enabled=config["progress"]) as bar:
-        bar_task = bar.add_task("", total=len(runs))
+        shown = bar.add_task("", total=len(runs))
+        shared = Shared(config, experiments, device, trusted, lambda words: bar.update(shown, description=words))
         for place, (run, record) in enumerate(zip(runs, records, strict=True)):
-
-            def describe(words: str, done: float, name: str = run.folder.name, place: int = place) -> None:
-                bar.update(bar_task, completed=place + done, description=f"{name}: {words}")
-
-            key = _data_key(run)
-            if key not in test_sets:
-                test_sets[key] = _limited(run, config["limit"])
-                surrogates[key] = {}
-                for experiment in experiments:
-                    describe(f"surrogate {experiment}", 0.0)
-                    surrogates[key][experiment] = load_surrogate(run, experiment, config["surrogate"], trusted)
-                    surrogates[key][experiment].network.to(device)
-
-            def examine(network: nn.Module, run: TrainedRun = run, key: str = key) -> Examination:
-                named = {name: surrogate.network for name, surrogate in surrogates[key].items()}
-                return Examination(
-                    network.to(device),
-                    *test_sets[key],
-                    seed=config["seed"],
-                    surrogates=named,
-                    batch_size=config["batch_size"],
-                    run=str(run.folder),
-                    checkpoint=config["checkpoint"],
-                )
-
-            tasks = []
-            if found:
-                noisy_network = noisy.get(str(run.folder))
-                examination = examine(noisy_network if config["inference_noise"] and noisy_network else run.network)
-                tasks = [_task(examination, trial, surrogates[key], config["surrogate"]) for trial in found]
-                if noisy_network and not config["inference_noise"]:
-                    tasks.append(_task(examine(noisy_network), Trial("clean", CLEAN, None, {}), {}, {}))
-            for name, certification in certifications.items():
-                examination = examine(noise_averaged(run, 1, trusted) or run.network)
-                tasks.append(_certification_task(examination, certification, name))
+            tasks = _tasks(run, shared, found, certifications, noisy.get(str(run.folder)), config["inference_noise"])
             for number, task in enumerate(tasks):
-                describe(task.words, number / len(tasks))
                 if all(map(record.has, task.fingerprints)) and not config["again"]:
                     kept += len(task.fingerprints)
                 else:
-                    batches = itertools.count(1)
-
-                    def advance(task: Task = task, number: int = number, batches: Iterator[int] = batches) -> None:
-                        share = min(1.0, next(batches) / task.batches)
-                        describe(task.words, (number + share) / len(tasks))  # noqa: B023
-
-                    for judged in task.judge(advance):
+                    bar.update(shown, description=f"{run.folder.name}: {task.words}")
+                    share = 1.0 / len(tasks) / task.batches
+                    for judged in task.judge(lambda share=share: bar.advance(shown, share)):  # type: ignore[misc]
                         record.add(judged)
+                bar.update(shown, completed=place + (number + 1) / len(tasks))
                 results += [row for row in record.rows if row["fingerprint"] in task.fingerprints]
-            describe("", 1.0)
+        bar.update(shown, description="")
     if kept:
         cli.console.print(f"{kept} of {len(results)} rows were there already; again=true computes them again.")
     return results
+
+
+class Shared:
+    """What the runs of one data set share, loaded when it is first asked for: test images and surrogates."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        experiments: Sequence[str],
+        device: torch.device,
+        trusted: tuple[str, ...],
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.experiments, self.device, self.trusted, self.say = config, experiments, device, trusted, say
+        self._test_sets: dict[str, tuple[Tensor, Tensor]] = {}
+        self._surrogates: dict[str, dict[str, TrainedRun]] = {}
+
+    def surrogates(self, run: TrainedRun) -> dict[str, TrainedRun]:
+        """By experiment."""
+        key = _data_key(run)
+        if key not in self._surrogates:
+            found = {}
+            for experiment in self.experiments:
+                self.say(f"surrogate {experiment}")
+                found[experiment] = load_surrogate(run, experiment, self.config["surrogate"], self.trusted)
+                found[experiment].network.to(self.device)
+            self._surrogates[key] = found
+        return self._surrogates[key]
+
+    def examination(self, run: TrainedRun, network: nn.Module) -> Examination:
+        """Of a network on the run's test images."""
+        key = _data_key(run)
+        if key not in self._test_sets:
+            self._test_sets[key] = _limited(run, self.config["limit"])
+        return Examination(
+            network.to(self.device),
+            *self._test_sets[key],
+            seed=self.config["seed"],
+            surrogates={name: surrogate.network for name, surrogate in self.surrogates(run).items()},
+            batch_size=self.config["batch_size"],
+            run=str(run.folder),
+            checkpoint=self.config["checkpoint"],
+        )
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,28 @@ class Task:
     fingerprints: Sequence[str]
     batches: int
     judge: Callable[[Callable[[], None]], Iterable[Judged]]
+
+
+def _tasks(
+    run: TrainedRun,
+    shared: Shared,
+    found: Sequence[Trial],
+    certifications: Mapping[str, Certification],
+    noisy: nn.Module | None,
+    inference_noise: bool,
+) -> list[Task]:
+    """All of one run. noisy: its network with noise, for a row beside the noise-free one, or for all rows."""
+    tasks = []
+    if found:
+        surrogates, options = shared.surrogates(run), shared.config["surrogate"]
+        examination = shared.examination(run, noisy if inference_noise and noisy is not None else run.network)
+        tasks = [_task(examination, trial, surrogates, options) for trial in found]
+        if noisy is not None and not inference_noise:
+            tasks.append(_task(shared.examination(run, noisy), Trial("clean", CLEAN, None, {}), {}, {}))
+    for name, certification in certifications.items():
+        smoothed = noise_averaged(run, 1, shared.trusted) or run.network
+        tasks.append(_certification_task(shared.examination(run, smoothed), certification, name))
+    return tasks
 
 
 def _task(
