@@ -304,6 +304,16 @@ class TestRows:
         write_rows(tmp_path / "table.csv", rows)
         assert read_rows(tmp_path / "table.csv") == rows
 
+    def test_a_radius_that_the_draws_cannot_prove_is_said_to_be_one(self) -> None:
+        network, x = two_classes(torch.zeros(2, dtype=torch.float64), 1.0), images(5, 1, 1, 2)
+        examination = self.examination(model=network, x=x, y=torch.zeros(5).long())
+        most = 0.01 * float(ndtri(torch.tensor(0.001**0.01, dtype=torch.float64)))  # of 100 draws: 1.5 sigma
+        certification = Certification(radii=[0.99 * most, 1.01 * most], draws=100, sigma=0.01)
+        below, above = (each.row for each in certification.judge(examination))
+        assert (below["accuracy"], above["accuracy"]) == (1.0, 0.0)
+        assert "raise draws" not in below["note"]
+        assert above["note"].endswith("100 draws prove no radius above 0.015: raise draws")
+
     @pytest.mark.parametrize("norm", ["l2", "linf"])
     def test_pixels_are_a_norm_of_the_row(self, norm: str) -> None:
         certification, examination = Certification(draws=100, norm=norm), self.examination()

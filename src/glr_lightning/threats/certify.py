@@ -280,12 +280,17 @@ class Certification:
             "abstained": float(certificate.abstained.double().mean()),
             "queries": float(self.selection + self.draws),
             **dict.fromkeys(("masked", "out_of_budget", "black_box_stronger", "unreliable"), False),
-            "note": self._note(self._smoothing(examination)[2][0]),
             "seconds": (time.perf_counter() - start) / len(self.radii),
         }
+        network, _, sigma = self._smoothing(examination)
+        unanimous = lower_bound(torch.tensor([self.draws]), self.draws, self.alpha)
+        reach = float(torch.special.ndtri(unanimous)) / largest_shift(
+            network, examination.x[:1].to(examination.place), sigma[0], self.norm
+        )
         for radius in map(float, self.radii):
             correct = certificate.correct(y, radius)
             own = {"level": radius, "fingerprint": self.fingerprint(examination, radius), **counted(correct)}
+            own["note"] = self._note(sigma[0]) + self._beyond(radius, reach)
             evidence = examination.evidence(correct, certificate.prediction, examination.x[:EXAMPLES])
             yield Judged({field: (row | own)[field] for field in FIELDS}, evidence)
 
@@ -314,6 +319,12 @@ class Certification:
         return (
             f"certified accuracy: right and proven to stay so for all {NORMS[self.norm]} <= radius; "
             f"alpha={self.alpha:g} an image, n={self.draws} draws after {self.selection}, sigma={scale}"
+        )
+
+    def _beyond(self, radius: float, reach: float) -> str:
+        """Even a unanimous vote proves only so much: such a row is about the draws and not about the network."""
+        return (
+            "" if radius < reach else f"; {self.draws} draws prove no radius above {max(reach, 0.0):.3g}: raise draws"
         )
 
 
