@@ -283,10 +283,9 @@ class Certification:
             "seconds": (time.perf_counter() - start) / len(self.radii),
         }
         network, _, sigma = self._smoothing(examination)
+        gain = largest_shift(network, examination.x[:1].to(examination.place), sigma[0], self.norm)
         unanimous = lower_bound(torch.tensor([self.draws]), self.draws, self.alpha)
-        reach = float(torch.special.ndtri(unanimous)) / largest_shift(
-            network, examination.x[:1].to(examination.place), sigma[0], self.norm
-        )
+        reach = max(float(torch.special.ndtri(unanimous)) / gain, 0.0)
         for radius in map(float, self.radii):
             correct = certificate.correct(y, radius)
             own = {"level": radius, "fingerprint": self.fingerprint(examination, radius), **counted(correct)}
@@ -323,9 +322,7 @@ class Certification:
 
     def _beyond(self, radius: float, reach: float) -> str:
         """Even a unanimous vote proves only so much: such a row is about the draws and not about the network."""
-        return (
-            "" if radius < reach else f"; {self.draws} draws prove no radius above {max(reach, 0.0):.3g}: raise draws"
-        )
+        return "" if radius < reach else f"; {self.draws} draws prove no radius above {reach:.3g}: raise draws"
 
 
 def _votes(
@@ -334,7 +331,7 @@ def _votes(
     """How often each class wins in the draws of these numbers, int64 [B, classes]; memory does not grow with them."""
     counts = torch.zeros_like(clean.logits, dtype=torch.int64)
     batch, device = len(counts), counts.device
-    widest = max(v[0].numel() for v in clean.preactivations[: len(sigma)])
+    widest = max(v[0].numel() for v in clean.preactivations)
     for part in torch.arange(numbers.start, numbers.stop, device=device).split(max(1, CHUNK // (batch * widest))):
         random, streams = ImageRandom(seed, part), itertools.count(STREAMS)
 
