@@ -280,12 +280,16 @@ class Certification:
             "abstained": float(certificate.abstained.double().mean()),
             "queries": float(self.selection + self.draws),
             **dict.fromkeys(("masked", "out_of_budget", "black_box_stronger", "unreliable"), False),
-            "note": self._note(self._smoothing(examination)[2][0]),
             "seconds": (time.perf_counter() - start) / len(self.radii),
         }
+        network, _, sigma = self._smoothing(examination)
+        gain = largest_shift(network, examination.x[:1].to(examination.place), sigma[0], self.norm)
+        unanimous = lower_bound(torch.tensor([self.draws]), self.draws, self.alpha)
+        reach = max(float(torch.special.ndtri(unanimous)) / gain, 0.0)
         for radius in map(float, self.radii):
             correct = certificate.correct(y, radius)
             own = {"level": radius, "fingerprint": self.fingerprint(examination, radius), **counted(correct)}
+            own["note"] = self._note(sigma[0]) + self._beyond(radius, reach)
             evidence = examination.evidence(correct, certificate.prediction, examination.x[:EXAMPLES])
             yield Judged({field: (row | own)[field] for field in FIELDS}, evidence)
 
@@ -316,6 +320,10 @@ class Certification:
             f"alpha={self.alpha:g} an image, n={self.draws} draws after {self.selection}, sigma={scale}"
         )
 
+    def _beyond(self, radius: float, reach: float) -> str:
+        """Even a unanimous vote proves only so much: such a row is about the draws and not about the network."""
+        return "" if radius < reach else f"; {self.draws} draws prove no radius above {reach:.3g}: raise draws"
+
 
 def _votes(
     chain: Chain, clean: CleanPass, sigma: tuple[float | Tensor, ...], noise: Noise, seed: int, numbers: range
@@ -323,7 +331,7 @@ def _votes(
     """How often each class wins in the draws of these numbers, int64 [B, classes]; memory does not grow with them."""
     counts = torch.zeros_like(clean.logits, dtype=torch.int64)
     batch, device = len(counts), counts.device
-    widest = max(v[0].numel() for v in clean.preactivations[: len(sigma)])
+    widest = max(v[0].numel() for v in clean.preactivations)
     for part in torch.arange(numbers.start, numbers.stop, device=device).split(max(1, CHUNK // (batch * widest))):
         random, streams = ImageRandom(seed, part), itertools.count(STREAMS)
 
