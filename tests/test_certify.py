@@ -384,7 +384,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("model", "options", "words"),
         [
-            (threshold_network(), {}, "judged without noise; set noisy_passes"),
+            (threshold_network(), {}, "trained without noise there; give the certificate its own"),
             (NoiseAveraged(threshold_network(), Laplace(), (1.0, 1.0), 2), {}, "Laplace noise; give the certificate"),
             (nn.Sequential(nn.Flatten(), nn.Sigmoid(), nn.Linear(2, 2)), {"sigma": 1}, "affine in the image.*Sigmoid"),
             (nn.Sequential(nn.Linear(2, 2), nn.Flatten()), {"sigma": 1, "norm": "l2"}, "no bound here of the norm"),
@@ -393,7 +393,7 @@ class TestRefusals:
                 {"sigma": 1, "norm": "linf"},
                 "use norm=preactivation",
             ),
-            (nn.Bilinear(2, 2, 2), {"sigma": 1}, "nn.Sequential"),
+            (nn.Flatten(), {"sigma": 1}, "nn.Sequential"),
         ],
         ids=["no noise", "laplace", "not affine", "linear on an axis", "circular", "no chain"],
     )

@@ -112,7 +112,7 @@ def certify(
         sigma: the scale of the noise at the first layer, and of as many after it as shall be noisy; numbers, or tensors
             that broadcast to the pre-activation. The first layer's noise is Gaussian.
         seed: all randomness; the noise of draw j is a function of (seed, j, layer), the same for all images.
-        noise: the density above the first layer, by default Gaussian. That its quantiles are cut at 2^-25 changes f,
+        noise: the density above the first layer, by default Gaussian. That its tails are cut beyond 2^-24 changes f,
             not the theorem.
         draws, selection, alpha: see the module.
 
