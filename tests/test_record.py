@@ -25,6 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     train(compose(["experiment=lrtz", *FAST]), folder / "runs/lrtz")
     train(compose(["experiment=lrt", *FAST]), folder / "runs/lrt")
+    train(compose(["experiment=bp", *FAST]), folder / "bp")
     return folder
 
 
@@ -173,3 +174,19 @@ def test_inference_noise_runs_every_threat_against_the_noisy_network(evaluate: A
     assert straight["accuracy"] < clean["accuracy"]
     outcome = evaluate("run=runs/lrtz", *options, "inference_noise=true")
     assert (outcome.code, "noisy_passes=32" in outcome.err) == (2, True)
+
+
+def test_a_certificate_has_a_row_for_each_radius_and_is_refused_for_runs_without_noise(
+    evaluate: Any, trained: Path
+) -> None:
+    options = ("threat=[clean,certify]", "threat.certify.draws=200", "threat.certify.radii=[0,0.5]", "limit=50")
+    outcome = evaluate("run=[runs,bp]", *options)
+    assert (outcome.code, "error: bp: a certificate needs Gaussian noise" in outcome.err) == (2, True)
+    assert not list(trained.glob("**/robustness.csv"))  # refused before anything was run
+    assert evaluate("run=[runs,bp]", *options, "threat.certify.sigma=0.5").code == 0
+    for run in ("runs/lrtz", "runs/lrt", "bp"):
+        rows = [row for row in read_rows(trained / run / "robustness.csv") if row["kind"] == "certificate"]
+        assert [(row["level_name"], row["level"]) for row in rows] == [("radius", 0.0), ("radius", 0.5)]
+        assert rows[0]["correct"] >= rows[1]["correct"]
+    kept = evaluate("run=[runs,bp]", *options, "threat.certify.sigma=0.5")
+    assert "9 of 9 rows were there already" in kept.out + kept.err

@@ -88,6 +88,8 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
     records = [Record(run.folder) for run in runs]
     for run, record in zip(runs, records, strict=True):
         record.require_weights(weights_hash(run.network), forget=config["again"])
+        for certification in certifications.values():
+            _require_certifiable(run, certification, trusted)
     results: list[Row] = []
     kept = 0
     columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -185,8 +187,8 @@ def _tasks(
         if noisy is not None and not inference_noise:
             tasks.append(_task(shared.examination(run, noisy), Trial("clean", CLEAN, None, {}), {}, {}))
     for name, certification in certifications.items():
-        smoothed = noise_averaged(run, 1, shared.trusted) or run.network
-        tasks.append(_certification_task(shared.examination(run, smoothed), certification, name))
+        examination = shared.examination(run, _smoothed(run, shared.trusted))
+        tasks.append(_certification_task(examination, certification, name))
     return tasks
 
 
@@ -204,6 +206,19 @@ def _task(
         yield replace(judged, row=judged.row | {"fingerprint": fingerprint})
 
     return Task(trial.words, [fingerprint], len(examination.batches), judge)
+
+
+def _smoothed(run: TrainedRun, trusted: tuple[str, ...]) -> nn.Module:
+    """What a certificate is about: the network with its noise, or without if it was trained without."""
+    return noise_averaged(run, 1, trusted) or run.network
+
+
+def _require_certifiable(run: TrainedRun, certification: Certification, trusted: tuple[str, ...]) -> None:
+    """Raises ConfigurationError, before anything is run."""
+    try:
+        certification.smoothing(_smoothed(run, trusted))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{run.folder}: {error}") from None
 
 
 def _certification_task(examination: Examination, certification: Certification, name: str) -> Task:

@@ -236,7 +236,7 @@ class Certification:
 
         Raises ConfigurationError for a network that the theorem does not cover.
         """
-        network, noise, sigma = self._smoothing(examination)
+        network, noise, sigma = self.smoothing(examination.model)
         predictions, radii = [], []
         for batch in examination.batches:
             x, _, _ = examination.to_place(batch)
@@ -282,7 +282,7 @@ class Certification:
             **dict.fromkeys(("masked", "out_of_budget", "black_box_stronger", "unreliable"), False),
             "seconds": (time.perf_counter() - start) / len(self.radii),
         }
-        network, _, sigma = self._smoothing(examination)
+        network, _, sigma = self.smoothing(examination.model)
         gain = largest_shift(network, examination.x[:1].to(examination.place), sigma[0], self.norm)
         unanimous = lower_bound(torch.tensor([self.draws]), self.draws, self.alpha)
         reach = max(float(torch.special.ndtri(unanimous)) / gain, 0.0)
@@ -293,9 +293,11 @@ class Certification:
             evidence = examination.evidence(correct, certificate.prediction, examination.x[:EXAMPLES])
             yield Judged({field: (row | own)[field] for field in FIELDS}, evidence)
 
-    def _smoothing(self, examination: Examination) -> tuple[nn.Module, Noise, tuple[float | Tensor, ...]]:
-        """The network, and the noise of its layers from the first on."""
-        model = examination.model
+    def smoothing(self, model: nn.Module) -> tuple[nn.Module, Noise, tuple[float | Tensor, ...]]:
+        """The network, and the noise of its layers from the first on.
+
+        Raises ConfigurationError for a network that the theorem does not cover.
+        """
         if not isinstance(model, NoiseAveraged):
             if self.sigma is None:
                 raise ConfigurationError(
