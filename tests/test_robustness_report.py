@@ -2,15 +2,18 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 
+from glr_lightning.figures_robustness import accuracy_by_epsilon, certified, corruption_maps, draw_robustness
 from glr_lightning.latex import latex
 from glr_lightning.published import model_of, paper_tables
 from glr_lightning.results import Column, all_columns, experiments, read_runs, t_interval, table_cells
 from glr_lightning.rows import Row
 from glr_lightning.runs import find_runs
-from glr_lightning.tables import Table
+from glr_lightning.tables import Table, robustness_tables
 from test_report import MASKED, N, make_run, row, section, standard, table, written
 
 # --- columns --------------------------------------------------------------------------------------------------------
@@ -180,3 +183,74 @@ def test_latex_escapes_whatever_a_run_is_called() -> None:
     )
     assert text.splitlines()[0] == r"\begin{tabular}{lr}"
     assert text.endswith("\\end{tabular}\n% a b\n")
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def attacked() -> list[Row]:
+    rows = [row("clean", 180), row("clean", 100, noisy_passes=4)]
+    for level, correct in ((0.1, 120), (0.2, 60)):
+        rows += [
+            row("pgd", correct, level, "attack", gradient_source="autograd", unreliable=level == 0.2),
+            row("pgd", correct + 2, level, "attack", gradient_source="transfer", surrogate="relu"),
+            row("pgd", correct + 4, level, "attack", norm="l2"),
+            row("worst_case", correct - 10, level, "worst_case"),
+        ]
+    return rows
+
+
+def lines_of(axes: Axes) -> list[Any]:
+    return [line for line in list(axes.lines) if len(line.get_xdata()) > 1]
+
+
+def test_accuracy_by_epsilon_starts_at_the_clean_images(tmp_path: Path) -> None:
+    groups = experiments(read_runs([make_run(tmp_path / "a", rows=attacked())]))
+    figure = accuracy_by_epsilon(groups)
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["a: linf", "a: l2"]
+    found = {line.get_linewidth(): list(line.get_ydata()) for line in lines_of(figure.axes[0])}
+    assert found[4.5] == pytest.approx([90, 55, 25])  # the worst case
+    assert all(list(line.get_xdata()) == [0, 0.1, 0.2] for line in lines_of(figure.axes[0]))
+    dots = [line for line in list(figure.axes[0].lines) if len(line.get_xdata()) == 1]
+    hollow = [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots if line.get_markerfacecolor() == "white"]
+    assert hollow == [(0.2, pytest.approx(30))]
+    assert "hollow" in str([text.get_text() for text in figure.legends[0].get_texts()])
+
+
+def test_heat_map_shows_means_over_seeds_and_what_is_missing(tmp_path: Path) -> None:
+    folders = []
+    for seed in (0, 1):
+        rows = [row("blur", 100 + 20 * seed, 1, "corruption"), row("fog", 80, 2, "corruption", unreliable=seed == 1)]
+        folders.append(make_run(tmp_path / str(seed), "experiment=lrt", f"seed={seed}", rows=rows))
+    figure = corruption_maps(experiments(read_runs(folders)))
+    assert figure is not None
+    (axes,) = figure.axes
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert texts == {(0, 0): "55.0", (1, 0): "—", (0, 1): "—", (1, 1): "40.0†"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["blur", "fog"]
+
+
+def test_certified_accuracy_has_a_panel_for_each_norm(tmp_path: Path) -> None:
+    rows = [row("smoothing", 180 - 100 * r, r, "certificate", norm=n) for n in ("l2", "linf") for r in (0.0, 0.5, 1.0)]
+    rows = [each | {"correct": int(each["correct"])} for each in rows]
+    figure = certified(experiments(read_runs([make_run(tmp_path / "a", rows=rows)])))
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["l2", "linf"]
+    for axes in figure.axes:
+        (line,) = lines_of(axes)
+        assert list(line.get_xdata()) == [0, 0.5, 1]
+        assert list(line.get_ydata()) == pytest.approx([90, 65, 40])
+
+
+def test_no_figure_without_data_and_dollars_are_no_mathematics(tmp_path: Path) -> None:
+    assert draw_robustness(experiments(read_runs([make_run(tmp_path / "a", rows=[row("clean", 1)])]))) == {}
+    folder = make_run(tmp_path / r"$\frac{$", rows=[*attacked(), *standard()[2:]])
+    written([folder], tmp_path / "out")
+
+
+def test_wide_tables_are_parted_by_kind(tmp_path: Path) -> None:
+    many = [row(f"attack{place}", 50, 0.1, "attack") for place in range(14)]
+    runs = read_runs([make_run(tmp_path / "a", rows=[*many, *standard()])])
+    parts = robustness_tables(runs, all_columns(runs))
+    assert [(len(part.heading), part.heading[1]) for part in parts] == [(18, ["clean"]), (5, ["clean"])]

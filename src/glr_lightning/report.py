@@ -5,7 +5,8 @@
     results.csv       every row of every run's robustness.csv, with the run's experiment, seed and config_hash
     environment.json  versions and devices
     paper_*           the tables of published.py, where there is something to compare, as CSV and LaTeX
-    *.png             see figures.py
+    *.png             see figures.py and figures_robustness.py
+    gallery/*.png     of each run what attacks did to some images, see gallery.py
 
 It reads run folders and runs nothing in them.
 """
@@ -29,6 +30,8 @@ from glr_lightning.config import CONF_DIR, resolve
 from glr_lightning.document import Document, Picture, Section, markdown
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.figures import draw
+from glr_lightning.figures_robustness import CAPTIONS, draw_robustness
+from glr_lightning.gallery import GALLERY, galleries
 from glr_lightning.latex import latex
 from glr_lightning.page import page
 from glr_lightning.published import PaperTable, paper_tables
@@ -42,8 +45,9 @@ from glr_lightning.tables import (
     estimator,
     not_evaluated,
     robustness_table,
+    robustness_tables,
     runs_table,
-    seeds_table,
+    seeds_tables,
     show,
 )
 
@@ -53,8 +57,14 @@ FIGURES = {
     "accuracy_per_threat.png": "Accuracy under each threat, with 95 % intervals; of a mean over severities, the mean "
     "of their bounds",
     "severity.png": "Accuracy by severity of each corruption, of up to eight runs with 95 % Wilson intervals",
+    **CAPTIONS,
 }
-STALE = (*FIGURES, "paper_*.csv", "paper_*.tex")  # what an earlier report may have left and a new one may lack
+STALE = (
+    *FIGURES,
+    "paper_*.csv",
+    "paper_*.tex",
+    f"{GALLERY}/*.png",
+)  # what an earlier report may have left and a new one may lack
 
 
 @dataclass
@@ -82,13 +92,15 @@ def report(folders: Sequence[Path], out: Path) -> list[Table]:
     runs = read_runs(folders)
     groups, columns = experiments(runs), all_columns(runs)
     papers = paper_tables(groups)
-    pictures = [Picture(name, FIGURES[name], png) for name, png in draw(groups, columns).items()]
-    document = contents(runs, groups, columns, papers, pictures)
+    drawn = draw(groups, columns) | draw_robustness(groups)
+    pictures = [Picture(name, FIGURES[name], png) for name, png in drawn.items()]
+    examples = galleries(runs)
+    document = contents(runs, groups, columns, papers, pictures, examples)
     files = {REPORT: markdown(document), PAGE: page(document)}
     files |= {RESULTS: results_csv(runs), ENVIRONMENT: environment_json(runs)}
     for paper in papers:
         files |= {f"{paper.name}.csv": paper.csv(), f"{paper.name}.tex": latex(paper.table())}
-    images = {picture.name: picture.png for picture in pictures}
+    images = {picture.name: picture.png for picture in (*pictures, *examples)}
     write_files(out, {name: text.encode() for name, text in files.items()} | images, stale=STALE)
     return [robustness_table(runs, columns)] if columns else [runs_table(runs)]
 
@@ -99,16 +111,17 @@ def contents(
     columns: Sequence[Column],
     papers: Sequence[PaperTable],
     pictures: Sequence[Picture],
+    examples: Sequence[Picture],
 ) -> Document:
     """What report.md and report.html say."""
-    seeds = seeds_table(groups, columns)
-    accuracies: str | Table = robustness_table(runs, columns) if columns else not_evaluated(runs)
+    accuracies = robustness_tables(runs, columns) if columns else [not_evaluated(runs)]
     sections = [
         Section("Runs", [runs_table(runs)]),
-        Section("Accuracy under threat / %", [accuracies]),
-        Section("Several seeds: accuracy / %", [seeds] if seeds.rows else []),
+        Section("Accuracy under threat / %", accuracies),
+        Section("Several seeds: accuracy / %", seeds_tables(groups, columns)),
         *(Section(f"As in the paper: {paper.title}", [paper.table()]) for paper in papers),
         Section("Figures", pictures),
+        Section("Attacked images", examples),
         Section("Environment", [environment_table(runs)] if environments(runs) else []),
     ]
     title = f"Report on {_count(len(runs), 'run')}"
