@@ -479,13 +479,21 @@ def test_folder_glob_and_list_name_the_same_runs(
     texts = []
     for place, runs in enumerate(["runs", "runs/*", f"[runs/bp,runs/lrtz,{two[0]}]"]):
         assert call(monkeypatch, f"runs={runs}", f"out=deep/{place}") == 0
-        texts.append({p.name: p.read_bytes() for p in (tmp_path / "deep" / str(place)).iterdir()})
+        texts.append({p.name: p.read_bytes() for p in (tmp_path / "deep" / str(place)).rglob("*") if p.is_file()})
     assert texts[0] == texts[1] == texts[2]  # the same bytes, figures included: nothing depends on the hour or the path
-    assert set(texts[0]) == {"report.md", "report.html", "results.csv", "environment.json", *DRAWN}
+    assert set(texts[0]) == {
+        "report.md",
+        "report.html",
+        "results.csv",
+        "environment.json",
+        "bp.json",
+        "lrtz.json",
+        *DRAWN,
+    }
     shown = capsys.readouterr().out
     assert re.search(r"lrtz +90\.00 +45\.00 +89\.00 †1 +58\.50 +84\.00 +200", shown)
     assert "†1 unreliable (97 % are zero)" in shown
-    assert shown.rstrip().endswith("report: deep/2/report.md")
+    assert shown.rstrip().endswith("report: deep/2/report.md\npage: deep/2/report.html")
 
 
 def test_one_run(two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

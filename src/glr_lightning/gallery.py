@@ -1,7 +1,8 @@
-"""What attacks did to some images: the clean ones, what was added, and what came out, with the network's predictions."""
+"""What attacks did to some images: the clean ones, what was added, what came out, and the network's predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -76,10 +77,14 @@ def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | N
     rows = [r for r in run.rows if r["kind"] == "clean" and r["noisy_passes"] == row["noisy_passes"]]
     rows.sort(key=lambda r: r["images"] != row["images"])
     for clean in (evidence.get(r["fingerprint"]) for r in rows):
-        if clean is not None and attacked is not None and clean.examples.shape == attacked.examples.shape:
-            if np.array_equal(clean.labels, attacked.labels):
-                return clean
+        if clean is not None and attacked is not None and _same_images(clean, attacked):
+            return clean
     return None
+
+
+def _same_images(clean: Evidence, attacked: Evidence) -> bool:
+    """As far as what was kept can tell."""
+    return clean.examples.shape == attacked.examples.shape and np.array_equal(clean.labels, attacked.labels)
 
 
 def _picture(run: Run, name: str, found: Sequence[Block]) -> Picture:
@@ -87,8 +92,8 @@ def _picture(run: Run, name: str, found: Sequence[Block]) -> Picture:
     left_out = f", {len(shown)} of {len(found)} attacks" if len(found) > len(shown) else ""
     marked = "; † must not be read as robustness" if any(block.title.endswith("†") for block in shown) else ""
     caption = (
-        f"{run.name}{left_out}: the first images, the change (strongest colour: the largest, with its size; red up, blue "
-        f"down; of colour images grey is none), the image attacked. Above, the prediction{marked}"
+        f"{run.name}{left_out}: the first images, the change (red up, blue down, of colour images grey for none; the "
+        f"strongest colour is the size at the left), the attacked images. Above them the predictions{marked}"
     )
     with matplotlib.style.context(["default", STYLE]):
         return Picture(f"{GALLERY}/{name}", caption, png(gallery(shown)))
@@ -100,6 +105,7 @@ def gallery(shown: Sequence[Block]) -> Figure:
     down = -(-len(shown) // across)
     most = max(min(IMAGES, len(block.attacked.examples)) for block in shown)
     figure = Figure(figsize=(across * (TILE * most + 1.1), down * (TILE * (3 + 2 * LINE) + 0.45)))
+    figure.set_layout_engine("constrained", h_pad=0.12)
     panels = figure.subplots(down, across, squeeze=False).flat
     for axes, block in zip(panels, shown, strict=False):
         _draw(axes, block)
@@ -120,9 +126,10 @@ def _draw(axes: Axes, block: Block) -> None:
         for place, (label, prediction) in enumerate(zip(evidence.labels[:k], evidence.predictions[:k], strict=True)):
             right = label == prediction
             text = f"{prediction}" if right else f"{prediction}, not {label}"
-            style = {"color": "#1d2329"} if right else {"color": WRONG, "weight": "bold"}
+            style: dict[str, Any] = {"color": "#1d2329"} if right else {"color": WRONG, "weight": "bold"}
             axes.text(place + 0.5, heights[row] - 0.06, text, ha="center", va="bottom", fontsize=7, **style)
-    names = [f"±{block.scale:.3g}" if row == "change" else row for row in heights]
+    scale = f"±{block.scale:.3g}" if block.change.any() else "no change"
+    names = [scale if row == "change" else row for row in heights]
     axes.set_yticks([top + 0.5 for top in heights.values()], names, fontsize=8)
     axes.set(xlim=(0, k), ylim=(3 + 2 * LINE, 0), xticks=[], aspect="equal")
     axes.set_title(wrapped(block.title, 12 * k), fontsize=9)
@@ -146,5 +153,5 @@ def strip(images: NDArray[np.float64]) -> NDArray[np.float64]:
     """Images side by side in white frames, [H', W', 3]. images: [k, C, H, W] in [0, 1], grey unless C is 3."""
     rgb = images if images.shape[1] == 3 else images.mean(1, keepdims=True).repeat(3, axis=1)
     frame = max(1, images.shape[-1] // 16)
-    framed = np.pad(rgb, ((0, 0), (0, 0), (0, 0), (frame, frame)), constant_values=1.0)
+    framed = np.pad(rgb, ((0, 0), (0, 0), (frame, frame), (frame, frame)), constant_values=1.0)
     return np.concatenate(framed.transpose(0, 2, 3, 1), axis=1)
