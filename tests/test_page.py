@@ -94,7 +94,7 @@ def test_headings_are_buttons_and_pictures_are_there(written: str, tmp_path: Pat
       buttons[0].focus();
       say(buttons.every(each => each.matches('button')), document.activeElement === buttons[0]);
     });"""
-    assert said(dom(written, tmp_path, script)) == ["3 true", "true true"]
+    assert said(dom(written, tmp_path, script)) == ["5 true", "true true"]
 
 
 LOADED = """

@@ -1,16 +1,34 @@
 """What a report says of robustness: comparable columns, flags that no table or figure loses, and honest comparisons."""
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
+from glr_lightning.corruption_error import corruption_error, corruption_error_table
+from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.evidence import Evidence, write_evidence
+from glr_lightning.figures_robustness import accuracy_by_epsilon, certified, corruption_maps, draw_robustness
+from glr_lightning.gallery import blocks, galleries, gallery, signed, strip
 from glr_lightning.latex import latex
 from glr_lightning.published import model_of, paper_tables
-from glr_lightning.results import Column, all_columns, experiments, read_runs, t_interval, table_cells
+from glr_lightning.report import report
+from glr_lightning.results import (
+    Column,
+    all_columns,
+    experiments,
+    file_names,
+    read_runs,
+    t_interval,
+    table_cells,
+)
 from glr_lightning.rows import Row
 from glr_lightning.runs import find_runs
-from glr_lightning.tables import Table
+from glr_lightning.tables import Table, robustness_tables
 from test_report import MASKED, N, make_run, row, section, standard, table, written
 
 # --- columns --------------------------------------------------------------------------------------------------------
@@ -180,3 +198,248 @@ def test_latex_escapes_whatever_a_run_is_called() -> None:
     )
     assert text.splitlines()[0] == r"\begin{tabular}{lr}"
     assert text.endswith("\\end{tabular}\n% a b\n")
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def attacked() -> list[Row]:
+    rows = [row("clean", 180), row("clean", 100, noisy_passes=4)]
+    for level, correct in ((0.1, 120), (0.2, 60)):
+        rows += [
+            row("pgd", correct, level, "attack", gradient_source="autograd", unreliable=level == 0.2),
+            row("pgd", correct + 2, level, "attack", gradient_source="transfer", surrogate="relu"),
+            row("pgd", correct + 4, level, "attack", norm="l2"),
+            row("worst_case", correct - 10, level, "worst_case"),
+        ]
+    return rows
+
+
+def lines_of(axes: Axes) -> list[Any]:
+    return [line for line in list(axes.lines) if len(line.get_xdata()) > 1]
+
+
+def test_accuracy_by_epsilon_starts_at_the_clean_images(tmp_path: Path) -> None:
+    groups = experiments(read_runs([make_run(tmp_path / "a", rows=attacked())]))
+    figure = accuracy_by_epsilon(groups)
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["a: linf", "a: l2"]
+    found = {line.get_linewidth(): list(line.get_ydata()) for line in lines_of(figure.axes[0])}
+    assert found[4.5] == pytest.approx([90, 55, 25])  # the worst case
+    assert all(list(line.get_xdata()) == [0, 0.1, 0.2] for line in lines_of(figure.axes[0]))
+    dots = [line for line in list(figure.axes[0].lines) if len(line.get_xdata()) == 1]
+    hollow = [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots if line.get_markerfacecolor() == "white"]
+    assert hollow == [(0.2, pytest.approx(30))]
+    assert "hollow" in str([text.get_text() for text in figure.legends[0].get_texts()])
+
+
+def test_heat_map_shows_means_over_seeds_and_what_is_missing(tmp_path: Path) -> None:
+    folders = []
+    for seed in (0, 1):
+        rows = [row("blur", 100 + 20 * seed, 1, "corruption"), row("fog", 80, 2, "corruption", unreliable=seed == 1)]
+        folders.append(make_run(tmp_path / str(seed), "experiment=lrt", f"seed={seed}", rows=rows))
+    figure = corruption_maps(experiments(read_runs(folders)))
+    assert figure is not None
+    (axes,) = figure.axes
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert texts == {(0, 0): "55.0", (1, 0): "—", (0, 1): "—", (1, 1): "40.0†"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["blur", "fog"]
+
+
+def test_certified_accuracy_has_a_panel_for_each_norm(tmp_path: Path) -> None:
+    rows = [row("smoothing", 180 - 100 * r, r, "certificate", norm=n) for n in ("l2", "linf") for r in (0.0, 0.5, 1.0)]
+    rows = [each | {"correct": int(each["correct"])} for each in rows]
+    figure = certified(experiments(read_runs([make_run(tmp_path / "a", rows=rows)])))
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["l2", "linf"]
+    for axes in figure.axes:
+        (line,) = lines_of(axes)
+        assert list(line.get_xdata()) == [0, 0.5, 1]
+        assert list(line.get_ydata()) == pytest.approx([90, 65, 40])
+
+
+def test_no_figure_without_data_and_dollars_are_no_mathematics(tmp_path: Path) -> None:
+    assert draw_robustness(experiments(read_runs([make_run(tmp_path / "a", rows=[row("clean", 1)])]))) == {}
+    folder = make_run(tmp_path / r"$\frac{$", rows=[*attacked(), *standard()[2:]])
+    written([folder], tmp_path / "out")
+
+
+def test_wide_tables_are_parted_by_kind(tmp_path: Path) -> None:
+    many = [row(f"attack{place}", 50, 0.1, "attack") for place in range(14)]
+    runs = read_runs([make_run(tmp_path / "a", rows=[*many, *standard()])])
+    parts = robustness_tables(runs, all_columns(runs))
+    assert [(len(part.heading), part.heading[1]) for part in parts] == [(18, ["clean"]), (5, ["clean"])]
+
+
+# --- attacked images ------------------------------------------------------------------------------------------------
+
+
+def evidence(examples: Any, predictions: list[int]) -> Evidence:
+    labels = np.arange(len(predictions))
+    return Evidence(labels == predictions, np.asarray(examples, dtype=np.uint8), labels, np.array(predictions))
+
+
+def looked_at(folder: Path, channels: int = 1) -> Path:
+    """Two images under one attack at two budgets; the second is made wrong."""
+    clean = np.full((2, channels, 4, 4), 100)
+    moved = clean.copy()
+    moved[1, :, 0, 0], moved[1, :, 3, 3] = 151, 49  # 51 / 255 = 0.2
+    rows = [row("clean", 180, fingerprint="c")]
+    rows += [row("pgd", 100, level, "attack", fingerprint=f"p{level}", unreliable=True) for level in (0.1, 0.2)]
+    make_run(folder, rows=rows)
+    kept = {"c": evidence(clean, [0, 1]), "p0.1": evidence(clean, [0, 1]), "p0.2": evidence(moved, [0, 7])}
+    write_evidence(folder / "robustness.npz", kept)
+    return folder
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gallery_shows_the_change_and_who_was_fooled(channels: int, tmp_path: Path) -> None:
+    (run,) = read_runs([looked_at(tmp_path / "a", channels)])
+    (block,) = blocks(run)  # the largest budget
+    assert block.title == "pgd, epsilon 0.2 (linf), gradient: none †"
+    assert block.scale == pytest.approx(0.2)
+    (axes,) = gallery([block]).axes
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["0", "1", "0", "7, not 1"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["clean", "±0.2", "attacked"]
+    (picture,) = galleries([run])
+    assert picture.name == "gallery/a.png"
+    assert picture.png.startswith(b"\x89PNG")
+
+
+def test_signed_colours() -> None:
+    change = np.array([-0.2, -0.1, 0, 0.1, 0.2]).reshape(1, 1, 1, 5)
+    red, _, blue = signed(change, 0.2)[0, :, 0]
+    assert (red[3:] > blue[3:]).all()
+    assert (red[:2] < blue[:2]).all()
+    assert red[2] == pytest.approx(blue[2], abs=0.01)
+    assert red[2] > 0.95
+    each = signed(change.repeat(3, axis=1), 0.2)[0, 0, 0]
+    assert each == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+def test_strips_hold_every_pixel() -> None:
+    images = np.random.default_rng(0).random((3, 3, 4, 5))
+    found = strip(images)
+    assert found.shape == (6, 3 * 7, 3)
+    for place in range(3):
+        inner = found[1:-1, 7 * place + 1 : 7 * place + 6]
+        assert (inner == images[place].transpose(1, 2, 0)).all()
+    assert (found[0] == 1).all()
+
+
+def test_no_gallery_without_kept_images_and_damage_is_refused(tmp_path: Path) -> None:
+    assert galleries(read_runs([make_run(tmp_path / "a", rows=standard())])) == []
+    folder = looked_at(tmp_path / "b")
+    (folder / "robustness.npz").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match=r"robustness\.npz"):
+        written([folder], tmp_path / "out")
+    other = looked_at(tmp_path / "c")
+    kept = {"c": evidence(np.zeros((1, 1, 4, 4)), [0]), "p0.2": evidence(np.zeros((2, 1, 4, 4)), [0, 1])}
+    write_evidence(other / "robustness.npz", kept)  # not of the same images
+    assert galleries(read_runs([other])) == []
+
+
+def test_files_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+    folder, out = looked_at(tmp_path / "a"), tmp_path / "out"
+    text = written([folder], out)
+    assert "![a](gallery/a.png)" in text
+    assert {path.name for path in (out / "gallery").iterdir()} == {"a.png"}
+    (out / "robustbench" / "notes.txt").write_text("mine")
+    (folder / "robustness.csv").unlink()
+    written([folder], out)
+    assert not (out / "gallery").exists()
+    assert [path.name for path in (out / "robustbench").iterdir()] == ["notes.txt"]
+
+
+def test_file_names_are_plain_and_all_different() -> None:
+    names = ["a/b", "a_b", "A_B", "../../x", "<script>", "…", "c" * 300]
+    assert list(file_names(names, ".png").values()) == [
+        "a_b.png",
+        "a_b-2.png",
+        "A_B-3.png",
+        "x.png",
+        "script.png",
+        "run.png",
+        "c" * 80 + ".png",
+    ]
+
+
+# --- corruption errors ----------------------------------------------------------------------------------------------
+
+
+def corrupted(clean: int, **counts: list[int]) -> list[Row]:
+    rows = [row(name, n, s + 1, "corruption") for name, found in counts.items() for s, n in enumerate(found)]
+    return [row("clean", clean), *rows]
+
+
+def test_mean_corruption_error_is_the_formulas(tmp_path: Path) -> None:
+    base = make_run(tmp_path / "base", rows=corrupted(200, blur=[160, 120], fog=[180], rain=[100]))
+    other = make_run(tmp_path / "other", rows=corrupted(190, blur=[180, 160, 0], fog=[150], snow=[10]))
+    baseline, run = read_runs([base, other])
+    found = corruption_error(run, [baseline])
+    assert found.mean == pytest.approx(100 * ((20 + 40) / (40 + 80) + 50 / 20) / 2)
+    assert found.relative == pytest.approx(100 * ((60 - 2 * 10) / 120 + (50 - 10) / 20) / 2)
+    assert found.corruptions == ("blur", "fog")
+    itself = corruption_error(baseline, [baseline])
+    assert (itself.mean, itself.relative) == (pytest.approx(100), pytest.approx(100))
+    assert corruption_error(run, [baseline, baseline]).mean == pytest.approx(found.mean)
+    assert "Mean corruption error" not in written([base, other], tmp_path / "out")
+    report([base, other], tmp_path / "out", baseline="base")
+    rows = table((tmp_path / "out" / "report.md").read_text(), "Mean corruption error")
+    assert {name: list(cells.values())[1:] for name, cells in rows.items()} == {
+        "base": ["100.0", "100.0"],
+        "other": ["150.0", "116.7"],
+    }
+
+
+def test_a_baseline_without_errors_is_said_in_words(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / "base", rows=corrupted(200, blur=[200], fog=[100]))]
+    folders += [make_run(tmp_path / "other", rows=corrupted(190, blur=[180], fog=[150]))]
+    baseline, run = read_runs(folders)
+    found = corruption_error(run, [baseline])
+    assert found.mean == pytest.approx(50)
+    assert "blur left out: the baseline makes no error under it" in found.notes
+    assert "blur left out of the relative mCE: it costs the baseline nothing" in found.notes
+    nothing = corruption_error(run, read_runs([make_run(tmp_path / "x", rows=corrupted(200, blur=[200]))]))
+    assert (nothing.mean, nothing.relative) == (None, None)
+    assert "— †" in corruption_error_table([run], read_runs([tmp_path / "x"]), "x").rows[0][1]
+
+
+def test_an_unknown_baseline_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / str(s), "experiment=bp", f"seed={s}", rows=corrupted(9, fog=[9])) for s in (0, 1)]
+    with pytest.raises(ConfigurationError, match=r"baseline=none .*: 0, 1, bp \(2 seeds\)\. Name one"):
+        report(folders, tmp_path / "out", baseline="none")
+    assert not (tmp_path / "out").exists()
+    report(folders, tmp_path / "out", baseline="bp (2 seeds)")
+
+
+# --- RobustBench ----------------------------------------------------------------------------------------------------
+
+
+def test_robustbench_files_say_what_the_table_says(tmp_path: Path) -> None:
+    worst = [
+        row("worst_case", 60, 0.13, "worst_case", note="right under each of 2 attacks: a, b"),
+        row("worst_case", 50, 0.5, "worst_case", norm="l2", unreliable=True, note="none of them followed"),
+        row("worst_case", 40, 0.13, "worst_case", noisy_passes=8, randomized=True, n=100),
+    ]
+    rows = [*standard(), row("clean", 170, noisy_passes=8), *worst]
+    written([make_run(tmp_path / "lrt", "experiment=lrt", rows=rows), make_run(tmp_path / "not")], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / "robustbench").iterdir()] == ["lrt.json"]
+    content = json.loads((tmp_path / "out" / "robustbench" / "lrt.json").read_text())
+    assert "not AutoAttack" in content["evaluation"]
+    linf, l2, noisy, corruptions = content["entries"]
+    assert (linf["threat_model"], linf["eps"], linf["clean_acc"]) == ("Linf", "0.13", "90.00")
+    assert (linf["worst_case_acc"], linf["autoattack_acc"], linf["reported"]) == ("30.00", None, None)
+    assert (linf["unreliable"], linf["number_forward_passes"], linf["additional_data"]) == (False, 1, False)
+    assert linf["footnote"] == "right under each of 2 attacks: a, b"
+    assert linf["dataset"] == "digits"
+    assert linf["architecture"].startswith("mlp (")
+    assert "HardThreshold" in linf["architecture"]
+    assert (l2["threat_model"], l2["unreliable"]) == ("L2", True)
+    assert "unreliable (none of them followed)" in l2["footnote"]
+    assert (noisy["number_forward_passes"], noisy["randomized"], noisy["clean_acc"]) == (8, True, "85.00")
+    assert (noisy["number_images"], "of the first 100 images" in noisy["footnote"]) == (100, True)
+    assert (corruptions["threat_model"], corruptions["eps"]) == ("corruptions", None)
+    assert corruptions["corruptions_acc"] == "71.25"  # blur 58.5, noise 84
+    assert len(corruptions["corruptions"]) == 2

@@ -51,11 +51,11 @@ def draw(experiments: Experiments, columns: Sequence[Column]) -> dict[str, bytes
     figures = {}
     with matplotlib.style.context(["default", STYLE]):  # not the reader's own style: the same data, the same file
         if any(run.metrics for _, _, run in _each(experiments)):
-            figures["learning_curves.png"] = _png(learning_curves(experiments))
-        if columns:
-            figures["accuracy_per_threat.png"] = _png(accuracy_per_threat(experiments, columns))
+            figures["learning_curves.png"] = png(learning_curves(experiments))
+        if any(column.kind != "certificate" for column in columns):
+            figures["accuracy_per_threat.png"] = png(accuracy_per_threat(experiments, columns))
         if any(column.kind == "corruption" and column.levels for column in columns):
-            figures["severity.png"] = _png(severity(experiments, columns))
+            figures["severity.png"] = png(severity(experiments, columns))
     return figures
 
 
@@ -88,7 +88,8 @@ def learning_curves(experiments: Experiments) -> Figure:
 
 def accuracy_per_threat(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     """A strip of the figure for each threat, in it a line for each experiment, with a dot and its 95 % interval for
-    each run."""
+    each run. Certificates are no threats."""
+    columns = [column for column in columns if column.kind != "certificate"]
     evaluated = [shown for shown in _each(experiments) if shown.run.cells]
     lines = list(dict.fromkeys(shown.label for shown in evaluated))
     step = 1.0 / (len(lines) + 1.5)
@@ -112,7 +113,7 @@ def accuracy_per_threat(experiments: Experiments, columns: Sequence[Column]) -> 
 def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     """A panel for each corruption: accuracy by severity, from the clean images on, with 95 % intervals unless so
     many runs are compared that they would hide everything."""
-    panels = list(dict.fromkeys(_panel(c) for c in columns if c.kind == "corruption" and c.levels))
+    panels = list(dict.fromkeys(panel_of(c) for c in columns if c.kind == "corruption" and c.levels))
     across = 2 if len(panels) == 4 else min(3, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(max(4.5, 2.6 * across + 0.6), 2.7 * down + 0.4))
@@ -121,7 +122,7 @@ def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     shown: list[Cell] = []
     for axes, panel in zip(grid.flat, panels, strict=False):
         for place, (_, look, run) in enumerate(evaluated):
-            cells = [cell for c, cell in run.cells.items() if c.levels and _panel(c) == panel]
+            cells = [cell for c, cell in run.cells.items() if c.levels and panel_of(c) == panel]
             shift = 0.24 * ((place + 0.5) / len(evaluated) - 0.5)  # so that the intervals do not hide each other
             _severities(axes, _by_severity(run, cells), shift, look, intervals=len(evaluated) <= 8)
             shown += cells
@@ -142,7 +143,7 @@ def variance_against_time(findings: Sequence[Finding]) -> bytes:
     """
     layers = layer_names(findings)
     labels = list(dict.fromkeys(f.estimator for f in findings if f.layer in layers))
-    looks = {label: _look(place)._replace(line="-") for place, label in enumerate(labels)}
+    looks = {label: nth_look(place)._replace(line="-") for place, label in enumerate(labels)}
     with matplotlib.style.context(["default", STYLE]):
         across = min(3, max(1, len(layers)))
         down = -(-max(1, len(layers)) // across)
@@ -168,16 +169,16 @@ def variance_against_time(findings: Sequence[Finding]) -> bytes:
         for axes in grid[:, 0]:
             axes.set_ylabel("relative variance of one estimate")
         biased = any(f.verdict == DECLARED for f in findings)
-        handles = [_handle(look) for look in looks.values()]
+        handles = [handle(look) for look in looks.values()]
         drawn = {f.estimator for f in findings if f.relative_variance}
         names = [label if label in drawn else f"{label} (no variance)" for label in labels]
         if biased:
-            handles.append(_handle(Look("#555555", "o", "none"), hollow=True))
+            handles.append(handle(Look("#555555", "o", "none"), hollow=True))
             names.append("hollow: biased (declared)")
-        handles.append(_handle(Look("#bdbdbd", "", "--")))
+        handles.append(handle(Look("#bdbdbd", "", "--")))
         names.append("equal variance × ms")
-        _legend_above(figure, handles, names)
-        return _png(figure)
+        legend_above(figure, handles, names)
+        return png(figure)
 
 
 def _iso_lines(axes: Axes) -> None:
@@ -208,7 +209,7 @@ def _severity_ticks(grid: Any, panels: Sequence[Any], levels: Sequence[float]) -
         axes.remove()
 
 
-def _panel(column: Column) -> tuple[str, ...]:
+def panel_of(column: Column) -> tuple[str, ...]:
     """The heading of a corruption without its severities."""
     return tuple(dataclasses.replace(column, levels=()).words)
 
@@ -264,12 +265,12 @@ class Shown(NamedTuple):
 
 def _each(experiments: Experiments) -> Iterator[Shown]:
     for place, (label, runs) in enumerate(experiments.items()):
-        look = _look(place)
+        look = nth_look(place)
         for run in runs:
             yield Shown(label, look, run)
 
 
-def _look(place: int) -> Look:
+def nth_look(place: int) -> Look:
     turn, colour = divmod(place, len(COLOURS))
     return Look(COLOURS[colour], MARKERS[(colour + turn) % len(MARKERS)], LINES[turn % len(LINES)])
 
@@ -277,17 +278,17 @@ def _look(place: int) -> Look:
 def _legend(figure: Figure, shown: Sequence[Shown], cells: Sequence[Cell] = ()) -> None:
     """Above the panels, where it covers nothing."""
     looks = {label: look for label, look, _ in shown}
-    handles = [_handle(look) for look in looks.values()]
+    handles = [handle(look) for look in looks.values()]
     labels = list(looks)
     if any(cell.warnings for cell in cells):
-        handles.append(_handle(Look("#555555", "o", "none"), hollow=True))
+        handles.append(handle(Look("#555555", "o", "none"), hollow=True))
         labels.append("hollow: marked †")
-    _legend_above(figure, handles, labels)
+    legend_above(figure, handles, labels)
 
 
-def _legend_above(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
+def legend_above(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
     most = int(13 * figure.get_figwidth())  # characters
-    labels = [textwrap.fill(label, most - 6) for label in labels]
+    labels = [wrapped(label, most - 6) for label in labels]
     lines = max((label.count("\n") + 1 for label in labels), default=1)
     width = max((len(line) for label in labels for line in label.split("\n")), default=0) + 6
     across = max(1, min(len(labels), most // width))
@@ -295,17 +296,22 @@ def _legend_above(figure: Figure, handles: Sequence[Line2D], labels: Sequence[st
     figure.legend(handles, labels, loc="outside upper left", ncols=across)
 
 
-def _handle(look: Look, hollow: bool = False) -> Line2D:
+def handle(look: Look, hollow: bool = False) -> Line2D:
     face = "white" if hollow else look.colour
     return Line2D([], [], color=look.colour, ls=look.line, marker=look.marker, markerfacecolor=face)
 
 
 def _heading(column: Column) -> str:
     first, *rest = column.words
-    return "\n".join([first, ", ".join(rest)]) if rest else first
+    return ("\n".join([first, ", ".join(rest)]) if rest else first).replace("$", r"\$")
 
 
-def _png(figure: Figure) -> bytes:
+def wrapped(text: str, width: int) -> str:
+    """In lines, and with no sign that would start mathematics."""
+    return textwrap.fill(text, width).replace("$", r"\$")
+
+
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()

@@ -5,7 +5,9 @@
     results.csv       every row of every run's robustness.csv, with the run's experiment, seed and config_hash
     environment.json  versions and devices
     paper_*           the tables of published.py, where there is something to compare, as CSV and LaTeX
-    *.png             see figures.py
+    *.png             see figures.py and figures_robustness.py
+    robustbench/*     of each evaluated run the shape of RobustBench, see robustbench.py
+    gallery/*.png     of each run what attacks did to some images, see gallery.py
 
 It reads run folders and runs nothing in them.
 """
@@ -26,13 +28,17 @@ from omegaconf import MISSING, DictConfig
 
 from glr_lightning import cli
 from glr_lightning.config import CONF_DIR, resolve
+from glr_lightning.corruption_error import corruption_error_table, find_baseline
 from glr_lightning.document import Document, Picture, Section, markdown
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.figures import draw
+from glr_lightning.figures_robustness import CAPTIONS, draw_robustness
+from glr_lightning.gallery import GALLERY, galleries
 from glr_lightning.latex import latex
 from glr_lightning.page import page
 from glr_lightning.published import PaperTable, paper_tables
-from glr_lightning.results import Column, Run, all_columns, experiments, read_runs
+from glr_lightning.results import Column, Run, all_columns, experiments, file_names, read_runs
+from glr_lightning.robustbench import FOLDER, robustbench_json
 from glr_lightning.rows import FIELDS
 from glr_lightning.runs import find_runs
 from glr_lightning.tables import (
@@ -42,8 +48,9 @@ from glr_lightning.tables import (
     estimator,
     not_evaluated,
     robustness_table,
+    robustness_tables,
     runs_table,
-    seeds_table,
+    seeds_tables,
     show,
 )
 
@@ -53,8 +60,10 @@ FIGURES = {
     "accuracy_per_threat.png": "Accuracy under each threat, with 95 % intervals; of a mean over severities, the mean "
     "of their bounds",
     "severity.png": "Accuracy by severity of each corruption, of up to eight runs with 95 % Wilson intervals",
+    **CAPTIONS,
 }
-STALE = (*FIGURES, "paper_*.csv", "paper_*.tex")  # what an earlier report may have left and a new one may lack
+# What an earlier report may have left and a new one may lack.
+STALE = (*FIGURES, "paper_*.csv", "paper_*.tex", f"{GALLERY}/*.png", f"{FOLDER}/*.json")
 
 
 @dataclass
@@ -63,32 +72,47 @@ class ReportConfig:
 
     runs: Any = MISSING
     out: str = "report"
+    baseline: str | None = None
 
 
 ConfigStore.instance().store(name="report_schema", node=ReportConfig)
 
 
-def report(folders: Sequence[Path], out: Path) -> list[Table]:
+def report(folders: Sequence[Path], out: Path, baseline: str | None = None) -> list[Table]:
     """Write the report of some run folders into `out`, which is made if missing.
 
     Everything is read and drawn before the first file is written. An earlier report in `out` is replaced.
+
+    Args:
+        folders: run folders.
+        out: the folder of the report.
+        baseline: the name of a run, or the label of an experiment, that corruption errors are relative to.
 
     Returns:
         The tables that sum it up, for the screen.
 
     Raises:
-        CheckpointError, ConfigurationError: a run that cannot be read, a folder that cannot be written.
+        CheckpointError, ConfigurationError: a run that cannot be read, a folder that cannot be written, a baseline that
+            is not among the runs.
     """
     runs = read_runs(folders)
     groups, columns = experiments(runs), all_columns(runs)
     papers = paper_tables(groups)
-    pictures = [Picture(name, FIGURES[name], png) for name, png in draw(groups, columns).items()]
-    document = contents(runs, groups, columns, papers, pictures)
+    errors = []
+    if baseline is not None:
+        errors = [corruption_error_table(runs, find_baseline(baseline, groups), baseline)]
+    drawn = draw(groups, columns) | draw_robustness(groups)
+    pictures = [Picture(name, FIGURES[name], png) for name, png in drawn.items()]
+    examples = galleries(runs)
+    document = contents(runs, groups, columns, papers, errors, pictures, examples)
     files = {REPORT: markdown(document), PAGE: page(document)}
     files |= {RESULTS: results_csv(runs), ENVIRONMENT: environment_json(runs)}
     for paper in papers:
         files |= {f"{paper.name}.csv": paper.csv(), f"{paper.name}.tex": latex(paper.table())}
-    images = {picture.name: picture.png for picture in pictures}
+    evaluated = {run.name: run for run in runs if run.cells}
+    for name, file in file_names(evaluated, ".json").items():
+        files[f"{FOLDER}/{file}"] = robustbench_json(evaluated[name])
+    images = {picture.name: picture.png for picture in (*pictures, *examples)}
     write_files(out, {name: text.encode() for name, text in files.items()} | images, stale=STALE)
     return [robustness_table(runs, columns)] if columns else [runs_table(runs)]
 
@@ -98,17 +122,20 @@ def contents(
     groups: Mapping[str, Sequence[Run]],
     columns: Sequence[Column],
     papers: Sequence[PaperTable],
+    errors: Sequence[Table],
     pictures: Sequence[Picture],
+    examples: Sequence[Picture],
 ) -> Document:
     """What report.md and report.html say."""
-    seeds = seeds_table(groups, columns)
-    accuracies: str | Table = robustness_table(runs, columns) if columns else not_evaluated(runs)
+    accuracies = robustness_tables(runs, columns) if columns else [not_evaluated(runs)]
     sections = [
         Section("Runs", [runs_table(runs)]),
-        Section("Accuracy under threat / %", [accuracies]),
-        Section("Several seeds: accuracy / %", [seeds] if seeds.rows else []),
+        Section("Accuracy under threat / %", accuracies),
+        Section("Several seeds: accuracy / %", seeds_tables(groups, columns)),
         *(Section(f"As in the paper: {paper.title}", [paper.table()]) for paper in papers),
+        Section("Mean corruption error", errors),
         Section("Figures", pictures),
+        Section("Attacked images", examples),
         Section("Environment", [environment_table(runs)] if environments(runs) else []),
     ]
     title = f"Report on {_count(len(runs), 'run')}"
@@ -200,8 +227,8 @@ def _main(composed: DictConfig) -> None:
             raise ConfigurationError('which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.')
         config = resolve(composed)
         out = Path(config["out"]).expanduser()
-        show(report(find_runs(_patterns(config["runs"]), option="runs"), out))
-        print(f"\nreport: {out / REPORT}")
+        show(report(find_runs(_patterns(config["runs"]), option="runs"), out, config["baseline"]))
+        print(f"\nreport: {out / REPORT}\npage: {out / PAGE}")
 
     cli.run_job(job)
 

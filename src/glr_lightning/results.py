@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -125,7 +125,7 @@ class Cell:
         """What else is to be known of the accuracy."""
         said = [part for row in self.rows if not is_marked(row) for part in (row["note"], *_unsaid(row)) if part]
         counts = sorted({row["n"] for row in self.rows if row["n"] < self.images})
-        return list(dict.fromkeys([*said, *(f"of the first {count:,} images" for count in counts)]))
+        return list(dict.fromkeys([*said, *(f"of the first {n:,} images" for n in counts)]))
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,16 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     parts = [name.split("/") for name in names]
     short = [f"{p[0]}/…/{p[-1]}" if len(n) > 60 and len(p) > 2 else n for n, p in zip(names, parts, strict=True)]
     return short if len(set(short)) == len(short) else names
+
+
+def file_names(names: Iterable[str], suffix: str) -> dict[str, str]:
+    """A file name for each name, without the signs that a file system or an address may not like, and all different."""
+    taken: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._")[:80] or "run"
+        numbered = (f"{plain}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
+        taken[name] = next(file for file in numbered if file.lower() not in {t.lower() for t in taken.values()})
+    return taken
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -321,9 +331,9 @@ def experiments(runs: Sequence[Run]) -> dict[str, list[Run]]:
         words = settings[group[0].name]
         if len(words) > LONGEST_LABEL and len(group) > 1:
             words = _own_folder(group, runs) or words
-        count = len({run.seeds for run in group})
+        seeds = len({run.seeds for run in group})
         if len(group) > 1:
-            label = f"{words} ({count} seeds)" if count > 1 else f"{words} ({len(group)} runs)"
+            label = f"{words} ({seeds} seeds)" if seeds > 1 else f"{words} ({len(group)} runs)"
         else:  # a sweep's jobs are numbered, which says nothing
             label = f"{group[0].name}: {words}" if Path(group[0].name).name.isdigit() else group[0].name
         labels[label if label not in labels else f"{label} {key}"] = group

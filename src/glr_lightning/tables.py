@@ -14,6 +14,7 @@ from glr_lightning.results import Cell, Column, Run, accuracy_interval, differen
 from glr_lightning.worst_case import WORST_CASE
 
 NONE = "—"
+WIDEST = 14  # columns of threats
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,27 @@ def robustness_table(runs: Sequence[Run], columns: Sequence[Column]) -> Table:
         notes.append(not_evaluated(runs))
     heading = [["run"], *(column.words for column in columns), ["images"]]
     return Table(heading, rows, notes, headline=_headline(columns, before=1))
+
+
+def robustness_tables(runs: Sequence[Run], columns: Sequence[Column]) -> list[Table]:
+    """The same as one table if it is narrow enough to read, else attacks, corruptions and certificates each in one of
+    their own, beside the clean images."""
+    return [robustness_table(runs, part) for part in readable(columns)]
+
+
+def readable(columns: Sequence[Column]) -> list[Sequence[Column]]:
+    """The columns of each table: all in one, or by kind if they are more than WIDEST."""
+    if len(columns) <= WIDEST:
+        return [columns]
+    clean = [column for column in columns if column.kind == "clean"]
+    kinds = [("attack", WORST_CASE), ("corruption",), ("certificate",)]
+    parts = [[column for column in columns if column.kind in kind] for kind in kinds]
+    return [clean + part for part in parts if part]
+
+
+def seeds_tables(groups: Mapping[str, Sequence[Run]], columns: Sequence[Column]) -> list[Table]:
+    """One or several, as for the runs; none without an experiment of at least two seeds."""
+    return [table for part in readable(columns) if (table := seeds_table(groups, part)).rows]
 
 
 def seeds_table(groups: Mapping[str, Sequence[Run]], columns: Sequence[Column]) -> Table:

@@ -14,6 +14,8 @@ from string import Template
 from glr_lightning.document import Document, Picture, Section
 from glr_lightning.tables import Table
 
+LONG = 60  # characters, from which on a cell gets more room
+
 
 def page(document: Document) -> str:
     """The page of a report. Tables sort by a click on a heading; pictures are part of the page."""
@@ -84,4 +86,5 @@ def _cell(text: str, kind: str, table: Table) -> str:
         note = next((note for note in table.notes if note.startswith(f"{found[1]} ")), "")
         return f'<sup title="{escape(note)}">{found[1]}</sup>'
 
+    kind += " long" if kind == "word" and len(text) > LONG else ""
     return f'<td class="{kind}">{re.sub(r" (†[0-9]+)", sign, escape(text))}</td>'

@@ -1,0 +1,157 @@
+"""What attacks did to some images: the clean ones, what was added, what came out, and the network's predictions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from glr_lightning.document import Picture
+from glr_lightning.evidence import Evidence
+from glr_lightning.figures import STYLE, png, wrapped
+from glr_lightning.results import Column, Run, file_names
+from glr_lightning.rows import Row
+
+GALLERY = "gallery"
+ATTACKS, IMAGES = 6, 8  # at most, of a run
+TILE = 0.72  # inches
+SIGNED = "RdBu_r"
+WRONG = "#c1272d"
+LINE = 0.34  # of a tile, for the prediction above it
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One attack on the first images of a run; clean and attacked: what the evaluation kept of both."""
+
+    title: str
+    clean: Evidence
+    attacked: Evidence
+
+    @property
+    def change(self) -> NDArray[np.float64]:
+        """x' - x, [k, C, H, W] in units of the pixel range; what is kept is rounded to 1/255."""
+        return (self.attacked.examples[:IMAGES].astype(float) - self.clean.examples[:IMAGES]) / 255
+
+    @property
+    def scale(self) -> float:
+        """The largest change of a pixel, which gets the strongest colour."""
+        return max(float(np.abs(self.change).max()), 1 / 255)
+
+
+def galleries(runs: Sequence[Run]) -> list[Picture]:
+    """A picture for each run whose evaluation kept images of an attack and of the clean data.
+
+    Raises CheckpointError for a damaged file of them.
+    """
+    names = file_names([run.name for run in runs], ".png")
+    found = [(run, blocks(run)) for run in runs]
+    return [_picture(run, names[run.name], own) for run, own in found if own]
+
+
+def blocks(run: Run) -> list[Block]:
+    """Each attack at its largest budget, in the order of the table."""
+    evidence = run.evidence if any(row["kind"] == "attack" for row in run.rows) else {}
+    strongest: dict[Column, tuple[Column, Row]] = {}
+    for column, cell in run.cells.items():
+        way = replace(column, levels=())
+        if column.kind == "attack" and (way not in strongest or column.levels > strongest[way][0].levels):
+            strongest[way] = column, cell.rows[0]
+    found = []
+    for column, row in strongest.values():
+        attacked, clean = evidence.get(row["fingerprint"]), _clean(run, row, evidence)
+        if attacked is not None and clean is not None and len(attacked.examples):
+            sign = " †" if run.cells[column].warnings else ""
+            found.append(Block(", ".join(column.words) + sign, clean, attacked))
+    return found
+
+
+def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | None:
+    """The clean images that a row was attacked from: of the same images, or of more that begin with them."""
+    attacked = evidence.get(row["fingerprint"])
+    rows = [r for r in run.rows if r["kind"] == "clean" and r["noisy_passes"] == row["noisy_passes"]]
+    rows.sort(key=lambda r: r["images"] != row["images"])
+    for clean in (evidence.get(r["fingerprint"]) for r in rows):
+        if clean is not None and attacked is not None and _same_images(clean, attacked):
+            return clean
+    return None
+
+
+def _same_images(clean: Evidence, attacked: Evidence) -> bool:
+    """As far as what was kept can tell."""
+    return clean.examples.shape == attacked.examples.shape and np.array_equal(clean.labels, attacked.labels)
+
+
+def _picture(run: Run, name: str, found: Sequence[Block]) -> Picture:
+    shown = found[:ATTACKS]
+    left_out = f", {len(shown)} of {len(found)} attacks" if len(found) > len(shown) else ""
+    marked = "; † must not be read as robustness" if any(block.title.endswith("†") for block in shown) else ""
+    caption = (
+        f"{run.name}{left_out}: the first images, the change (red up, blue down, of colour images grey for none; the "
+        f"strongest colour is the size at the left), the attacked images. Above them the predictions{marked}"
+    )
+    with matplotlib.style.context(["default", STYLE]):
+        return Picture(f"{GALLERY}/{name}", caption, png(gallery(shown)))
+
+
+def gallery(shown: Sequence[Block]) -> Figure:
+    """A panel for each attack, in it three rows of images."""
+    across = min(2, len(shown))
+    down = -(-len(shown) // across)
+    most = max(min(IMAGES, len(block.attacked.examples)) for block in shown)
+    figure = Figure(figsize=(across * (TILE * most + 1.1), down * (TILE * (3 + 2 * LINE) + 0.45)))
+    figure.set_layout_engine("constrained", h_pad=0.12)
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for axes, block in zip(panels, shown, strict=False):
+        _draw(axes, block)
+    for axes in list(panels)[len(shown) :]:
+        axes.remove()
+    return figure
+
+
+def _draw(axes: Axes, block: Block) -> None:
+    """y runs downwards, in tiles."""
+    k = len(block.change)
+    heights = {"clean": LINE, "change": 1 + LINE, "attacked": 2 + 2 * LINE}
+    strips = {"clean": block.clean.examples / 255, "attacked": block.attacked.examples / 255}
+    strips |= {"change": signed(block.change, block.scale)}
+    for row, top in heights.items():
+        axes.imshow(strip(strips[row][:IMAGES]), extent=(0, k, top + 1, top), interpolation="nearest", vmin=0, vmax=1)
+    for evidence, row in ((block.clean, "clean"), (block.attacked, "attacked")):
+        for place, (label, prediction) in enumerate(zip(evidence.labels[:k], evidence.predictions[:k], strict=True)):
+            right = label == prediction
+            text = f"{prediction}" if right else f"{prediction}, not {label}"
+            style: dict[str, Any] = {"color": "#1d2329"} if right else {"color": WRONG, "weight": "bold"}
+            axes.text(place + 0.5, heights[row] - 0.06, text, ha="center", va="bottom", fontsize=7, **style)
+    scale = f"±{block.scale:.3g}" if block.change.any() else "no change"
+    names = [scale if row == "change" else row for row in heights]
+    axes.set_yticks([top + 0.5 for top in heights.values()], names, fontsize=8)
+    axes.set(xlim=(0, k), ylim=(3 + 2 * LINE, 0), xticks=[], aspect="equal")
+    axes.set_title(wrapped(block.title, 12 * k), fontsize=9)
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def signed(change: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    """Colours of signed changes, [k, 3, H, W] in [0, 1]: of one channel blue below 0, white at 0, red above; of three
+    each its own, around grey. change: [k, C, H, W]; what is larger than the scale gets the strongest colour."""
+    share = np.clip(0.5 + change / (2 * scale), 0, 1)
+    if change.shape[1] == 3:
+        return share
+    colours: NDArray[np.float64] = matplotlib.colormaps[SIGNED](share.mean(1))[..., :3]
+    return colours.transpose(0, 3, 1, 2)
+
+
+def strip(images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Images side by side in white frames, [H', W', 3]. images: [k, C, H, W] in [0, 1], grey unless C is 3."""
+    rgb = images if images.shape[1] == 3 else images.mean(1, keepdims=True).repeat(3, axis=1)
+    frame = max(1, images.shape[-1] // 16)
+    framed = np.pad(rgb, ((0, 0), (0, 0), (frame, frame), (frame, frame)), constant_values=1.0)
+    return np.concatenate(framed.transpose(0, 2, 3, 1), axis=1)
