@@ -456,9 +456,11 @@ def _transfer(trial: Trial) -> str:
 
 
 def _eot(trial: Trial, facts: Mapping[str, Any]) -> str:
-    if not facts["randomized"] or trial.gradient_source in ("none", "transfer"):
+    if not facts["randomized"] or trial.threat.kind != "attack" or trial.gradient_source == "transfer":
         return ""
-    return f"predictions are random: each gradient is a mean over {trial.threat.options.eot} draws of the noise"
+    passes = max(1, facts["noisy_passes"])
+    averaged = -(-trial.threat.options.eot // passes) * passes
+    return f"predictions are random: the attack's scores and gradients are means over {averaged} noisy passes"
 
 
 def _masked(source: str, share: float) -> str:

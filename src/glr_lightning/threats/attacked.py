@@ -49,7 +49,9 @@ class Attacked:
         source: "autograd", "straight_through" or "likelihood_ratio", of which the last two need an nn.Sequential.
         random: the randomness of these images; by default that of seed 0 and the images' places in the batch.
         options: how gradients are computed.
-        randomized: are the network's predictions random? Then gradients are means of `options.eot`.
+        randomized: are the network's predictions random? Then scores and gradients are means over `draws` queries,
+            which make `options.eot` noisy passes or more; and an attack should not stop at its first success, a lucky
+            draw, as it is judged by another.
     """
 
     def __init__(
@@ -71,7 +73,8 @@ class Attacked:
         self._network = network
         self._random = ImageRandom(0, torch.arange(batch, device=device)) if random is None else random
         self._rows = torch.arange(batch, device=device)
-        self._draws = self.options.eot if randomized else 1
+        self.randomized = randomized
+        self.draws = -(-self.options.eot // passes_of(network)) if randomized else 1
         self._calls = [0]  # shared by all `take`n from this one, so that no noise is drawn twice
         self._smooth = with_slopes(network, self.options.smoothing) if source == "straight_through" else network
 
@@ -88,14 +91,12 @@ class Attacked:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Scores [m * B, classes]."""
-        return self._scores(self._network, self._watched(x))
+        x = self._watched(x)
+        return torch.stack([self._scores(self._network, x) for _ in range(self.draws)]).mean(0)
 
     def gradient(self, x: Tensor, y: Tensor, loss: AttackLoss = cross_entropy) -> Tensor:
         """The gradient of the summed loss at x, [B, C, H, W], from the declared source."""
-        total = torch.zeros_like(x)
-        for _ in range(self._draws):
-            total += self._one_gradient(x, y, loss)
-        gradient = total / self._draws
+        gradient = torch.stack([self._one_gradient(x, y, loss) for _ in range(self.draws)]).mean(0)
         self.note_first_gradient((gradient == 0).flatten(1).all(1))
         return gradient
 
@@ -152,6 +153,11 @@ class Attacked:
         x = x.view_as(x)
         x.register_hook(record)
         return x
+
+
+def passes_of(network: object) -> int:
+    """Noisy passes in one query."""
+    return network.passes if isinstance(network, NoiseAveraged) else 1
 
 
 def with_slopes(network: Scores, smoothing: float) -> Scores:

@@ -24,8 +24,8 @@ class GradientOptions:
 
     smoothing: of straight-through slopes and of the likelihood ratio, see `threats.gradient.scales`.
     copies: of the noise in a likelihood-ratio gradient, even and at least 4.
-    eot: where a network's own predictions are random, a gradient is the mean of so many with fresh noise: the
-        expectation over the transformation (Athalye, Engstrom, Ilyas & Kwok, ICML 2018).
+    eot: where a network's own predictions are random, scores and gradients are means over at least so many noisy
+        passes: the expectation over the transformation (Athalye, Engstrom, Ilyas & Kwok, ICML 2018).
 
     Raises ConfigurationError for anything out of range.
     """

@@ -91,9 +91,8 @@ class Best:
         better = reached | (height >= self._height[rows] - ROUNDING * scores.abs().amax(1))
         taken = rows[better]
         self.images[taken] = candidates[better]
-        self._height[taken] = torch.maximum(
-            height[better], self._height[taken]
-        )  # or rounding would add up to a descent
+        # the larger of the two, or rounding would add up to a descent
+        self._height[taken] = torch.maximum(height[better], self._height[taken])
         self.reached[rows] = reached
         return better
 

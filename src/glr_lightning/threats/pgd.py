@@ -38,7 +38,7 @@ def pgd(
         to turn.
     restarts: so many starts, each uniform in the ball if random_start, of images that no earlier one has fooled.
     loss: of gradient.ATTACK_LOSSES.
-    early_stop: every image keeps the first iterate, x itself being the first, that the model mispredicts, and else the
+    early_stop: not of a randomized network, unless there are restarts to choose from. Every image keeps the first iterate, x itself being the first, that the model mispredicts, and else the
         one of the highest loss; images that are done cost nothing more. That is what a white-box attack should do. If
         false, the last iterate of the one start is returned whatever it is predicted as. That is what a transfer attack
         should do: there "mispredicted" is said of the surrogate, and an image that has only just fooled it seldom fools
@@ -73,7 +73,7 @@ def pgd(
 
     best = Best(x, goal, climbed)
     rows = best.open
-    if not early_stop:
+    if not early_stop or (attacked.randomized and restarts == 1):
         moved = start(rows, 0)
         for _ in range(steps):
             moved = ascend(moved, rows)
