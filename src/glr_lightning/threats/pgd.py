@@ -38,11 +38,11 @@ def pgd(
         to turn.
     restarts: so many starts, each uniform in the ball if random_start, of images that no earlier one has fooled.
     loss: of gradient.ATTACK_LOSSES.
-    early_stop: not of a randomized network, unless there are restarts to choose from. Every image keeps the first iterate, x itself being the first, that the model mispredicts, and else the
+    early_stop: every image keeps the first iterate, x itself being the first, that the model mispredicts, and else the
         one of the highest loss; images that are done cost nothing more. That is what a white-box attack should do. If
         false, the last iterate of the one start is returned whatever it is predicted as. That is what a transfer attack
         should do: there "mispredicted" is said of the surrogate, and an image that has only just fooled it seldom fools
-        another network.
+        another network. With a single start it is also what is done with a randomized network.
 
     Source: Madry, Makelov, Schmidt, Tsipras & Vladu, "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018. Raises ConfigurationError for parameters out of range, and restarts without early_stop or random_start.
