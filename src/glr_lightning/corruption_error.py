@@ -37,7 +37,7 @@ def find_baseline(name: str, groups: Mapping[str, Sequence[Run]]) -> list[Run]:
     found = named.get(name) or groups.get(name)
     if not found:
         there = ", ".join(dict.fromkeys([*named, *groups]))
-        raise ConfigurationError(f"baseline={name} is none of the runs or experiments: {there}. Name one of these.")
+        raise ConfigurationError(f"mce_baseline={name} is none of the runs or experiments: {there}. Name one of these.")
     return list(found)
 
 
