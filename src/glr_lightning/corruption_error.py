@@ -100,7 +100,7 @@ def _errors(runs: Sequence[Run]) -> Errors:
     found: dict[str, dict[float, list[float]]] = {}
     for run in runs:
         for column, cell in run.cells.items():
-            name = ", ".join(filter(None, [column.threat, column.preset]))
+            name = f"{column.threat} ({column.preset})" if column.preset else column.threat
             for row in cell.rows if _counts(column) else ():
                 found.setdefault(name, {}).setdefault(row["level"], []).append(1 - row["accuracy"])
     return {name: {level: fmean(values) for level, values in levels.items()} for name, levels in found.items()}

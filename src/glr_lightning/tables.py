@@ -119,8 +119,8 @@ def robustness_table(runs: Sequence[Run], columns: Sequence[Column]) -> Table:
 
 
 def robustness_tables(runs: Sequence[Run], columns: Sequence[Column]) -> list[Table]:
-    """The same as one table if it is narrow enough to read, else worst cases, attacks, corruptions and certificates each
-    in one of their own, beside the clean images."""
+    """The same as one table if it is narrow enough to read, else worst cases, attacks, corruptions and certificates in
+    tables of their own, beside the clean images."""
     return [robustness_table(runs, part) for part in readable(columns)]
 
 
@@ -255,9 +255,8 @@ def _names(columns: Sequence[Column]) -> str:
         start = f"{column.name} {column.level_name}" if single else " ".join(column.words[:2])
         end = f" ({column.norm})" if single and column.norm else ""
         together.setdefault((start, end), []).extend(f"{level:g}" for level in column.levels if single)
-    return ", ".join(
-        f"{start} {', '.join(dict.fromkeys(levels))}".strip() + end for (start, end), levels in together.items()
-    )
+    listed = {ends: ", ".join(dict.fromkeys(levels)) for ends, levels in together.items()}
+    return ", ".join(f"{start} {levels}".strip() + end for (start, end), levels in listed.items())
 
 
 def not_evaluated(runs: Sequence[Run]) -> str:
