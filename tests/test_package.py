@@ -31,12 +31,16 @@ def test_the_wheel_works_in_another_folder_without_the_checkout(tmp_path: Path) 
         f"assert config.CONF_DIR.startswith({str(target)!r}), config.CONF_DIR\n"
         "sys.argv = ['glr-train', 'epochs=1', 'copies=4', 'progress=false', 'run_dir=run']\n"
         "train.main()\n"
+        "from pathlib import Path\n"
+        "from glr_lightning.report import report\n"
+        "report([Path('run')], Path('report'))\n"  # its page is made from files of the package
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "elsewhere/run/result.json").exists()
+    assert (tmp_path / "elsewhere/report/report.html").exists()
 
 
 def test_the_plain_torch_loop_of_the_readme_runs_and_learns() -> None:

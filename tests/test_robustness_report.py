@@ -29,7 +29,7 @@ from glr_lightning.results import (
 from glr_lightning.rows import Row
 from glr_lightning.runs import find_runs
 from glr_lightning.tables import Table, robustness_tables
-from test_report import MASKED, N, make_run, row, section, standard, table, written
+from test_report import MASKED, N, call, make_run, row, section, standard, table, written
 
 # --- columns --------------------------------------------------------------------------------------------------------
 
@@ -385,7 +385,7 @@ def test_mean_corruption_error_is_the_formulas(tmp_path: Path) -> None:
     assert (itself.mean, itself.relative) == (pytest.approx(100), pytest.approx(100))
     assert corruption_error(run, [baseline, baseline]).mean == pytest.approx(found.mean)
     assert "Mean corruption error" not in written([base, other], tmp_path / "out")
-    report([base, other], tmp_path / "out", baseline="base")
+    report([base, other], tmp_path / "out", mce_baseline="base")
     rows = table((tmp_path / "out" / "report.md").read_text(), "Mean corruption error")
     assert {name: list(cells.values())[1:] for name, cells in rows.items()} == {
         "base": ["100.0", "100.0"],
@@ -408,10 +408,18 @@ def test_a_baseline_without_errors_is_said_in_words(tmp_path: Path) -> None:
 
 def test_an_unknown_baseline_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(s), "experiment=bp", f"seed={s}", rows=corrupted(9, fog=[9])) for s in (0, 1)]
-    with pytest.raises(ConfigurationError, match=r"baseline=none .*: 0, 1, bp \(2 seeds\)\. Name one"):
-        report(folders, tmp_path / "out", baseline="none")
+    with pytest.raises(ConfigurationError, match=r"mce_baseline=none .*: 0, 1, bp \(2 seeds\)\. Name one"):
+        report(folders, tmp_path / "out", mce_baseline="none")
     assert not (tmp_path / "out").exists()
-    report(folders, tmp_path / "out", baseline="bp (2 seeds)")
+    report(folders, tmp_path / "out", mce_baseline="bp (2 seeds)")
+
+
+def test_the_baseline_is_an_option_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / "runs" / str(seed), "experiment=bp", f"seed={seed}", rows=corrupted(9, fog=[9]))
+    for name in ("0", "'bp (2 seeds)'"):
+        assert call(monkeypatch, f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}", f"mce_baseline={name}") == 0
+        assert "## Mean corruption error" in (tmp_path / "out" / "report.md").read_text()
 
 
 # --- RobustBench ----------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def find_baseline(name: str, groups: Mapping[str, Sequence[Run]]) -> list[Run]:
     found = named.get(name) or groups.get(name)
     if not found:
         there = ", ".join(dict.fromkeys([*named, *groups]))
-        raise ConfigurationError(f"baseline={name} is none of the runs or experiments: {there}. Name one of these.")
+        raise ConfigurationError(f"mce_baseline={name} is none of the runs or experiments: {there}. Name one of these.")
     return list(found)
 
 
@@ -100,7 +100,7 @@ def _errors(runs: Sequence[Run]) -> Errors:
     found: dict[str, dict[float, list[float]]] = {}
     for run in runs:
         for column, cell in run.cells.items():
-            name = ", ".join(filter(None, [column.threat, column.preset]))
+            name = f"{column.threat} ({column.preset})" if column.preset else column.threat
             for row in cell.rows if _counts(column) else ():
                 found.setdefault(name, {}).setdefault(row["level"], []).append(1 - row["accuracy"])
     return {name: {level: fmean(values) for level, values in levels.items()} for name, levels in found.items()}

@@ -72,13 +72,13 @@ class ReportConfig:
 
     runs: Any = MISSING
     out: str = "report"
-    baseline: str | None = None
+    mce_baseline: str | None = None
 
 
 ConfigStore.instance().store(name="report_schema", node=ReportConfig)
 
 
-def report(folders: Sequence[Path], out: Path, baseline: str | None = None) -> list[Table]:
+def report(folders: Sequence[Path], out: Path, mce_baseline: str | None = None) -> list[Table]:
     """Write the report of some run folders into `out`, which is made if missing.
 
     Everything is read and drawn before the first file is written. An earlier report in `out` is replaced.
@@ -86,7 +86,7 @@ def report(folders: Sequence[Path], out: Path, baseline: str | None = None) -> l
     Args:
         folders: run folders.
         out: the folder of the report.
-        baseline: the name of a run, or the label of an experiment, that corruption errors are relative to.
+        mce_baseline: the name of a run, or the label of an experiment, that corruption errors are relative to.
 
     Returns:
         The tables that sum it up, for the screen.
@@ -99,8 +99,8 @@ def report(folders: Sequence[Path], out: Path, baseline: str | None = None) -> l
     groups, columns = experiments(runs), all_columns(runs)
     papers = paper_tables(groups)
     errors = []
-    if baseline is not None:
-        errors = [corruption_error_table(runs, find_baseline(baseline, groups), baseline)]
+    if mce_baseline is not None:
+        errors = [corruption_error_table(runs, find_baseline(mce_baseline, groups), mce_baseline)]
     drawn = draw(groups, columns) | draw_robustness(groups)
     pictures = [Picture(name, FIGURES[name], png) for name, png in drawn.items()]
     examples = galleries(runs)
@@ -227,7 +227,7 @@ def _main(composed: DictConfig) -> None:
             raise ConfigurationError('which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.')
         config = resolve(composed)
         out = Path(config["out"]).expanduser()
-        show(report(find_runs(_patterns(config["runs"]), option="runs"), out, config["baseline"]))
+        show(report(find_runs(_patterns(config["runs"]), option="runs"), out, config["mce_baseline"]))
         print(f"\nreport: {out / REPORT}\npage: {out / PAGE}")
 
     cli.run_job(job)

@@ -119,8 +119,8 @@ def robustness_table(runs: Sequence[Run], columns: Sequence[Column]) -> Table:
 
 
 def robustness_tables(runs: Sequence[Run], columns: Sequence[Column]) -> list[Table]:
-    """The same as one table if it is narrow enough to read, else attacks, corruptions and certificates each in one of
-    their own, beside the clean images."""
+    """The same as one table if it is narrow enough to read, else worst cases, attacks, corruptions and certificates in
+    tables of their own, beside the clean images."""
     return [robustness_table(runs, part) for part in readable(columns)]
 
 
@@ -129,8 +129,8 @@ def readable(columns: Sequence[Column]) -> list[Sequence[Column]]:
     if len(columns) <= WIDEST:
         return [columns]
     clean = [column for column in columns if column.kind == "clean"]
-    kinds = [("attack", WORST_CASE), ("corruption",), ("certificate",)]
-    parts = [[column for column in columns if column.kind in kind] for kind in kinds]
+    kinds = (WORST_CASE, "attack", "corruption", "certificate")
+    parts = [[column for column in columns if column.kind == kind] for kind in kinds]
     return [clean + part for part in parts if part]
 
 
@@ -248,9 +248,15 @@ def _remarks(runs: Sequence[Run], columns: Sequence[Column]) -> list[str]:
 
 
 def _names(columns: Sequence[Column]) -> str:
-    """With the levels, unless those are too many to name."""
-    lines = dict.fromkeys(" ".join(column.words[:2]) for column in columns)
-    return ", ".join(lines if len(lines) <= 6 else dict.fromkeys(column.name for column in columns))
+    """With their levels, as in `fgsm epsilon 0.1, 0.2 (linf)`."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for column in columns:
+        single = len(column.levels) == 1
+        start = f"{column.name} {column.level_name}" if single else " ".join(column.words[:2])
+        end = f" ({column.norm})" if single and column.norm else ""
+        together.setdefault((start, end), []).extend(f"{level:g}" for level in column.levels if single)
+    listed = {ends: ", ".join(dict.fromkeys(levels)) for ends, levels in together.items()}
+    return ", ".join(f"{start} {levels}".strip() + end for (start, end), levels in listed.items())
 
 
 def not_evaluated(runs: Sequence[Run]) -> str:

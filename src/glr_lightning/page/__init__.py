@@ -62,10 +62,9 @@ def _table(table: Table) -> str:
         rows.append(f'<tr><th scope="row" class="{kinds[0]}">{escape(first)}</th>{cells}</tr>')
     notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
     body = "\n".join(rows)
-    return (
-        f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n'
-        f'</table></div>\n<div class="notes">{notes}</div>'
-    )
+    drawn = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    scrolled = f'<div class="scroll" role="region" aria-label="table" tabindex="0">{drawn}</div>'
+    return f'{scrolled}\n<div class="notes">{notes}</div>'
 
 
 def _kind(table: Table, place: int) -> str:
