@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from glr_lightning.threats import ImageRandom
 from glr_lightning.threats.attacked import Attacked
 from glr_lightning.threats.fgsm import fgsm
 from glr_lightning.threats.gradient import margin
+from glr_lightning.threats.hopskipjump import hopskipjump
 from glr_lightning.threats.lbfgs import lbfgs
 from glr_lightning.threats.penalised_lbfgs import penalised_lbfgs
 from glr_lightning.threats.pgd import pgd
@@ -428,3 +430,44 @@ class TestFoolbox:
         assert accuracies[1] < accuracies[0] - 0.1
         assert abs(accuracies[1] - accuracies[2]) <= 0.005
         assert ((moved - expected).flatten(1).abs().amax(1) < 1e-3).double().mean() > 0.95
+
+
+class TestHopSkipJump:
+    def test_nears_the_boundary_of_a_linear_model(self) -> None:
+        pytest.importorskip("foolbox")
+        model, x = linear(2), inner_pictures(30)
+        y = model(x).argmax(1)
+        distance = distances(model, x, y, "l2")
+        before = torch.get_rng_state()
+        for target in (None, 1 - y):
+            random = random_of(30)
+            moved = hopskipjump(model, x, y, random=random, epsilon=10.0, steps=10, target=target)
+            assert torch.equal(moved, hopskipjump(model, x, y, random=random, epsilon=10.0, steps=10, target=target))
+            assert (model(moved).argmax(1) != y).all()
+            ratio = (moved - x).flatten(1).norm(dim=1) / distance
+            assert (ratio > 0.999).all()
+            assert ratio.median() < 1.25
+
+            epsilon = float(((moved - x).flatten(1).norm(dim=1)).median())
+            bounded = hopskipjump(model, x, y, random=random, epsilon=epsilon, steps=10, target=target)
+            near = (moved - x).flatten(1).norm(dim=1) <= epsilon
+            assert torch.equal(bounded, torch.where(near[:, None, None, None], moved, x))
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_leaves_alone_what_is_wrong_and_what_has_no_start(self) -> None:
+        pytest.importorskip("foolbox")
+        x = pictures(6)
+        always_first = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        with torch.no_grad():
+            always_first[1].weight.zero_()
+            always_first[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+        for label, queries in ((0, 1 + 20 + 1), (1, 1)):
+            y = torch.full((6,), label)
+            attacked = Attacked(always_first, x)
+            assert torch.equal(hopskipjump(attacked, x, y, random=random_of(6), epsilon=1.0, starts=20), x)
+            assert attacked.ledger.queries.tolist() == [queries] * 6
+
+    def test_without_foolbox_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "foolbox", None)
+        with pytest.raises(ConfigurationError, match=r"pip install \"glr-lightning\[foolbox\]\""):
+            hopskipjump(linear(2), inner_pictures(1), torch.zeros(1).long(), random=random_of(1), epsilon=1.0)

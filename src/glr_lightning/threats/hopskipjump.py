@@ -25,24 +25,24 @@ def hopskipjump(
     random: ImageRandom,
     epsilon: float,
     norm: str = "l2",
-    steps: int = 16,
+    steps: int = 10,
     initial_evaluations: int = 100,
     starts: int = 100,
     target: Tensor | None = None,
 ) -> Tensor:
-    """x' near x [B, C, H, W] in [0, 1] that is predicted otherwise, or as the target, int64 [B], from predictions alone.
+    """x' near x [B, C, H, W] in [0, 1], predicted otherwise, or as the target, int64 [B]; from predictions alone.
 
     From a start that fools it walks along the boundary towards x, estimating its normal from predictions around. An
     image is returned unchanged if it fools as it is, if no start is found, or if x' is farther away than epsilon in the
     norm (pixel units). A start is the first that fools of `starts` images, each a blend of x and its own uniform noise,
-    the later the more noise; with a target also the images of this batch that are predicted so.
+    the later the more noise; and where none does, an image of this batch that is predicted otherwise, or as the target.
 
     steps: of the walk. initial_evaluations: predictions for the first normal; step t takes sqrt(t) times as many.
 
     The walk is `foolbox.attacks.HopSkipJumpAttack` (Rauber, Brendel & Bethge 2017), with one change: foolbox divides
     the normals by the norm of the batch's, which makes the steps smaller in larger batches; here each is divided by its
-    own. Its random numbers are torch's global ones, seeded from `random` and put back afterwards, and drawn for a batch:
-    unlike for all other threats an image's result depends on the batch it is in, and on its size.
+    own. Its random numbers are torch's global ones, seeded from `random` and put back afterwards, and drawn for a whole
+    batch: unlike for all other threats an image's result depends on the batch that it is in.
 
     Source: Chen, Jordan & Wainwright, "HopSkipJumpAttack: a query-efficient decision-based attack", IEEE S&P 2020.
     Raises ConfigurationError for parameters out of range, and without foolbox.
@@ -53,9 +53,9 @@ def hopskipjump(
         validated_count(name, count)
     foolbox = _foolbox()
     goal = Goal.of(y, target)
-    right = (~goal.reached(attacked(x))).nonzero().squeeze(1)
-    found = _starts(attacked.take(right), goal.take(right), x[right], ImageRandom(random.seed, random.index[right]), starts)
-    rows, start = right[found.reached], found.images[found.reached]
+    found = _starts(attacked, goal, x, random, starts)
+    rows = (found.reached & (found.images != x).flatten(1).any(1)).nonzero().squeeze(1)
+    start = found.images[rows]
     if not len(rows):
         return x
     classes = goal.classes[rows]
@@ -73,15 +73,20 @@ def hopskipjump(
 
 
 def _starts(attacked: Attacked, goal: Goal, x: Tensor, random: ImageRandom, starts: int) -> Best:
-    """For every image the first blend with noise that fools."""
+    """For every image itself if it fools, else the first blend with noise, else a neighbour in the batch."""
     best = Best(x, goal, margin)
+    scores = attacked(x)
+    best.offer(best.open, x, scores)
     for number in range(starts):
         rows = best.open
-        if not len(rows):
-            break
         noise = ImageRandom(random.seed, random.index[rows]).uniform(x.shape[1:], number).to(x)
         blend = torch.lerp(x[rows], noise, (number + 1) / starts)
         best.offer(rows, blend, attacked.take(rows)(blend))
+    rows = best.open
+    if len(rows):
+        same = scores.argmax(1) == goal.classes[rows, None]
+        neighbour = x[(same if goal.sign < 0 else ~same).int().argmax(1)]
+        best.offer(rows, neighbour, attacked.take(rows)(neighbour))
     return best
 
 
@@ -99,7 +104,7 @@ class _Module(nn.Module):
 def _per_image(attack: Any) -> Any:
     """The attack with normals of length 1 each, see `hopskipjump`."""
 
-    class PerImage(attack):  # type: ignore[misc]
+    class PerImage(attack):
         def approximate_gradients(self, *arguments: Any, **options: Any) -> Any:
             normals = super().approximate_gradients(*arguments, **options)
             flat = normals.flatten(start=1)
