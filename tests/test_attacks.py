@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from glr_lightning.threats import ImageRandom
 from glr_lightning.threats.attacked import Attacked
 from glr_lightning.threats.fgsm import fgsm
 from glr_lightning.threats.gradient import margin
+from glr_lightning.threats.hopskipjump import hopskipjump
 from glr_lightning.threats.lbfgs import lbfgs
+from glr_lightning.threats.penalised_lbfgs import penalised_lbfgs
 from glr_lightning.threats.pgd import pgd
 from glr_lightning.threats.random_noise import random_noise
 from glr_lightning.threats.square import bump, square, square_share
@@ -112,6 +115,39 @@ class TestLinearOptimum:
         assert wrong[distance < epsilon / ratio].all()
         assert not wrong[distance > epsilon].any()
 
+    @pytest.mark.parametrize("classes", [2, 5])
+    @pytest.mark.parametrize("targeted", [False, True])
+    def test_penalised_lbfgs(self, classes: int, targeted: bool) -> None:
+        """The nearest point of the boundary, to 1 % with two classes. With more it may be another class's boundary."""
+        model, x, y, target, distance = self.setup(classes, "l2", targeted)
+        moved = penalised_lbfgs(model, x, y, random=None, target=target)
+        prediction, found = model(moved).argmax(1), (moved - x).flatten(1).norm(dim=1)
+        assert (prediction == target if targeted else prediction != y).all()
+        assert (found > 0.999 * distance).all()
+        if classes == 2 or not targeted:
+            assert (found < (1.01 if classes == 2 else 1.25) * distance).all()
+
+        epsilon = float(distance.median())
+        bounded = penalised_lbfgs(model, x, y, random=None, target=target, epsilon=epsilon)
+        assert torch.equal((bounded != x).flatten(1).any(1), found <= epsilon)
+
+    def test_penalised_lbfgs_at_the_walls_of_the_box(self) -> None:
+        """There the nearest point is clip(x + t w) at the t that meets the boundary, w being w_other - w_y."""
+        model = linear(2)
+        x = (pictures(self.N, SHAPE).double() * 1.6 - 0.3).clamp(0, 1)
+        y = model(x).argmax(1)
+        weight = (model[1].weight[1 - y] - model[1].weight[y]).detach().view_as(x)
+        low, high = torch.zeros(self.N, 1, 1, 1).double(), torch.full((self.N, 1, 1, 1), 10.0).double()
+        for _ in range(50):
+            middle = (low + high) / 2
+            short = margin(model((x + middle * weight).clamp(0, 1)), y).view_as(low) < 0
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        best = ((x + high * weight).clamp(0, 1) - x).flatten(1).norm(dim=1)
+        moved = penalised_lbfgs(model, x, y, random=None)
+        assert (model(moved).argmax(1) != y).all()
+        ratio = (moved - x).flatten(1).norm(dim=1) / best
+        assert ((ratio > 0.999) & (ratio < 1.05)).all()
+
     @pytest.mark.parametrize("norm", ["linf", "l2"])
     def test_random_noise_has_the_normal_distribution(self, norm: str) -> None:
         """w.delta is near N(0, (epsilon ||w||_2 s)^2), where s is d^-1/2 on the sphere of d dimensions and 1 at the
@@ -141,12 +177,13 @@ ATTACKS: dict[str, tuple[Attack, dict[str, Any]]] = {
     "noise_linf": (random_noise, {"epsilon": 0.2, "draws": 20}),
     "noise_l2": (random_noise, {"epsilon": 1.0, "norm": "l2", "draws": 20}),
     "lbfgs": (lbfgs, {"iterations": 8}),
+    "penalised_lbfgs": (penalised_lbfgs, {"epsilon": 0.6, "rounds": 4, "iterations": 5}),
 }
 CASES = [
     (name, source)
     for name, (function, _) in ATTACKS.items()
     for source in ("autograd", "straight_through", "likelihood_ratio")
-    if source == "autograd" or function in (pgd, lbfgs)
+    if source == "autograd" or function in (pgd, lbfgs, penalised_lbfgs)
 ]
 
 
@@ -181,10 +218,12 @@ class TestEveryAttack:
         assert moved.min() >= 0
         assert moved.max() <= 1
         if "epsilon" in parameters:
-            size = change.norm(dim=1) if parameters.get("norm") == "l2" else change.abs().amax(1)
+            size = change.norm(dim=1) if name.endswith("l2") or name == "penalised_lbfgs" else change.abs().amax(1)
             assert (size <= parameters["epsilon"] + 1e-6).all()
 
-    @pytest.mark.parametrize("name", ["pgd_linf", "pgd_l2", "square_linf", "square_l2", "noise_linf", "noise_l2"])
+    @pytest.mark.parametrize(
+        "name", ["pgd_linf", "pgd_l2", "square_linf", "square_l2", "noise_linf", "noise_l2", "penalised_lbfgs"]
+    )
     def test_an_image_that_is_wrong_already_is_left_alone_at_the_price_of_one_query(self, name: str) -> None:
         x = pictures(24)
         y = threshold_net()(x).argmax(1)
@@ -232,6 +271,9 @@ class TestEveryAttack:
             (square, {"norm": "l0"}, "unknown norm"),
             (random_noise, {"draws": 0}, "draws must be"),
             (random_noise, {"epsilon": math.inf}, "epsilon must be"),
+            (penalised_lbfgs, {"epsilon": -1.0}, "epsilon must be"),
+            (penalised_lbfgs, {"rounds": 0}, "rounds must be"),
+            (penalised_lbfgs, {"iterations": 0}, "iterations must be"),
             (lbfgs, {"iterations": 101, "epsilon": None}, "iterations must be at most 100"),
             (lbfgs, {"learning_rate": 0.0, "epsilon": None}, "learning_rate must be"),
         ],
@@ -388,3 +430,44 @@ class TestFoolbox:
         assert accuracies[1] < accuracies[0] - 0.1
         assert abs(accuracies[1] - accuracies[2]) <= 0.005
         assert ((moved - expected).flatten(1).abs().amax(1) < 1e-3).double().mean() > 0.95
+
+
+class TestHopSkipJump:
+    def test_nears_the_boundary_of_a_linear_model(self) -> None:
+        pytest.importorskip("foolbox")
+        model, x = linear(2), inner_pictures(30)
+        y = model(x).argmax(1)
+        distance = distances(model, x, y, "l2")
+        before = torch.get_rng_state()
+        for target in (None, 1 - y):
+            random = random_of(30)
+            moved = hopskipjump(model, x, y, random=random, epsilon=10.0, steps=10, target=target)
+            assert torch.equal(moved, hopskipjump(model, x, y, random=random, epsilon=10.0, steps=10, target=target))
+            assert (model(moved).argmax(1) != y).all()
+            ratio = (moved - x).flatten(1).norm(dim=1) / distance
+            assert (ratio > 0.999).all()
+            assert ratio.median() < 1.25
+
+            epsilon = float(((moved - x).flatten(1).norm(dim=1)).median())
+            bounded = hopskipjump(model, x, y, random=random, epsilon=epsilon, steps=10, target=target)
+            near = (moved - x).flatten(1).norm(dim=1) <= epsilon
+            assert torch.equal(bounded, torch.where(near[:, None, None, None], moved, x))
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_leaves_alone_what_is_wrong_and_what_has_no_start(self) -> None:
+        pytest.importorskip("foolbox")
+        x = pictures(6)
+        always_first = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        with torch.no_grad():
+            always_first[1].weight.zero_()
+            always_first[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+        for label, queries in ((0, 1 + 20 + 1), (1, 1)):
+            y = torch.full((6,), label)
+            attacked = Attacked(always_first, x)
+            assert torch.equal(hopskipjump(attacked, x, y, random=random_of(6), epsilon=1.0, starts=20), x)
+            assert attacked.ledger.queries.tolist() == [queries] * 6
+
+    def test_without_foolbox_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "foolbox", None)
+        with pytest.raises(ConfigurationError, match=r"pip install \"glr-lightning\[foolbox\]\""):
+            hopskipjump(linear(2), inner_pictures(1), torch.zeros(1).long(), random=random_of(1), epsilon=1.0)

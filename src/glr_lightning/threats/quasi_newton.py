@@ -15,19 +15,22 @@ def dot(left: Tensor, right: Tensor) -> Tensor:
 class InverseHessian:
     """The L-BFGS approximation of every row's inverse Hessian, from pairs of steps and changes of the gradient.
 
-    A row's pair with a curvature s.y of 1e-10 or less is left out, in that row only: so each row is what it would be
-    by itself. Source: Nocedal & Wright, "Numerical optimization", 2nd edition, algorithm 7.4, with the scale s.y / y.y.
+    A row's pair with a curvature s.y of at most 1e-10, or `caution` * s.s, is left out, in that row only: so each row
+    is what it would be by itself. Caution (Li & Fukushima, SIAM J. Optim. 2001) keeps noisy gradients from making the
+    inverse large. Source: Nocedal & Wright, "Numerical optimization", 2nd edition, algorithm 7.4, with the scale
+    s.y / y.y.
     """
 
-    def __init__(self, history: int) -> None:
+    def __init__(self, history: int, caution: float = 0.0) -> None:
         self._history = history
+        self._caution = caution
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self._scale: Tensor | None = None
 
     def update(self, step: Tensor, change: Tensor) -> None:
         """s and y of every row, [B, N]."""
         curvature = dot(step, change)
-        valid = curvature > 1e-10
+        valid = curvature > (self._caution * dot(step, step)).clamp_min(1e-10)
         safe = torch.where(valid, curvature, 1.0)
         rho = torch.where(valid, 1.0 / safe, 0.0)
         self._pairs = [*self._pairs, (step, change, rho)][-self._history :]
