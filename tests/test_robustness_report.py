@@ -74,6 +74,9 @@ def test_the_row_of_most_images_counts_and_fewer_are_said(tmp_path: Path) -> Non
     for rows in ([row("clean", 180), row("clean", 50, **few)], [row("clean", 50, **few), row("clean", 180)]):
         (cell,) = table_cells(rows).values()
         assert (cell.accuracy, cell.remarks) == (0.9, [])
+    worst = [row("worst_case", 60, 0.1, "worst_case"), row("worst_case", 9, 0.1, "worst_case", n=100, note="more")]
+    (cell,) = table_cells(worst).values()  # a higher worst case over fewer attacks does not hide a lower one
+    assert (cell.accuracy, cell.remarks) == (0.3, ["4.50 % of the first 100 images (more)"])
     many = make_run(tmp_path / "many", rows=standard())
     mixed = make_run(tmp_path / "mixed", rows=[row("clean", 180), standard()[1] | few])
     below = section(written([many, mixed], tmp_path / "out"), "Accuracy under threat")
@@ -186,6 +189,10 @@ def test_a_paper_table_keeps_the_flags(tmp_path: Path) -> None:
     found = paper.table()
     assert "45.00 †1 (54.35)" in found.rows[2]
     assert found.notes[0] == "†1 out of budget (3 of 200 images break the rules)"
+    rows = [each | {"randomized": True} for each in papers()]
+    other = make_run(tmp_path / "b", "experiment=wide/lrt", "data=mnist", rows=rows)
+    paper, _ = paper_tables(experiments(read_runs([folder, other])))
+    assert "clean of b: predictions are random." in paper.table().notes
 
 
 def test_latex_escapes_whatever_a_run_is_called() -> None:
@@ -337,6 +344,9 @@ def test_no_gallery_without_kept_images_and_damage_is_refused(tmp_path: Path) ->
     other = looked_at(tmp_path / "c")
     kept = {"c": evidence(np.zeros((1, 1, 4, 4)), [0]), "p0.2": evidence(np.zeros((2, 1, 4, 4)), [0, 1])}
     write_evidence(other / "robustness.npz", kept)  # not of the same images
+    assert galleries(read_runs([other])) == []
+    odd = Evidence(np.ones(2, bool), np.zeros((2, 1, 4, 4), np.uint8), np.arange(2), np.arange(1))
+    write_evidence(other / "robustness.npz", {"c": odd, "p0.2": odd})
     assert galleries(read_runs([other])) == []
 
 

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.results import Column, Run
-from glr_lightning.tables import NONE, Table, mark, numbered, warning
+from glr_lightning.tables import NONE, Table, mark, numbered, one_of_each_seed, warning
 
 Errors = dict[str, dict[float, float]]  # by corruption and severity
 
@@ -38,7 +38,7 @@ def find_baseline(name: str, groups: Mapping[str, Sequence[Run]]) -> list[Run]:
     if not found:
         there = ", ".join(dict.fromkeys([*named, *groups]))
         raise ConfigurationError(f"mce_baseline={name} is none of the runs or experiments: {there}. Name one of these.")
-    return list(found)
+    return one_of_each_seed(found)
 
 
 def corruption_error(run: Run, baseline: Sequence[Run]) -> CorruptionError:
@@ -71,15 +71,16 @@ def corruption_error(run: Run, baseline: Sequence[Run]) -> CorruptionError:
 def corruption_error_table(runs: Sequence[Run], baseline: Sequence[Run], name: str) -> Table:
     """A row for each run that was evaluated under corruptions."""
     footnotes: dict[str, int] = {}
-    rows, counts = [], {}
+    rows, counts, remarks = [], {}, []
     for run in runs:
         found = corruption_error(run, baseline)
         cells = [cell for each in (run, *baseline) for column, cell in each.cells.items() if _counts(column)]
         if found.corruptions:
             counts[run.name] = found.corruptions
             note = "; ".join(filter(None, [*found.notes, warning(cells)]))
+            remarks += [f"{run.name}: {remark}." for cell in cells for remark in cell.remarks]
             rows.append([run.name, _text(found.mean) + mark(note, footnotes), _text(found.relative)])
-    notes = numbered(footnotes)
+    notes = [*numbered(footnotes), *dict.fromkeys(remarks)]
     for corruptions in dict.fromkeys(counts.values()):
         names = [run for run, own in counts.items() if own == corruptions]
         of = "" if len(names) == len(counts) else f"{', '.join(names)}: "

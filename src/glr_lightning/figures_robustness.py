@@ -26,6 +26,7 @@ from glr_lightning.figures import (
     wrapped,
 )
 from glr_lightning.results import Cell, Column, Run
+from glr_lightning.tables import one_of_each_seed
 from glr_lightning.worst_case import WORST_CASE
 
 CAPTIONS = {
@@ -50,6 +51,7 @@ class Point:
 
 def draw_robustness(experiments: Experiments) -> dict[str, bytes]:
     """The figures there are data for, by file name."""
+    experiments = {label: one_of_each_seed(runs) for label, runs in experiments.items()}
     drawn = {"epsilon.png": accuracy_by_epsilon, "corruptions.png": corruption_maps, "certified.png": certified}
     with matplotlib.style.context(["default", STYLE]):
         figures = {name: figure(experiments) for name, figure in drawn.items()}
@@ -62,8 +64,8 @@ def accuracy_by_epsilon(experiments: Experiments) -> Figure | None:
     for label, runs in experiments.items():
         curves = _curves(runs, ("attack", WORST_CASE))
         for norm in dict.fromkeys(way.norm for way in curves):
-            own = {way: points for way, points in curves.items() if way.norm == norm}
-            panels.append((f"{label}: {norm}", {way: _from_clean(way, points, runs) for way, points in own.items()}))
+            own = {way: _from_clean(way, points, runs) for way, points in curves.items() if way.norm == norm}
+            panels.append((": ".join(filter(None, [label, norm])), own))
     attacks = dict.fromkeys(way.way for _, curves in panels for way in curves if way.kind != WORST_CASE)
     looks = {words: _not_black(nth_look(place)) for place, words in enumerate(attacks)}
     if not panels:
@@ -131,13 +133,11 @@ def _curves(runs: Sequence[Run], kinds: Sequence[str]) -> dict[Column, Points]:
             for row in cell.rows if column.kind in kinds and column.levels else ():
                 single = Cell((row,), cell.images)
                 found.setdefault(replace(column, levels=()), {}).setdefault(row["level"], []).append(single)
-    return {
-        way: {
-            level: Point(100 * fmean(cell.accuracy for cell in cells), any(cell.warnings for cell in cells))
-            for level, cells in sorted(levels.items())
-        }
-        for way, levels in found.items()
-    }
+    return {way: {level: _point(cells) for level, cells in sorted(levels.items())} for way, levels in found.items()}
+
+
+def _point(cells: Sequence[Cell]) -> Point:
+    return Point(100 * fmean(cell.accuracy for cell in cells), any(cell.warnings for cell in cells))
 
 
 def _not_black(look: Look) -> Look:
@@ -148,12 +148,12 @@ def _not_black(look: Look) -> Look:
 def _from_clean(way: Column, points: Points, runs: Sequence[Run]) -> Points:
     """With the clean images, judged the same way, as epsilon 0."""
     clean = [
-        cell.accuracy
+        cell
         for run in runs
         for column, cell in run.cells.items()
         if column.kind == "clean" and column.noisy_passes == way.noisy_passes
     ]
-    return {0.0: Point(100 * fmean(clean), marked=False), **points} if clean else points
+    return {0.0: _point(clean), **points} if clean else points
 
 
 def _marked(panels: Iterable[Mapping[Column, Points]]) -> bool:

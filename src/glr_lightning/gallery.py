@@ -65,7 +65,7 @@ def blocks(run: Run) -> list[Block]:
     found = []
     for column, row in strongest.values():
         attacked, clean = evidence.get(row["fingerprint"]), _clean(run, row, evidence)
-        if attacked is not None and clean is not None and len(attacked.examples):
+        if attacked is not None and clean is not None:
             sign = " †" if run.cells[column].warnings else ""
             found.append(Block(", ".join(column.words) + sign, clean, attacked))
     return found
@@ -84,6 +84,9 @@ def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | N
 
 def _same_images(clean: Evidence, attacked: Evidence) -> bool:
     """As far as what was kept can tell."""
+    for each in (clean, attacked):
+        if not each.examples.size or not len(each.examples) == len(each.labels) == len(each.predictions):
+            return False
     return clean.examples.shape == attacked.examples.shape and np.array_equal(clean.labels, attacked.labels)
 
 

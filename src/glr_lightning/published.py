@@ -128,18 +128,24 @@ class PaperTable:
         for line in self.lines:
             cells = [_text(line.entries[threat], len(line.runs), footnotes) for threat in self.threats]
             rows.append([line.model, line.label, seeds(line.runs) or NONE, *cells])
-        notes = numbered(footnotes)
-        counts = {row["n"] for line in self.lines for e in line.entries.values() for c in e.cells for row in c.rows}
-        if len(counts) > 1:
-            notes.append(f"Ours are of {', '.join(f'{count:,}' for count in sorted(counts))} images.")
+        notes = numbered(footnotes) + self._remarks()
         notes.append(
             "Ours (published), in %: in brackets the accuracies from the README of the authors' code of Peng et al., "
             "INFORMS Journal on Computing 34(1), 2022; single runs, without seeds or error bars."
         )
-        if any(line.runs for line in self.lines) and "fgsm" in self.threats:
-            notes.append("Both attacks are transferred from another network: no white-box claim.")
         heading = [["model"], ["experiment"], ["seeds"], *([words] for words in self.threats.values())]
         return Table(heading, rows, notes, text_columns=3)
+
+    def _remarks(self) -> list[str]:
+        """What the rows say of themselves; of which experiments, where not of all."""
+        notes = []
+        for threat, words in self.threats.items():
+            said = {line.label: _remarks(line.entries[threat]) for line in self.lines if line.entries[threat].cells}
+            for remark in dict.fromkeys(remark for own in said.values() for remark in own):
+                labels = [label for label, own in said.items() if remark in own]
+                of = "" if len(labels) == len(said) else f" of {', '.join(labels)}"
+                notes.append(f"{words}{of}: {remark}.")
+        return notes
 
     def csv(self) -> str:
         """The same with a column for each number, in %."""
@@ -225,6 +231,10 @@ def _cell(run: Run, threat: str, epsilon: float) -> Cell | None:
 def _text(entry: Entry, seeds: int, footnotes: dict[str, int]) -> str:
     published = NONE if entry.published is None else f"{100 * entry.published:.2f}"
     return f"{mean_of(entry.accuracies, seeds)}{mark(warning(entry.cells), footnotes)} ({published})"
+
+
+def _remarks(entry: Entry) -> list[str]:
+    return list(dict.fromkeys(remark for cell in entry.cells for remark in cell.remarks))
 
 
 def _numbers(entry: Entry) -> list[float | str]:

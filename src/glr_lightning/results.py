@@ -100,10 +100,12 @@ class Cell:
     """One run under one threat: one row of robustness.csv, or one for each severity.
 
     images: the most that any row of the run was counted from.
+    others: rows about the same, of fewer images.
     """
 
     rows: tuple[Row, ...]
     images: int
+    others: tuple[Row, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -125,7 +127,10 @@ class Cell:
         """What else is to be known of the accuracy."""
         said = [part for row in self.rows if not is_marked(row) for part in (row["note"], *_unsaid(row)) if part]
         counts = sorted({row["n"] for row in self.rows if row["n"] < self.images})
-        return list(dict.fromkeys([*said, *(f"of the first {n:,} images" for n in counts)]))
+        said += [f"of the first {n:,} images" for n in counts]
+        for row in self.others if self.rows[0]["kind"] == WORST_CASE else ():  # over other attacks, maybe more of them
+            said.append(f"{100 * row['accuracy']:.2f} % of the first {row['n']:,} images ({row['note']})")
+        return list(dict.fromkeys(said))
 
 
 @dataclass(frozen=True)
@@ -263,24 +268,29 @@ def table_cells(rows: Sequence[Row], path: Path | str = ROBUSTNESS) -> dict[Colu
     are of equally many.
     """
     together: dict[tuple[tuple[Any, ...], Any], dict[float | None, Row]] = {}
+    others: dict[tuple[tuple[Any, ...], Any], list[Row]] = {}
     for row in rows:
         joint = row["kind"] == "corruption" and row["level"] is not None
         which = "all severities" if joint else row["level"]
-        levels = together.setdefault((tuple(row[field] for field in _SHARED), which), {})
+        key = (tuple(row[field] for field in _SHARED), which)
+        levels = together.setdefault(key, {})
         other = levels.get(row["level"])
         if other is not None and other["n"] == row["n"]:
             raise CheckpointError(
                 f"{path} has two rows for {row['threat']} at {row['level_name'] or 'level'} {row['level']} on "
                 f"{row['n']} images; remove the file and evaluate the run again."
             )
+        if other is not None:
+            others.setdefault(key, []).append(min(row, other, key=lambda each: each["n"]))
         if other is None or other["n"] < row["n"]:
             levels[row["level"]] = row
     images = max((row["n"] for row in rows), default=0)
     cells = {}
-    for (shared, _), levels in together.items():
+    for key, levels in together.items():
         known = tuple(sorted(level for level in levels if level is not None))
-        column = Column(**dict(zip(_SHARED, shared, strict=True)), levels=known)
-        cells[column] = Cell(tuple(levels[level] for level in column.levels or levels), images)
+        column = Column(**dict(zip(_SHARED, key[0], strict=True)), levels=known)
+        chosen = tuple(levels[level] for level in column.levels or levels)
+        cells[column] = Cell(chosen, images, tuple(others.get(key, ())))
     return cells
 
 

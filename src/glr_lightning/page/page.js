@@ -10,7 +10,8 @@ for (const table of document.querySelectorAll("table")) {
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, place) => heading.querySelector("button").addEventListener("click", () => {
     const numeric = heading.classList.contains("number");
-    const ascending = heading.ariaSort ? heading.ariaSort === "descending" : !numeric;
+    const before = heading.getAttribute("aria-sort");
+    const ascending = before ? before === "descending" : !numeric;
     const rows = [...table.tBodies[0].rows].map((row) => ({ row, value: value(row, place, numeric) }));
     const known = rows.filter((each) => each.value !== null);
     known.sort((a, b) => (ascending ? 1 : -1) * compare(a.value, b.value));
