@@ -7,7 +7,7 @@ THREAT ?= standard
 OUT ?= report
 ARGS ?=
 
-.PHONY: help install quickstart train evaluate sweep report diagnose bench study estimators lint test clean
+.PHONY: help install quickstart train evaluate sweep report diagnose bench study robustness estimators lint test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -45,8 +45,11 @@ diagnose: install ## bias, variance and cost of the estimators: make diagnose AR
 bench: install ## time per step: naive outer product, ours, backprop; Lightning over a bare loop
 	$(BIN)/python experiments/benchmark/bench.py
 
-study: install ## the published settings beside ours on real MNIST (half an hour): make study DATA=DIR
+study: install ## the paper's protocol, its settings and ours on real MNIST (half an hour): make study DATA=DIR
 	DATA=$(DATA) BIN=$(BIN) sh experiments/mnist/run.sh
+
+robustness: install ## what an honest attacker leaves of seven networks on real MNIST (20 minutes): make robustness DATA=DIR
+	DATA=$(DATA) BIN=$(BIN) sh experiments/robustness/run.sh
 
 estimators: install ## which estimator has the least variance x time, and what it reaches (an hour): make estimators DATA=DIR
 	DATA=$(DATA) BIN=$(BIN) sh experiments/estimators/accuracy.sh

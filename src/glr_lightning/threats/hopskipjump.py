@@ -12,6 +12,7 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import validated_count
 from glr_lightning.threats.attacked import Attacked
 from glr_lightning.threats.ball import check_ball
+from glr_lightning.threats.base import Threat, attack
 from glr_lightning.threats.goal import Best, Goal
 from glr_lightning.threats.gradient import Scores, margin
 from glr_lightning.threats.random import ImageRandom
@@ -70,6 +71,12 @@ def hopskipjump(
     size = change.norm(dim=1) if norm == "l2" else change.abs().amax(1)
     near = size <= epsilon
     return x.index_copy(0, rows[near], moved[near])
+
+
+def hopskipjump_threat(**settings: Any) -> Threat:
+    """`attack` of hopskipjump, refused at once without foolbox and not after hours of evaluation."""
+    _foolbox()
+    return attack(hopskipjump, **settings)
 
 
 def _starts(attacked: Attacked, goal: Goal, x: Tensor, random: ImageRandom, starts: int) -> Best:
