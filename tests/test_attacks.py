@@ -268,6 +268,7 @@ class TestEveryAttack:
             (pgd, {"loss": "hinge"}, "unknown loss 'hinge'"),
             (square, {"queries": 1}, "queries must be at least 2"),
             (square, {"p_init": 0.0}, "p_init must lie"),
+            (square, {"horizon": 0}, "horizon must be"),
             (square, {"norm": "l0"}, "unknown norm"),
             (random_noise, {"draws": 0}, "draws must be"),
             (random_noise, {"epsilon": math.inf}, "epsilon must be"),
@@ -320,6 +321,14 @@ class TestSquare:
                 assert square_share(0.8, last + 1, 10_000) == 0.4 / divisor
             assert square_share(0.8, last // 10, 1_000) == square_share(0.8, last // 10 * 10, 10_000)
         assert square_share(0.3, 0, 10_000) == 0.3
+
+    def test_a_horizon_of_the_queries_is_the_default(self) -> None:
+        model, x = threshold_net(), pictures(20)
+        y = model(x).argmax(1)
+        options = {"random": random_of(20), "epsilon": 0.05, "queries": 100}
+        same, longer = (square(model, x, y, horizon=horizon, **options) for horizon in (100, 1000))
+        assert torch.equal(square(model, x, y, **options), same)
+        assert not torch.equal(longer, same)
 
     def test_bump_by_its_definition(self) -> None:
         """Rectangles that grow by one pixel a side from the centre of each half, weighing 1, 1/4, 1/9, ..."""

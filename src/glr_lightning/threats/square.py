@@ -28,6 +28,7 @@ def square(
     norm: str = "linf",
     queries: int = 1000,
     p_init: float = 0.8,
+    horizon: int | None = None,
     target: Tensor | None = None,
 ) -> Tensor:
     """x' within epsilon of x [B, C, H, W] in [0, 1], by keeping whatever square of change makes the loss larger.
@@ -41,6 +42,9 @@ def square(
     queries: forward passes an image at the most; the first is of x itself, the second of the start.
     p_init: the first share. The paper has 0.05 (linf) and 0.1 (l2) for ImageNet, 0.3 for other data and 0.8 for
         adversarially trained networks; AutoAttack (Croce & Hein, ICML 2020) 0.8 everywhere, and so this here.
+    horizon: iterations that the schedule of the share is stretched over; None for `queries`, as the source does it. Of
+        more than that only the beginning is seen, with large squares: on a piecewise-constant network small ones seldom
+        change a score.
 
     Two things differ from the authors' programs. Squares reach the last row and column, which theirs leave out; and a
     linf step that would change nothing has its signs turned, instead of being drawn again.
@@ -54,6 +58,7 @@ def square(
         raise ConfigurationError(f"queries must be at least 2, of the image and of the start, got {queries}.")
     if not (isinstance(p_init, int | float) and 0 < p_init <= 1):
         raise ConfigurationError(f"p_init must lie within (0, 1], got {p_init!r}.")
+    horizon = queries if horizon is None else validated_count("horizon", horizon)
     best = Best(x, Goal.of(y, target), margin if target is None else cross_entropy)
     best.offer(best.open, x, attacked(x))
     rows = best.open
@@ -68,7 +73,7 @@ def square(
         for number in range(done, min(done + AHEAD, queries - 2)):
             if not len(rows):
                 return best.images
-            share = square_share(p_init, number, queries)
+            share = square_share(p_init, number, horizon)
             moved = step(x[rows], best.images[rows], epsilon, share, u[:, number - done])
             best.offer(rows, moved, attacked.take(rows)(moved))
             remaining = ~best.reached[rows]
@@ -78,8 +83,7 @@ def square(
 
 
 def square_share(p_init: float, iteration: int, iterations: int) -> float:
-    """The share of the image that a square covers: p_init, halved whenever one of HALVINGS has passed, which are scaled
-    to the number of iterations."""
+    """The share of the image that a square covers: p_init, halved after each of HALVINGS, scaled to the iterations."""
     position = int(iteration / iterations * 10_000)
     return p_init / 2.0 ** sum(position > halving for halving in HALVINGS)
 
