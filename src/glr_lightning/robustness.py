@@ -418,7 +418,8 @@ def _summarise(trial: Trial, images: Mapping[str, Tensor], facts: Mapping[str, A
     threat = trial.threat
     share = float(images["no_gradient"].double().nanmean())  # an image that was done at once needed no gradient
     lawful = images["finite"] & images["inside"] & images["budget"]
-    masked = _masked(trial.gradient_source, share)
+    needless = math.isnan(share) and not images["correct"].any()  # all were wrong at once
+    masked = "" if needless else _masked(trial.gradient_source, share)
     l2, linf = images["l2"].double(), images["linf"].double()
     own_queries = 0.0 if trial.gradient_source == "transfer" else float(images["queries"].double().mean())
     note = [_transfer(trial), _eot(trial, facts), masked, _broken_rules(images, lawful)]
