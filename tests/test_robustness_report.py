@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from matplotlib.axes import Axes
 
 from glr_lightning.corruption_error import corruption_error, corruption_error_table
@@ -267,8 +268,17 @@ def test_certified_accuracy_has_a_panel_for_each_norm(tmp_path: Path) -> None:
 
 def test_no_figure_without_data_and_dollars_are_no_mathematics(tmp_path: Path) -> None:
     assert draw_robustness(experiments(read_runs([make_run(tmp_path / "a", rows=[row("clean", 1)])]))) == {}
-    folder = make_run(tmp_path / r"$\frac{$", rows=[*attacked(), *standard()[2:]])
-    written([folder], tmp_path / "out")
+    sign = r"$\frac{$"
+    hostile = [
+        each | {"threat": sign + each["threat"], "preset": sign, "norm": each["norm"] and sign + each["norm"]}
+        for each in [*attacked(), *standard()[2:], row("a", 9, 1, "certificate", norm="l2")]
+        if each["kind"] != "worst_case"
+    ]
+    folder = make_run(tmp_path / sign, rows=hostile)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["loss"]["_target_"] = sign
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "certified.png" in written([folder], tmp_path / "out")
 
 
 def test_wide_tables_are_parted_by_kind(tmp_path: Path) -> None:
