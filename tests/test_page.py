@@ -124,15 +124,17 @@ def test_what_a_run_wrote_stays_text(written: str, tmp_path: Path) -> None:
 
 
 class Links(HTMLParser):
-    """Whatever could load something or run."""
+    """Whatever could load something or run; and all tags with the names of their attributes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.tags: list[tuple[str, ...]] = []
         self.scripts = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.scripts += tag == "script"
+        self.tags.append((tag, *(name for name, _ in attrs)))
         for name, value in attrs:
             if name in ("src", "href", "srcset", "style") or name.startswith("on"):
                 self.found.append(f"{name}={value}")
@@ -147,6 +149,17 @@ def test_the_page_refers_to_itself_alone_and_runs_one_script(written: str) -> No
     assert "@import" not in written
     anchors = {link.removeprefix("href=#") for link in links.found if link.startswith("href")}
     assert anchors == set(re.findall(r'<section id="([^"]*)"', written))
+
+
+def test_no_text_wherever_it_stands_is_a_tag() -> None:
+    def tags(text: str) -> list[tuple[str, ...]]:
+        table = Table([[text, text], [text]], [[text, f"{text} †1"]], [f"†1 {text}", text])
+        parts = [table, Picture("a.png", text, b""), Picture(f"{text}.png", "b", b""), text]
+        links = Links()
+        links.feed(page(Document(text, text, [Section(text, parts)])))
+        return links.tags
+
+    assert tags('<b onclick="x">\'"><script>&lt;</script><!--') == tags("harmless")
 
 
 def test_a_footnote_is_said_at_its_sign(written: str) -> None:
