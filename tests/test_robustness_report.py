@@ -29,7 +29,7 @@ from glr_lightning.results import (
 )
 from glr_lightning.rows import Row
 from glr_lightning.runs import find_runs
-from glr_lightning.tables import Table, robustness_tables
+from glr_lightning.tables import Table, robustness_table, robustness_tables
 from test_report import MASKED, N, call, make_run, row, section, standard, table, written
 
 # --- columns --------------------------------------------------------------------------------------------------------
@@ -286,6 +286,16 @@ def test_wide_tables_are_parted_by_kind(tmp_path: Path) -> None:
     runs = read_runs([make_run(tmp_path / "a", rows=[*many, *standard()])])
     parts = robustness_tables(runs, all_columns(runs))
     assert [(len(part.heading), part.heading[1]) for part in parts] == [(18, ["clean"]), (5, ["clean"])]
+    whole = robustness_table(runs, all_columns(runs))
+    assert {tuple(words) for part in parts for words in part.heading} == {tuple(words) for words in whole.heading}
+
+
+def test_a_remark_names_the_levels_of_its_threat_together(tmp_path: Path) -> None:
+    rows = [row("pgd", 100, level, "attack", note="slow") for level in (0.1, 0.2)]
+    rows += [row("blur", 100, level, "corruption", note="odd") for level in (1, 2, 3)]
+    runs = read_runs([make_run(tmp_path / "a", rows=rows)])
+    notes = robustness_table(runs, all_columns(runs)).notes
+    assert notes[:2] == ["pgd epsilon 0.1, 0.2 (linf): slow.", "blur mean of severity 1–3: odd."]
 
 
 # --- attacked images ------------------------------------------------------------------------------------------------
