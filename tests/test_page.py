@@ -1,5 +1,7 @@
 """The page in a real browser: it loads nothing, sorts, shows its pictures, and runs nothing that a run wrote."""
 
+import base64
+import hashlib
 import re
 import shutil
 import subprocess
@@ -9,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from glr_lightning.document import Document, Picture, Section
+from glr_lightning.page import page
 from glr_lightning.report import report
+from glr_lightning.tables import Table
 from test_report import MASKED, make_run, row, standard
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -38,11 +43,13 @@ SAY = "const say = (...words) => document.querySelector('output').append(words.j
 def dom(text: str, folder: Path, script: str = "") -> str:
     """What a browser makes of a page, after a script that was added to it and may write into <output>.
 
-    The page's own policy would stop that script, so it goes with one that allows it.
+    The page's policy would stop that script, so it is added there too.
     """
     if script:
-        text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text)
-        text = text.replace("</body>", f"<output></output><script>{SAY}{script}</script></body>")
+        added = SAY + script
+        policy = f"script-src 'sha256-{base64.b64encode(hashlib.sha256(added.encode()).digest()).decode()}' "
+        text = text.replace("script-src ", policy)
+        text = text.replace("</body>", f"<output></output><script>{added}</script></body>")
     (folder / "page.html").write_text(text, encoding="utf-8")
     return _dumped(folder / "page.html")
 
@@ -124,15 +131,17 @@ def test_what_a_run_wrote_stays_text(written: str, tmp_path: Path) -> None:
 
 
 class Links(HTMLParser):
-    """Whatever could load something or run."""
+    """Whatever could load something or run; and all tags with the names of their attributes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.tags: list[tuple[str, ...]] = []
         self.scripts = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.scripts += tag == "script"
+        self.tags.append((tag, *(name for name, _ in attrs)))
         for name, value in attrs:
             if name in ("src", "href", "srcset", "style") or name.startswith("on"):
                 self.found.append(f"{name}={value}")
@@ -147,6 +156,17 @@ def test_the_page_refers_to_itself_alone_and_runs_one_script(written: str) -> No
     assert "@import" not in written
     anchors = {link.removeprefix("href=#") for link in links.found if link.startswith("href")}
     assert anchors == set(re.findall(r'<section id="([^"]*)"', written))
+
+
+def test_no_text_wherever_it_stands_is_a_tag() -> None:
+    def tags(text: str) -> list[tuple[str, ...]]:
+        table = Table([[text, text], [text]], [[text, f"{text} †1"]], [f"†1 {text}", text])
+        parts = [table, Picture("a.png", text, b""), Picture(f"{text}.png", "b", b""), text]
+        links = Links()
+        links.feed(page(Document(text, text, [Section(text, parts)])))
+        return links.tags
+
+    assert tags('<b onclick="x">\'"><script>&lt;</script><!--') == tags("harmless")
 
 
 def test_a_footnote_is_said_at_its_sign(written: str) -> None:

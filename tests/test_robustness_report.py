@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from matplotlib.axes import Axes
 
 from glr_lightning.corruption_error import corruption_error, corruption_error_table
@@ -28,7 +29,7 @@ from glr_lightning.results import (
 )
 from glr_lightning.rows import Row
 from glr_lightning.runs import find_runs
-from glr_lightning.tables import Table, robustness_tables
+from glr_lightning.tables import Table, robustness_table, robustness_tables
 from test_report import MASKED, N, call, make_run, row, section, standard, table, written
 
 # --- columns --------------------------------------------------------------------------------------------------------
@@ -267,8 +268,17 @@ def test_certified_accuracy_has_a_panel_for_each_norm(tmp_path: Path) -> None:
 
 def test_no_figure_without_data_and_dollars_are_no_mathematics(tmp_path: Path) -> None:
     assert draw_robustness(experiments(read_runs([make_run(tmp_path / "a", rows=[row("clean", 1)])]))) == {}
-    folder = make_run(tmp_path / r"$\frac{$", rows=[*attacked(), *standard()[2:]])
-    written([folder], tmp_path / "out")
+    sign = r"$\frac{$"
+    hostile = [
+        each | {"threat": sign + each["threat"], "preset": sign, "norm": each["norm"] and sign + each["norm"]}
+        for each in [*attacked(), *standard()[2:], row("a", 9, 1, "certificate", norm="l2")]
+        if each["kind"] != "worst_case"
+    ]
+    folder = make_run(tmp_path / sign, rows=hostile)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["loss"]["_target_"] = sign
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "certified.png" in written([folder], tmp_path / "out")
 
 
 def test_wide_tables_are_parted_by_kind(tmp_path: Path) -> None:
@@ -276,6 +286,16 @@ def test_wide_tables_are_parted_by_kind(tmp_path: Path) -> None:
     runs = read_runs([make_run(tmp_path / "a", rows=[*many, *standard()])])
     parts = robustness_tables(runs, all_columns(runs))
     assert [(len(part.heading), part.heading[1]) for part in parts] == [(18, ["clean"]), (5, ["clean"])]
+    whole = robustness_table(runs, all_columns(runs))
+    assert {tuple(words) for part in parts for words in part.heading} == {tuple(words) for words in whole.heading}
+
+
+def test_a_remark_names_the_levels_of_its_threat_together(tmp_path: Path) -> None:
+    rows = [row("pgd", 100, level, "attack", note="slow") for level in (0.1, 0.2)]
+    rows += [row("blur", 100, level, "corruption", note="odd") for level in (1, 2, 3)]
+    runs = read_runs([make_run(tmp_path / "a", rows=rows)])
+    notes = robustness_table(runs, all_columns(runs)).notes
+    assert notes[:2] == ["pgd epsilon 0.1, 0.2 (linf): slow.", "blur mean of severity 1–3: odd."]
 
 
 # --- attacked images ------------------------------------------------------------------------------------------------

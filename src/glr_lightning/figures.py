@@ -78,7 +78,7 @@ def learning_curves(experiments: Experiments) -> Figure:
     if trained_on:
         accuracy.set_ylabel("accuracy on validation images\n(thin: on training images) / %")
     for panel, loss in zip(panels, losses, strict=True):
-        panel.set(title=f"Training loss: {loss}", ylabel="mean loss per image")
+        panel.set(title=plain(f"Training loss: {loss}"), ylabel="mean loss per image")
     for panel in (accuracy, *panels):
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
@@ -126,7 +126,7 @@ def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
             shift = 0.24 * ((place + 0.5) / len(evaluated) - 0.5)  # so that the intervals do not hide each other
             _severities(axes, _by_severity(run, cells), shift, look, intervals=len(evaluated) <= 8)
             shown += cells
-        axes.set_title("\n".join(panel))
+        axes.set_title(plain("\n".join(panel)))
         axes.set(ylim=(-2, 102))
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy / %")
@@ -303,12 +303,16 @@ def handle(look: Look, hollow: bool = False) -> Line2D:
 
 def _heading(column: Column) -> str:
     first, *rest = column.words
-    return ("\n".join([first, ", ".join(rest)]) if rest else first).replace("$", r"\$")
+    return plain("\n".join([first, ", ".join(rest)]) if rest else first)
+
+
+def plain(text: str) -> str:
+    """With no sign that would start mathematics: names come from files."""
+    return text.replace("$", r"\$")
 
 
 def wrapped(text: str, width: int) -> str:
-    """In lines, and with no sign that would start mathematics."""
-    return textwrap.fill(text, width).replace("$", r"\$")
+    return plain(textwrap.fill(text, width))
 
 
 def png(figure: Figure) -> bytes:

@@ -22,6 +22,7 @@ from glr_lightning.figures import (
     legend_above,
     nth_look,
     panel_of,
+    plain,
     png,
     wrapped,
 )
@@ -120,7 +121,7 @@ def certified(experiments: Experiments) -> Figure | None:
             looks[f"{label}: {way.way}" if len(names) > 1 else label] = look
             _curve(grid[norms.index(way.norm)], points, look)
     for axes, norm in zip(grid, norms, strict=False):
-        axes.set(title=norm or "any norm", xlabel="radius", ylim=(-2, 102))
+        axes.set(title=plain(norm or "any norm"), xlabel="radius", ylim=(-2, 102))
     _finish(figure, grid, len(norms), looks, _marked(curves.values()), "certified accuracy / %")
     return figure
 

@@ -129,9 +129,10 @@ def readable(columns: Sequence[Column]) -> list[Sequence[Column]]:
     if len(columns) <= WIDEST:
         return [columns]
     clean = [column for column in columns if column.kind == "clean"]
-    kinds = (WORST_CASE, "attack", "corruption", "certificate")
-    parts = [[column for column in columns if column.kind == kind] for kind in kinds]
-    return [clean + part for part in parts if part]
+    kinds: dict[str, list[Column]] = {WORST_CASE: []}  # the headline first, then the others in their order
+    for column in columns:
+        kinds.setdefault(column.kind, []).append(column)
+    return [clean + part for kind, part in kinds.items() if part and kind != "clean"]
 
 
 def seeds_tables(groups: Mapping[str, Sequence[Run]], columns: Sequence[Column]) -> list[Table]:
