@@ -46,10 +46,10 @@ def square(
         more than that only the beginning is seen, with large squares: on a piecewise-constant network small ones seldom
         change a score.
 
-    Three things differ from the authors' programs. Squares reach the last row and column, which theirs leave out and the
-    paper does not; a linf step that would change nothing has its signs turned, instead of being drawn again; and a step
-    that changes the loss by nothing is taken (see `Best`), without which the search stands still on the plateaus of a
-    threshold network. On smooth networks only the first shows, in fewer images left by some points.
+    Three things differ from the authors' programs. Squares reach the last row and column, which theirs leave out and
+    the paper does not; a linf step that would change nothing has its signs turned, instead of being drawn again; and a
+    step that changes the loss by nothing is taken (see `Best`), without which the search stands still on the plateaus
+    of a threshold network. On smooth networks only the first shows, by a point or two of accuracy.
 
     Source: Andriushchenko, Croce, Flammarion & Hein, "Square Attack: a query-efficient black-box adversarial attack via
     random search", ECCV 2020. Raises ConfigurationError for parameters out of range.
