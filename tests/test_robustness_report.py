@@ -365,6 +365,10 @@ def test_no_gallery_without_kept_images_and_damage_is_refused(tmp_path: Path) ->
     kept = {"c": evidence(np.zeros((1, 1, 4, 4)), [0]), "p0.2": evidence(np.zeros((2, 1, 4, 4)), [0, 1])}
     write_evidence(other / "robustness.npz", kept)  # not of the same images
     assert galleries(read_runs([other])) == []
+    image, hit = np.zeros((1, 1, 4, 4), np.uint8), np.ones(1, bool)
+    one, two = (Evidence(hit, image, np.array([label]), np.array([label])) for label in (1, 2))
+    write_evidence(other / "robustness.npz", {"c": one, "p0.2": two})  # other labels
+    assert galleries(read_runs([other])) == []
     odd = Evidence(np.ones(2, bool), np.zeros((2, 1, 4, 4), np.uint8), np.arange(2), np.arange(1))
     write_evidence(other / "robustness.npz", {"c": odd, "p0.2": odd})
     assert galleries(read_runs([other])) == []
