@@ -365,6 +365,10 @@ def test_no_gallery_without_kept_images_and_damage_is_refused(tmp_path: Path) ->
     kept = {"c": evidence(np.zeros((1, 1, 4, 4)), [0]), "p0.2": evidence(np.zeros((2, 1, 4, 4)), [0, 1])}
     write_evidence(other / "robustness.npz", kept)  # not of the same images
     assert galleries(read_runs([other])) == []
+    image, hit = np.zeros((1, 1, 4, 4), np.uint8), np.ones(1, bool)
+    one, two = (Evidence(hit, image, np.array([label]), np.array([label])) for label in (1, 2))
+    write_evidence(other / "robustness.npz", {"c": one, "p0.2": two})  # other labels
+    assert galleries(read_runs([other])) == []
     odd = Evidence(np.ones(2, bool), np.zeros((2, 1, 4, 4), np.uint8), np.arange(2), np.arange(1))
     write_evidence(other / "robustness.npz", {"c": odd, "p0.2": odd})
     assert galleries(read_runs([other])) == []
@@ -404,12 +408,12 @@ def corrupted(clean: int, **counts: list[int]) -> list[Row]:
 
 
 def test_mean_corruption_error_is_the_formulas(tmp_path: Path) -> None:
-    base = make_run(tmp_path / "base", rows=corrupted(200, blur=[160, 120], fog=[180], rain=[100]))
-    other = make_run(tmp_path / "other", rows=corrupted(190, blur=[180, 160, 0], fog=[150], snow=[10]))
+    base = make_run(tmp_path / "base", rows=corrupted(190, blur=[160, 120], fog=[180], rain=[100]))
+    other = make_run(tmp_path / "other", rows=corrupted(184, blur=[180, 160, 0], fog=[150], snow=[10]))
     baseline, run = read_runs([base, other])
     found = corruption_error(run, [baseline])
     assert found.mean == pytest.approx(100 * ((20 + 40) / (40 + 80) + 50 / 20) / 2)
-    assert found.relative == pytest.approx(100 * ((60 - 2 * 10) / 120 + (50 - 10) / 20) / 2)
+    assert found.relative == pytest.approx(100 * ((60 - 2 * 16) / (120 - 2 * 10) + (50 - 16) / (20 - 10)) / 2)
     assert found.corruptions == ("blur", "fog")
     itself = corruption_error(baseline, [baseline])
     assert (itself.mean, itself.relative) == (pytest.approx(100), pytest.approx(100))
@@ -419,7 +423,7 @@ def test_mean_corruption_error_is_the_formulas(tmp_path: Path) -> None:
     rows = table((tmp_path / "out" / "report.md").read_text(), "Mean corruption error")
     assert {name: list(cells.values())[1:] for name, cells in rows.items()} == {
         "base": ["100.0", "100.0"],
-        "other": ["150.0", "116.7"],
+        "other": ["150.0", "184.0"],
     }
 
 
