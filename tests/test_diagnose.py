@@ -32,7 +32,6 @@ from glr_lightning.diagnosis import (
 )
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, Estimator, LikelihoodRatio, Objective
-from glr_lightning.figures import variance_against_time
 from glr_lightning.findings import (
     BIASED,
     DECLARED,
@@ -45,6 +44,7 @@ from glr_lightning.findings import (
     read_findings,
 )
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
+from glr_lightning.reporting.figures import variance_against_time
 from glr_lightning.runs import load_run
 from glr_lightning.sampling import Antithetic, Independent
 from glr_lightning.train import train

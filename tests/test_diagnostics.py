@@ -27,7 +27,7 @@ from glr_lightning.diagnostics import (
 from glr_lightning.estimators import Backprop, LikelihoodRatio, Objective
 from glr_lightning.losses import ZeroOne
 from glr_lightning.plan import OBJECTIVES, plan
-from glr_lightning.results import read_metrics
+from glr_lightning.reporting.results import read_metrics
 from glr_lightning.runs import build_network
 from glr_lightning.train import main, train
 from glr_lightning.training import GLRModule

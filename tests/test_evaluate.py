@@ -9,8 +9,8 @@ import torch
 from cli_runner import Outcome, run_cli
 from glr_lightning.config import compose
 from glr_lightning.evaluate import main
-from glr_lightning.figures import _by_severity
-from glr_lightning.results import accuracy_interval, all_columns, read_runs
+from glr_lightning.reporting.figures import _by_severity
+from glr_lightning.reporting.results import accuracy_interval, all_columns, read_runs
 from glr_lightning.rows import FIELDS, read_rows, write_rows
 from glr_lightning.runs import load_checkpoint
 from glr_lightning.train import train

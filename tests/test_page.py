@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from glr_lightning.document import Document, Picture, Section
-from glr_lightning.page import page
 from glr_lightning.report import report
-from glr_lightning.tables import Table
+from glr_lightning.reporting.document import Document, Picture, Section
+from glr_lightning.reporting.page import page
+from glr_lightning.reporting.tables import Table
 from test_report import MASKED, make_run, row, standard
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from glr_lightning import figures
 from glr_lightning.config import compose, config_hash
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.report import FIGURES, main, report, write_files
-from glr_lightning.results import all_columns, experiments, read_metrics, read_runs, run_names, t_interval
+from glr_lightning.reporting import figures
+from glr_lightning.reporting.results import all_columns, experiments, read_metrics, read_runs, run_names, t_interval
 from glr_lightning.robustness import wilson_interval
 from glr_lightning.rows import FIELDS, Row, read_rows, write_rows
 

@@ -9,7 +9,7 @@ from torch import nn
 from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LocalExpectation
-from glr_lightning.results import read_metrics
+from glr_lightning.reporting.results import read_metrics
 from glr_lightning.revival import lift, output_bias, starving
 from glr_lightning.runs import load_run
 from glr_lightning.train import train

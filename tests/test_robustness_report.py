@@ -10,15 +10,14 @@ import pytest
 import yaml
 from matplotlib.axes import Axes
 
-from glr_lightning.corruption_error import corruption_error, corruption_error_table
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.evidence import Evidence, write_evidence
-from glr_lightning.figures_robustness import accuracy_by_epsilon, certified, corruption_maps, draw_robustness
-from glr_lightning.gallery import blocks, galleries, gallery, signed, strip
-from glr_lightning.latex import latex
-from glr_lightning.published import model_of, paper_tables
 from glr_lightning.report import report
-from glr_lightning.results import (
+from glr_lightning.reporting.corruption_error import corruption_error, corruption_error_table
+from glr_lightning.reporting.gallery import blocks, galleries, gallery, signed, strip
+from glr_lightning.reporting.latex import latex
+from glr_lightning.reporting.published import model_of, paper_tables
+from glr_lightning.reporting.results import (
     Column,
     all_columns,
     experiments,
@@ -27,9 +26,10 @@ from glr_lightning.results import (
     t_interval,
     table_cells,
 )
+from glr_lightning.reporting.robustness_figures import accuracy_by_epsilon, certified, corruption_maps, draw_robustness
+from glr_lightning.reporting.tables import Table, robustness_table, robustness_tables
 from glr_lightning.rows import Row
 from glr_lightning.runs import find_runs
-from glr_lightning.tables import Table, robustness_table, robustness_tables
 from test_report import MASKED, N, call, make_run, row, section, standard, table, written
 
 # --- columns --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from glr_lightning.estimators import Backprop, LikelihoodRatio
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.noise import Noise
-from glr_lightning.results import read_metrics
+from glr_lightning.reporting.results import read_metrics
 from glr_lightning.runs import load_checkpoint, load_run
 from glr_lightning.scales import log_scales
 from glr_lightning.train import train

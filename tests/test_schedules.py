@@ -10,7 +10,7 @@ import pytest
 from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, LikelihoodRatio, LocalExpectation, NoisyBackprop
-from glr_lightning.results import read_metrics
+from glr_lightning.reporting.results import read_metrics
 from glr_lightning.schedules import Annealing, Constant, Geometric, Schedule
 from glr_lightning.train import train
 from groups import member, options

@@ -12,8 +12,8 @@ from pathlib import Path
 import matplotlib.style
 from matplotlib.figure import Figure
 
-from glr_lightning.figures import COLOURS, MARKERS, STYLE
-from glr_lightning.results import t_interval
+from glr_lightning.reporting.figures import COLOURS, MARKERS, STYLE
+from glr_lightning.reporting.results import t_interval
 
 HERE = Path(__file__).parent
 PUBLISHED = {  # as published with the authors' code, single runs

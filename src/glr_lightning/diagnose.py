@@ -42,7 +42,6 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator, Objective
 from glr_lightning.estimators.base import validated_count
 from glr_lightning.evaluate import checkpoint_path, torch_device
-from glr_lightning.figures import variance_against_time
 from glr_lightning.findings import (
     BIASED,
     DECLARED,
@@ -57,8 +56,9 @@ from glr_lightning.findings import (
 from glr_lightning.noisy import trained_sigma
 from glr_lightning.progress import progress_bar
 from glr_lightning.report import ENVIRONMENT, require_folder, write_files
+from glr_lightning.reporting.figures import variance_against_time
+from glr_lightning.reporting.tables import Table, escape, show
 from glr_lightning.runs import TrainedRun, build_data, build_network, find_runs, load_run
-from glr_lightning.tables import Table, escape, show
 from glr_lightning.train import PACKAGES
 
 TEXT, TABLE, FIGURE = "diagnosis.md", "diagnosis.csv", "diagnosis.png"

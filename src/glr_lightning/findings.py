@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from glr_lightning.errors import CheckpointError
-from glr_lightning.tables import NONE, Table
+from glr_lightning.reporting.tables import NONE, Table
 
 UNBIASED, UNCLEAR, DECLARED, BIASED, NO_REFERENCE, REFUSED = (
     "unbiased",

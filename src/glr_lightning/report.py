@@ -28,20 +28,18 @@ from omegaconf import MISSING, DictConfig
 
 from glr_lightning import cli
 from glr_lightning.config import CONF_DIR, resolve
-from glr_lightning.corruption_error import corruption_error_table, find_baseline
-from glr_lightning.document import Document, Picture, Section, markdown
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.figures import draw
-from glr_lightning.figures_robustness import CAPTIONS, draw_robustness
-from glr_lightning.gallery import GALLERY, galleries
-from glr_lightning.latex import latex
-from glr_lightning.page import page
-from glr_lightning.published import PaperTable, paper_tables
-from glr_lightning.results import Column, Run, all_columns, experiments, file_names, read_runs
-from glr_lightning.robustbench import FOLDER, robustbench_json
-from glr_lightning.rows import FIELDS
-from glr_lightning.runs import find_runs
-from glr_lightning.tables import (
+from glr_lightning.reporting.corruption_error import corruption_error_table, find_baseline
+from glr_lightning.reporting.document import Document, Picture, Section, markdown
+from glr_lightning.reporting.figures import draw
+from glr_lightning.reporting.gallery import GALLERY, galleries
+from glr_lightning.reporting.latex import latex
+from glr_lightning.reporting.page import page
+from glr_lightning.reporting.published import PaperTable, paper_tables
+from glr_lightning.reporting.results import Column, Run, all_columns, experiments, file_names, read_runs
+from glr_lightning.reporting.robustbench import FOLDER, robustbench_json
+from glr_lightning.reporting.robustness_figures import CAPTIONS, draw_robustness
+from glr_lightning.reporting.tables import (
     Table,
     environment_table,
     environments,
@@ -53,6 +51,8 @@ from glr_lightning.tables import (
     seeds_tables,
     show,
 )
+from glr_lightning.rows import FIELDS
+from glr_lightning.runs import find_runs
 
 REPORT, PAGE, RESULTS, ENVIRONMENT = "report.md", "report.html", "results.csv", "environment.json"
 FIGURES = {

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from glr_lightning.config import CONF_DIR, composing, load_yaml, resolve
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.results import FOR_ESTIMATORS
+from glr_lightning.reporting.results import FOR_ESTIMATORS
 
 REFERENCE = re.compile(r"\$\{(\w+)\}")
 

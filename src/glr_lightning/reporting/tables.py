@@ -10,7 +10,7 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
-from glr_lightning.results import Cell, Column, Run, accuracy_interval, differences, t_interval
+from glr_lightning.reporting.results import Cell, Column, Run, accuracy_interval, differences, t_interval
 from glr_lightning.worst_case import WORST_CASE
 
 NONE = "—"

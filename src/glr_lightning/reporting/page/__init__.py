@@ -11,8 +11,8 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from glr_lightning.document import Document, Picture, Section
-from glr_lightning.tables import Table
+from glr_lightning.reporting.document import Document, Picture, Section
+from glr_lightning.reporting.tables import Table
 
 LONG = 60  # characters, from which on a cell gets more room
 

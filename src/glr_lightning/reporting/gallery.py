@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from glr_lightning.document import Picture
 from glr_lightning.evidence import Evidence
-from glr_lightning.figures import STYLE, png, wrapped
-from glr_lightning.results import Column, Run, file_names
+from glr_lightning.reporting.document import Picture
+from glr_lightning.reporting.figures import STYLE, png, wrapped
+from glr_lightning.reporting.results import Column, Run, file_names
 from glr_lightning.rows import Row
 
 GALLERY = "gallery"

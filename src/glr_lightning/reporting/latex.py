@@ -1,6 +1,6 @@
 """A table as a plain LaTeX tabular, which needs no package."""
 
-from glr_lightning.tables import Table
+from glr_lightning.reporting.tables import Table
 
 SIGNS = {
     "\\": r"\textbackslash{}",

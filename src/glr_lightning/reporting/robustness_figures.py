@@ -13,7 +13,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from glr_lightning.figures import (
+from glr_lightning.reporting.figures import (
     PANEL,
     STYLE,
     Experiments,
@@ -26,8 +26,8 @@ from glr_lightning.figures import (
     png,
     wrapped,
 )
-from glr_lightning.results import Cell, Column, Run
-from glr_lightning.tables import one_of_each_seed
+from glr_lightning.reporting.results import Cell, Column, Run
+from glr_lightning.reporting.tables import one_of_each_seed
 from glr_lightning.worst_case import WORST_CASE
 
 CAPTIONS = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from glr_lightning.tables import Table, escape
+from glr_lightning.reporting.tables import Table, escape
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ what describes the model. `autoattack_acc` stays null: the ensemble of attacks h
 import json
 from typing import Any
 
-from glr_lightning.results import Cell, Column, Run
-from glr_lightning.tables import estimator
+from glr_lightning.reporting.results import Cell, Column, Run
+from glr_lightning.reporting.tables import estimator
 from glr_lightning.worst_case import WORST_CASE
 
 FOLDER = "robustbench"

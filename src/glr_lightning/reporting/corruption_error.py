@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.results import Column, Run
-from glr_lightning.tables import NONE, Table, mark, numbered, one_of_each_seed, warning
+from glr_lightning.reporting.results import Column, Run
+from glr_lightning.reporting.tables import NONE, Table, mark, numbered, one_of_each_seed, warning
 
 Errors = dict[str, dict[float, float]]  # by corruption and severity
 

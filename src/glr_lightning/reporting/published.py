@@ -15,8 +15,8 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from glr_lightning.results import Cell, Column, Run, t_interval
-from glr_lightning.tables import NONE, Table, mark, mean_of, numbered, one_of_each_seed, seeds, warning
+from glr_lightning.reporting.results import Cell, Column, Run, t_interval
+from glr_lightning.reporting.tables import NONE, Table, mark, mean_of, numbered, one_of_each_seed, seeds, warning
 
 MODELS = ("BP", "BP+", "LRS", "LRT", "LRSZ", "LRTZ")
 ATTACKS = {"clean": "clean", "lbfgs": "L-BFGS", "fgsm": "FGSM"}
