@@ -204,6 +204,12 @@ class TestLedger:
             input_gradient(attacked, x.repeat(2, 1, 1, 1), y.repeat(2))
             assert attacked.ledger.zero_gradient.tolist() == [zero] * 4
 
+    def test_a_gradient_with_some_zeros_is_none_of_zero(self) -> None:
+        x, y = batch()
+        attacked = Attacked(lambda images: images.flatten(1)[:, :CLASSES], x)
+        assert (attacked.gradient(x, y) == 0).any()
+        assert not attacked.ledger.zero_gradient.any()
+
 
 class TestNoiseAtInference:
     @staticmethod
@@ -217,6 +223,17 @@ class TestNoiseAtInference:
         assert not torch.equal(first, second)
         assert not torch.equal(copies[:4], copies[4:])
         torch.testing.assert_close(Attacked(self.noisy(), x)(x), first)
+
+    def test_a_part_of_a_batch_keeps_its_noise(self) -> None:
+        x, _ = batch(6)
+        rows = torch.tensor([4, 1])
+        parts = [Attacked(self.noisy(), x).take(rows)(x[rows]), Attacked(self.noisy(), x)(x)[rows]]
+        torch.testing.assert_close(*parts)
+
+    @pytest.mark.parametrize(("passes", "draws"), [(1, 8), (3, 3), (8, 1), (9, 1)])
+    def test_no_fewer_passes_than_asked_for(self, passes: int, draws: int) -> None:
+        x, _ = batch()
+        assert Attacked(self.noisy(passes), x, randomized=True).draws == draws
 
     def test_an_image_meets_the_same_noise_in_any_batch(self) -> None:
         x, y = batch(6)

@@ -143,6 +143,39 @@ def test_a_few_images_more_are_no_proof() -> None:
         assert cross_check(rows, hits)[0]["black_box_stronger"] is caught
 
 
+def test_what_the_gradients_alone_break_counts_against_the_black_box() -> None:
+    """b = 20 and c = 10: 10 < 3 sqrt(30), although 20 > 3 sqrt(30)."""
+    rows, _ = judged(linear(), {"fgsm": white([0.1])})
+    rows += [rows[0] | {"fingerprint": "black", "gradient_source": "none", "threat": "square"}]
+    place = np.arange(200)
+    for c, caught in ((0, True), (10, False)):
+        hits = {rows[0]["fingerprint"]: place < 200 - c, "black": place >= 20}
+        assert cross_check(rows, hits)[0]["black_box_stronger"] is caught
+
+
+def test_attacks_with_one_source_of_gradients_stand_together() -> None:
+    rows, _ = judged(linear(), {"fgsm": white([0.1])})
+    rows += [rows[0] | {"fingerprint": "pgd", "threat": "pgd"}]
+    rows += [rows[0] | {"fingerprint": "black", "gradient_source": "none", "threat": "square"}]
+    broken = np.arange(200) >= 20
+    hits = {rows[0]["fingerprint"]: np.ones(200, bool), "pgd": broken, "black": broken}
+    assert not any(row["black_box_stronger"] for row in cross_check(rows, hits))
+
+
+def test_verdicts_made_anew_keep_what_a_row_knows_of_itself() -> None:
+    rows, hits = judged(linear(), {"fgsm": white([0.1])})
+    rows[0] |= {"masked": True, "unreliable": True, "black_box_stronger": True, "note": "mine; a black-box attack, x"}
+    (row,) = cross_check(rows, hits)
+    assert (row["masked"], row["unreliable"], row["black_box_stronger"], row["note"]) == (True, True, False, "mine")
+
+
+def test_a_black_box_of_a_larger_epsilon_shows_nobody_up() -> None:
+    rows, _ = judged(linear(), {"fgsm": white([0.1])})
+    rows += [rows[0] | {"fingerprint": "black", "gradient_source": "none", "threat": "square", "level": 0.2}]
+    hits = {rows[0]["fingerprint"]: np.ones(200, bool), "black": np.zeros(200, bool)}
+    assert not cross_check(rows, hits)[0]["black_box_stronger"]
+
+
 @pytest.mark.parametrize("targeted", [False, True])
 def test_a_targeted_attack_is_not_held_against_untargeted_ones(targeted: bool) -> None:
     rows, _ = judged(linear(), {"fgsm": white([0.1])})

@@ -58,8 +58,6 @@ def read_evidence(path: Path) -> dict[str, Evidence]:
     for key, parts in found.items():
         if set(parts) != set(PARTS):
             raise damaged(path, f"{key} is incomplete")
-        if not len(parts["examples"]) == len(parts["labels"]) == len(parts["predictions"]):
-            raise damaged(path, f"{key}'s examples, labels and predictions are not equally many")
     return {key: Evidence(**parts) for key, parts in found.items()}
 
 
