@@ -1,5 +1,7 @@
 """Adversarial images made once: the same for every network, and refused for other images."""
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +154,25 @@ def test_a_threat_without_levels_and_norm_can_be_kept(tmp_path: Path) -> None:
     kept = exam.judge(with_kept_images(exam, trial, tmp_path))
     assert (kept.row["norm"], kept.row["level"]) == ("", None)
     assert kept.row["max_linf"] == pytest.approx(float(exam.x.max()) / 2)
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (10**30,)])
+def test_files_that_numpy_stumbles_over_are_refused_too(path: Path, shape: tuple[int, ...]) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    contents = {"images.npy": header.getvalue()}, {"images.npy": b"no array"}, {"read.me": b"no array"}
+    for content in contents:
+        with zipfile.ZipFile(path, "w") as file:
+            for name, data in content.items():
+                file.writestr(name, data)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            load_set(path)
+    np.save(path.open("wb"), np.zeros(3))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_set(path)
+    np.savez_compressed(path, images=np.zeros(1000))
+    damaged = bytearray(path.read_bytes())
+    damaged[45:60] = bytes([255] * 15)
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_set(path)

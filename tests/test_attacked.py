@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import HardThreshold
 from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.noise import Gaussian
+from glr_lightning.noise import Gaussian, Laplace, Noise
 from glr_lightning.noisy import NoiseAveraged
 from glr_lightning.threats import ImageRandom
 from glr_lightning.threats.attacked import Attacked
@@ -70,6 +70,38 @@ class TestLikelihoodRatioGradient:
         images, labels, random = many(x, y, 20_000)
         samples = likelihood_ratio_gradient(net, images, labels, loss, random=random, copies=8, smoothing=0.5)
         assert_gradient(samples.flatten(1), smoothed_gradient(net, x[:1], y[:1], sigma, loss).flatten(), resolution=0.1)
+
+    def test_memory_is_bounded_by_parts_that_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        net, (x, y), random = network(), batch(7), ImageRandom(0, torch.arange(7))
+        settings: dict[str, Any] = {"random": random, "copies": 8, "smoothing": 0.5}
+        whole = likelihood_ratio_gradient(net, x, y, cross_entropy, **settings)
+        rows: list[int] = []
+        monkeypatch.setattr("glr_lightning.threats.gradient.CHUNK", 2 * 8 * HIDDEN)  # two images
+        net[3].register_forward_hook(lambda _, __, out: rows.append(len(out)))
+        torch.testing.assert_close(likelihood_ratio_gradient(net, x, y, cross_entropy, **settings), whole)
+        assert max(rows) == 2 * 8
+
+    @pytest.mark.parametrize("noise", [Gaussian(), Laplace()])
+    def test_of_a_convolution_and_of_the_noise_that_is_kept_on(self, noise: Noise) -> None:
+        """A pre-activation at two places, so that the mean is a sum over four patterns; stride and padding."""
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(1, 1, 3, stride=2, padding=1), HardThreshold(), nn.Flatten(), nn.Linear(2, CLASSES)
+        )
+        net, (x, y) = net.double().eval(), batch()
+        image = x[:1].clone().requires_grad_()
+        on = noise.cdf(net[0](image) / 0.3).flatten()
+        total = torch.zeros((), dtype=x.dtype)
+        for pattern in itertools.product((0.0, 1.0), repeat=2):
+            h = torch.tensor(pattern, dtype=x.dtype)
+            total = total + torch.where(h > 0, on, 1 - on).prod() * cross_entropy(net[3](h[None]), y[:1])[0].detach()
+        (exact,) = torch.autograd.grad(total, image)
+        images, labels, random = many(x, y, 20_000)
+        noisy = NoiseAveraged(net, noise, (0.3, 1e-9), 1).eval()
+        options = GradientOptions(copies=8, eot=1)
+        attacked = Attacked(noisy, images, source="likelihood_ratio", random=random, options=options)
+        samples = attacked.gradient(images, labels)
+        assert_gradient(samples.flatten(1), exact.flatten(), resolution=0.1)
 
     def test_of_a_smooth_network_has_the_mean_that_quadrature_gives(self) -> None:
         torch.manual_seed(0)
@@ -172,6 +204,12 @@ class TestLedger:
             input_gradient(attacked, x.repeat(2, 1, 1, 1), y.repeat(2))
             assert attacked.ledger.zero_gradient.tolist() == [zero] * 4
 
+    def test_a_gradient_with_some_zeros_is_none_of_zero(self) -> None:
+        x, y = batch()
+        attacked = Attacked(lambda images: images.flatten(1)[:, :CLASSES], x)
+        assert (attacked.gradient(x, y) == 0).any()
+        assert not attacked.ledger.zero_gradient.any()
+
 
 class TestNoiseAtInference:
     @staticmethod
@@ -185,6 +223,17 @@ class TestNoiseAtInference:
         assert not torch.equal(first, second)
         assert not torch.equal(copies[:4], copies[4:])
         torch.testing.assert_close(Attacked(self.noisy(), x)(x), first)
+
+    def test_a_part_of_a_batch_keeps_its_noise(self) -> None:
+        x, _ = batch(6)
+        rows = torch.tensor([4, 1])
+        parts = [Attacked(self.noisy(), x).take(rows)(x[rows]), Attacked(self.noisy(), x)(x)[rows]]
+        torch.testing.assert_close(*parts)
+
+    @pytest.mark.parametrize(("passes", "draws"), [(1, 8), (3, 3), (8, 1), (9, 1)])
+    def test_no_fewer_passes_than_asked_for(self, passes: int, draws: int) -> None:
+        x, _ = batch()
+        assert Attacked(self.noisy(passes), x, randomized=True).draws == draws
 
     def test_an_image_meets_the_same_noise_in_any_batch(self) -> None:
         x, y = batch(6)

@@ -1,5 +1,6 @@
 """The record of an evaluation: resumed where it stopped, computed again when asked, never a mixture of networks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from cli_runner import Outcome, run_cli
 from glr_lightning.config import compose
 from glr_lightning.evaluate import main
-from glr_lightning.evidence import read_evidence
+from glr_lightning.evidence import read_evidence, write_evidence
 from glr_lightning.robustness import Examination
 from glr_lightning.rows import read_rows
 from glr_lightning.runs import BEST
@@ -130,10 +131,17 @@ def test_a_table_is_about_one_network(evaluate: Any, trained: Path) -> None:
 def test_a_damaged_record_is_refused(evaluate: Any, trained: Path) -> None:
     assert evaluate("run=runs/lrtz", "threat=clean").code == 0
     path = trained / "runs/lrtz/robustness.npz"
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
     outcome = evaluate("run=runs/lrtz", "threat=clean")
     assert outcome.code == 2
     assert "Remove the file" in outcome.err
+    path.write_bytes(whole)
+    ((key, evidence),) = read_evidence(path).items()
+    for change in ({"correct": evidence.correct[:-1]}, {"correct": ~evidence.correct}):
+        write_evidence(path, {key: replace(evidence, **change)})
+        outcome = evaluate("run=runs/lrtz", "threat=clean")
+        assert (outcome.code, "Remove the file" in outcome.err) == (2, True)
 
 
 def test_surrogates_of_several_families_have_a_row_each_and_their_images_are_made_once(

@@ -1,6 +1,7 @@
 """The harness: what it measures, what it refuses, and the cheats that it must catch."""
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,14 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from glr_lightning.errors import CheckpointError, ConfigurationError
-from glr_lightning.robustness import evaluate, trials, wilson_interval
+from glr_lightning.noise import Gaussian
+from glr_lightning.noisy import NoiseAveraged
+from glr_lightning.robustness import Examination, Trial, evaluate, trials, wilson_interval
 from glr_lightning.rows import FIELDS, Row, read_rows, write_rows
-from glr_lightning.threats import ImageRandom, Threat, attack
+from glr_lightning.threats import ImageRandom, Threat, attack, corruption
 from glr_lightning.threats.clean import clean
 from glr_lightning.threats.fgsm import fgsm
+from glr_lightning.threats.gaussian_noise import gaussian_noise
 from glr_lightning.threats.gradient import input_gradient
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -483,3 +487,44 @@ class TestTable:
         (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
         with pytest.raises(CheckpointError, match="cannot be read"):
             read_rows(tmp_path / "binary.csv")
+
+
+def test_levels_that_presets_share_and_threats_of_another_name_have_rows_of_their_own() -> None:
+    presets = {"one": [{"std": 0.1}, {"std": 0.2}], "two": [{"std": 0.1}, {"std": 0.3}]}
+    found = [trials({name: corruption(gaussian_noise, preset, presets, [1, 2])}) for name, preset in NAMED]
+    x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
+    prints = [examination.fingerprint(trial) for group in found for trial in group]
+    assert len(set(prints)) == len(prints)
+
+
+NAMED = [("noise", "one"), ("noise", "two"), ("more", "one")]
+
+
+def test_the_judges_noise_belongs_to_the_image() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    model = NoiseAveraged(network, Gaussian(), (1.0,), 1).eval()
+    x, y, index = torch.rand(1, 1, 2, 2).repeat(60, 1, 1, 1), torch.zeros(60, dtype=torch.int64), torch.arange(60) + 7
+    examination = Examination(model, x, y, 5, index=index, batch_size=9)
+    correct = examination.judge(Trial("clean", CLEAN["clean"], None, {})).evidence.correct
+    assert 0 < correct.sum() < 60
+    assert correct.tolist() == (model(x, ImageRandom(5, index)).argmax(1) == 0).tolist()
+
+
+def test_a_thousandth_beyond_epsilon_is_out_of_budget() -> None:
+    def beyond(model: Any, x: Tensor, y: Tensor, *, random: Any, epsilon: float, share: float) -> Tensor:
+        return x + epsilon * share
+
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
+    for share, out in ((1.0, False), (1.001, True)):
+        threat = attack(beyond, [0.1], "linf", "none", ["none"], share=share)
+        assert examination.judge(trials({"beyond": threat})[0]).row["out_of_budget"] is out
+
+
+def test_parameters_bound_to_a_function_are_part_of_the_fingerprint() -> None:
+    x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
+    bound = [functools.partial(gaussian_noise, std=std) for std in (0.1, 0.2)]
+    prints = [examination.fingerprint(Trial("t", Threat(f, "corruption"), None, {})) for f in bound]
+    assert prints[0] != prints[1]

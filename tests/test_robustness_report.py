@@ -266,6 +266,14 @@ def test_certified_accuracy_has_a_panel_for_each_norm(tmp_path: Path) -> None:
         assert list(line.get_ydata()) == pytest.approx([90, 65, 40])
 
 
+def test_certificates_before_the_neurons_are_not_of_any_norm(tmp_path: Path) -> None:
+    kinds = ("preactivation", "standardised")
+    rows = [row("certify", 90, r, "certificate") | {"preset": kind} for kind in kinds for r in (0.0, 0.5)]
+    figure = certified(experiments(read_runs([make_run(tmp_path / "a", rows=rows)])))
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == list(kinds)
+
+
 def test_no_figure_without_data_and_dollars_are_no_mathematics(tmp_path: Path) -> None:
     assert draw_robustness(experiments(read_runs([make_run(tmp_path / "a", rows=[row("clean", 1)])]))) == {}
     sign = r"$\frac{$"

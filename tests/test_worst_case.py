@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from glr_lightning.results import table_cells
 from glr_lightning.robustness import Examination, trials, wilson_interval
 from glr_lightning.rows import FIELDS, Row
 from glr_lightning.threats import Threat, attack
@@ -142,6 +143,39 @@ def test_a_few_images_more_are_no_proof() -> None:
         assert cross_check(rows, hits)[0]["black_box_stronger"] is caught
 
 
+def test_what_the_gradients_alone_break_counts_against_the_black_box() -> None:
+    """b = 20 and c = 10: 10 < 3 sqrt(30), although 20 > 3 sqrt(30)."""
+    rows, _ = judged(linear(), {"fgsm": white([0.1])})
+    rows += [rows[0] | {"fingerprint": "black", "gradient_source": "none", "threat": "square"}]
+    place = np.arange(200)
+    for c, caught in ((0, True), (10, False)):
+        hits = {rows[0]["fingerprint"]: place < 200 - c, "black": place >= 20}
+        assert cross_check(rows, hits)[0]["black_box_stronger"] is caught
+
+
+def test_attacks_with_one_source_of_gradients_stand_together() -> None:
+    rows, _ = judged(linear(), {"fgsm": white([0.1])})
+    rows += [rows[0] | {"fingerprint": "pgd", "threat": "pgd"}]
+    rows += [rows[0] | {"fingerprint": "black", "gradient_source": "none", "threat": "square"}]
+    broken = np.arange(200) >= 20
+    hits = {rows[0]["fingerprint"]: np.ones(200, bool), "pgd": broken, "black": broken}
+    assert not any(row["black_box_stronger"] for row in cross_check(rows, hits))
+
+
+def test_verdicts_made_anew_keep_what_a_row_knows_of_itself() -> None:
+    rows, hits = judged(linear(), {"fgsm": white([0.1])})
+    rows[0] |= {"masked": True, "unreliable": True, "black_box_stronger": True, "note": "mine; a black-box attack, x"}
+    (row,) = cross_check(rows, hits)
+    assert (row["masked"], row["unreliable"], row["black_box_stronger"], row["note"]) == (True, True, False, "mine")
+
+
+def test_a_black_box_of_a_larger_epsilon_shows_nobody_up() -> None:
+    rows, _ = judged(linear(), {"fgsm": white([0.1])})
+    rows += [rows[0] | {"fingerprint": "black", "gradient_source": "none", "threat": "square", "level": 0.2}]
+    hits = {rows[0]["fingerprint"]: np.ones(200, bool), "black": np.zeros(200, bool)}
+    assert not cross_check(rows, hits)[0]["black_box_stronger"]
+
+
 @pytest.mark.parametrize("targeted", [False, True])
 def test_a_targeted_attack_is_not_held_against_untargeted_ones(targeted: bool) -> None:
     rows, _ = judged(linear(), {"fgsm": white([0.1])})
@@ -149,3 +183,35 @@ def test_a_targeted_attack_is_not_held_against_untargeted_ones(targeted: bool) -
     rows += [rows[0] | {"fingerprint": "black", "gradient_source": "none", "threat": "square", "targeted": False}]
     hits = {rows[0]["fingerprint"]: np.ones(200, bool), "black": np.zeros(200, bool)}
     assert cross_check(rows, hits)[0]["black_box_stronger"] is not targeted
+
+
+def test_checkpoints_of_the_same_weights_have_one_worst_case() -> None:
+    rows, hits = four_rows("fgsm", "square", "pgd", "corners")
+    for row in rows[2:]:
+        row["checkpoint"] = "last"
+    assert [row["correct"] for row in cross_check(rows, hits) if row["kind"] == WORST_CASE] == [196]
+    assert len(table_cells(cross_check(rows, hits))) == 5
+
+
+def test_random_points_are_no_search() -> None:
+    rows, hits = four_rows("fgsm", "random_noise")
+    rows[0]["masked"] = True
+    worst = cross_check(rows, hits)[-1]
+    assert (worst["kind"], worst["masked"], worst["unreliable"]) == (WORST_CASE, True, True)
+    rows[0]["masked"] = False
+    assert not cross_check(rows, hits)[-1]["unreliable"]
+
+
+def test_an_attack_that_broke_the_rules_is_named_and_left_out() -> None:
+    rows, hits = four_rows("fgsm", "square", "cheat")
+    rows[2]["out_of_budget"] = True
+    worst = cross_check(rows, hits)[-1]
+    assert worst["correct"] == 198
+    assert worst["note"].endswith("fgsm, square, without cheat, which broke the rules")
+
+
+def four_rows(*names: str) -> tuple[list[Row], dict[str, Any]]:
+    """Attacks that break the image of their place."""
+    row = judged(linear(), {"corners": black([0.1])})[0][0]
+    hits = {name: np.arange(200) != place for place, name in enumerate(names)}
+    return [row | {"threat": name, "fingerprint": name} for name in names], hits

@@ -6,6 +6,7 @@ got right under all of them, and what the images looked like is for looking at.
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from glr_lightning.errors import CheckpointError
 
 KEY_SEPARATOR = "."
+UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile)
+UNREADABLE += (TypeError, RuntimeError, zlib.error, OverflowError, MemoryError)  # no, encrypted, spoilt, lying archives
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +77,12 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file, none of which is ever unpickled. Raises CheckpointError if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+            arrays = {name: file[name] for name in file.files}
+    except UNREADABLE as error:
         raise damaged(path, str(error)) from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise damaged(path, "it holds more than arrays")
+    return arrays
 
 
 def damaged(path: Path, why: str) -> CheckpointError:

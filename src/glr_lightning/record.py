@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.evidence import Evidence, read_evidence, write_evidence
+from glr_lightning.evidence import Evidence, damaged, read_evidence, write_evidence
 from glr_lightning.robustness import Judged
 from glr_lightning.rows import Row, read_rows, write_rows
 from glr_lightning.runs import EVIDENCE, ROBUSTNESS
@@ -31,6 +31,10 @@ class Record:
         rows = read_rows(path) if path.exists() else []
         self.rows: list[Row] = [row for row in rows if row["kind"] != WORST_CASE]
         self.evidence: dict[str, Evidence] = read_evidence(folder / EVIDENCE) if self.rows else {}
+        for row in self.rows:
+            known = self.evidence.get(row["fingerprint"])
+            if known is not None and (len(known.correct), known.correct.sum()) != (row["n"], row["correct"]):
+                raise damaged(folder / EVIDENCE, f"it does not fit the row of {row['threat']} in {ROBUSTNESS}")
 
     def require_weights(self, weights: str, forget: bool) -> None:
         """Let one table be about one network: rows of other weights are forgotten, or refused.

@@ -212,8 +212,9 @@ class Examination:
         }
 
     def fingerprint(self, trial: Trial) -> str:
-        """The hash of all that a trial's row depends on."""
-        return self.hash_with({"attack": self.attack_fingerprint(trial)})
+        """The hash of all that a trial's row depends on, its names included: two presets may share a level."""
+        names = [trial.name, trial.threat.preset, trial.surrogate]
+        return self.hash_with({"attack": self.attack_fingerprint(trial), "names": names})
 
     def attack_fingerprint(self, trial: Trial) -> str:
         """The hash of all that the images of a transfer attack depend on: not of the model that is tested."""
@@ -223,7 +224,7 @@ class Examination:
             "version": __version__,
             "images": self.images,
             "seed": self.seed,
-            "threat": getattr(function, "identity", f"{function.__module__}.{getattr(function, '__qualname__', '')}"),
+            "threat": _identity(function),
             "kind": [trial.threat.kind, trial.threat.norm, trial.threat.targeted],
             "level": [trial.level, dict(trial.parameters)],
             "gradient": [trial.gradient_source, asdict(trial.threat.options)],
@@ -391,6 +392,12 @@ def weights_hash(network: nn.Module) -> str:
     state = network.state_dict()
     values = (state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for name in state)
     return _hash(repr(network).encode(), json.dumps(list(state)).encode(), *values)
+
+
+def _identity(function: Any) -> str:
+    """Of a threat function: a name or a hash; of an object that has neither (functools.partial), all that it shows."""
+    named = f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else repr(function)
+    return str(getattr(function, "identity", named))
 
 
 def _hash(*parts: bytes) -> str:

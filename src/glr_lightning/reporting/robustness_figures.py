@@ -107,9 +107,10 @@ def corruption_maps(experiments: Experiments) -> Figure | None:
 
 
 def certified(experiments: Experiments) -> Figure | None:
-    """A panel for each norm, a colour for each experiment, a kind of line for each certificate. None without any."""
+    """A panel for each norm of the change (of the image, or of the first pre-activation), a colour for each experiment,
+    a kind of line for each certificate. None without any."""
     curves = {label: _curves(runs, ("certificate",)) for label, runs in experiments.items()}
-    norms = list(dict.fromkeys(way.norm for ways in curves.values() for way in ways))
+    norms = list(dict.fromkeys(way.norm or way.preset for ways in curves.values() for way in ways))
     if not norms:
         return None
     names = list(dict.fromkeys(way.way for ways in curves.values() for way in ways))
@@ -119,9 +120,9 @@ def certified(experiments: Experiments) -> Figure | None:
         for way, points in ways.items():
             look = nth_look(place)._replace(line=("-", "--", ":", "-.")[names.index(way.way) % 4])
             looks[f"{label}: {way.way}" if len(names) > 1 else label] = look
-            _curve(grid[norms.index(way.norm)], points, look)
+            _curve(grid[norms.index(way.norm or way.preset)], points, look)
     for axes, norm in zip(grid, norms, strict=False):
-        axes.set(title=plain(norm or "any norm"), xlabel="radius", ylim=(-2, 102))
+        axes.set(title=plain(norm), xlabel="radius", ylim=(-2, 102))
     _finish(figure, grid, len(norms), looks, _marked(curves.values()), "certified accuracy / %")
     return figure
 

@@ -108,8 +108,10 @@ class Attacked:
     def _one_gradient(self, x: Tensor, y: Tensor, loss: AttackLoss) -> Tensor:
         if self.source != "likelihood_ratio":
             return input_gradient(lambda image: self._scores(self._smooth, image), x, y, loss)
-        noisy = isinstance(self._network, NoiseAveraged)
-        network: Any = self._network.network if isinstance(self._network, NoiseAveraged) else self._network
+        network: Any = self._network
+        noise: dict[str, Any] = {}
+        if isinstance(network, NoiseAveraged):
+            network, noise = network.network, {"sigma": network.sigma_of(x), "noise": network.noise}
         self.ledger.queries[self._rows] += self.options.copies
         return likelihood_ratio_gradient(
             network,
@@ -119,7 +121,7 @@ class Attacked:
             random=self._fresh(1),
             copies=self.options.copies,
             smoothing=self.options.smoothing,
-            sigma=self._network.sigma_of(x) if noisy else None,  # type: ignore[attr-defined]
+            **noise,
         )
 
     def _scores(self, network: Scores, x: Tensor) -> Tensor:

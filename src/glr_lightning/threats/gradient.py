@@ -14,16 +14,18 @@ from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import LeaveOneOut
 from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators.base import even_parts
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
 from glr_lightning.estimators.straight_through import with_slopes
 from glr_lightning.losses import CrossEntropy
-from glr_lightning.noise import Gaussian
+from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.sampling import Antithetic
 from glr_lightning.threats.random import ImageRandom
 
 Scores = Callable[[Tensor], Tensor]
 AttackLoss = Callable[[Tensor, Tensor], Tensor]
 cross_entropy = CrossEntropy()
+CHUNK = 2**22  # numbers in the widest layer's noisy pre-activations, all copies: 16 MB of float32, 200 in all
 
 
 def margin(scores: Tensor, y: Tensor) -> Tensor:
@@ -102,6 +104,7 @@ def likelihood_ratio_gradient(
     copies: int,
     smoothing: float,
     sigma: tuple[Any, ...] | None = None,
+    noise: Noise | None = None,
 ) -> Tensor:
     """The gradient of the smoothed loss with respect to the images, from loss values alone; [B, C, H, W] like x.
 
@@ -115,20 +118,32 @@ def likelihood_ratio_gradient(
     layer, which a white-box attacker knows.
 
     random: draws the copies, for every image its own. copies: K, even and at least 4. smoothing: see `scales`.
-    sigma: noise that the network keeps on at inference, one scale a layer; it then takes the place of the smoothing,
-        at all layers.
+    sigma, noise: of the network that keeps its noise on at inference, one scale a layer, and the density; it then takes
+        the place of the smoothing, at all layers. A density without a score (uniform) is replaced by the Gaussian.
 
     Raises ConfigurationError for a network that is no chain, or copies that are not two pairs at least.
     """
     chain = Chain.of(network)
-    estimator = LikelihoodRatio(copies=copies, sampling=Antithetic())
+    widest = max(v.numel() for v in chain.clean(x[:1]).preactivations)
+    parts = even_parts(len(x), CHUNK // max(copies * widest, 1))
+    if len(parts) > 1:
+        settings: dict[str, Any] = {"copies": copies, "smoothing": smoothing, "sigma": sigma, "noise": noise}
+        pieces = zip(x.split(parts), y.split(parts), random.index.split(parts), strict=True)
+
+        def part(image: Tensor, label: Tensor, index: Tensor) -> Tensor:
+            own = ImageRandom(random.seed, index)
+            return likelihood_ratio_gradient(network, image, label, loss, random=own, **settings)
+
+        return torch.cat([part(*piece) for piece in pieces])
+    density = noise if noise is not None and noise.admissible else Gaussian()
+    estimator = LikelihoodRatio(copies=copies, sampling=Antithetic(), noise=density)
     sites = (0,) if sigma is None else tuple(range(len(chain.sites)))
     at_sites = scales(chain, smoothing) if sigma is None else sigma
     streams = iter(range(2**16, 2**16 + len(sites)))
 
     def draw(v0: Tensor) -> Tensor:
         u = random.open_uniform((copies // 2, *v0.shape[2:]), next(streams))
-        z = Gaussian().icdf(u.to(v0.dtype)).transpose(0, 1)
+        z = density.icdf(u.to(v0.dtype)).transpose(0, 1)
         return torch.cat([z, -z])
 
     clean = chain.clean(x)
