@@ -266,6 +266,14 @@ def test_certified_accuracy_has_a_panel_for_each_norm(tmp_path: Path) -> None:
         assert list(line.get_ydata()) == pytest.approx([90, 65, 40])
 
 
+def test_radii_in_different_units_share_no_axis(tmp_path: Path) -> None:
+    presets = ("preactivation", "standardised")
+    rows = [row("certify", 90, r, "certificate", norm="", preset=p) for p in presets for r in (0.0, 0.5)]
+    figure = certified(experiments(read_runs([make_run(tmp_path / "a", rows=rows)])))
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["||W d||_2", "||diag(1/sigma) W d||_2"]
+
+
 def test_no_figure_without_data_and_dollars_are_no_mathematics(tmp_path: Path) -> None:
     assert draw_robustness(experiments(read_runs([make_run(tmp_path / "a", rows=[row("clean", 1)])]))) == {}
     sign = r"$\frac{$"
