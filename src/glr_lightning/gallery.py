@@ -29,6 +29,7 @@ LINE = 0.34  # of a tile, for the prediction above it
 class Block:
     """One attack on the first images of a run; clean and attacked: what the evaluation kept of both."""
 
+    threat: str
     title: str
     clean: Evidence
     attacked: Evidence
@@ -67,8 +68,15 @@ def blocks(run: Run) -> list[Block]:
         attacked, clean = evidence.get(row["fingerprint"]), _clean(run, row, evidence)
         if attacked is not None and clean is not None:
             sign = " †" if run.cells[column].warnings else ""
-            found.append(Block(", ".join(column.words) + sign, clean, attacked))
+            found.append(Block(column.threat, ", ".join(column.words) + sign, clean, attacked))
     return found
+
+
+def _varied(found: Sequence[Block]) -> list[Block]:
+    """As many as there is place for: the first of each threat before a second of any, in the order of the table."""
+    rank = {id(block): sum(b.threat == block.threat for b in found[:place]) for place, block in enumerate(found)}
+    chosen = sorted(found, key=lambda block: rank[id(block)])[:ATTACKS]
+    return [block for block in found if block in chosen]
 
 
 def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | None:
@@ -91,7 +99,7 @@ def _same_images(clean: Evidence, attacked: Evidence) -> bool:
 
 
 def _picture(run: Run, name: str, found: Sequence[Block]) -> Picture:
-    shown = found[:ATTACKS]
+    shown = _varied(found)
     left_out = f", {len(shown)} of {len(found)} attacks" if len(found) > len(shown) else ""
     marked = "; † must not be read as robustness" if any(block.title.endswith("†") for block in shown) else ""
     caption = (
@@ -131,7 +139,7 @@ def _draw(axes: Axes, block: Block) -> None:
             text = f"{prediction}" if right else f"{prediction}, not {label}"
             style: dict[str, Any] = {"color": "#1d2329"} if right else {"color": WRONG, "weight": "bold"}
             axes.text(place + 0.5, heights[row] - 0.06, text, ha="center", va="bottom", fontsize=7, **style)
-    scale = f"±{block.scale:.3g}" if block.change.any() else "no change"
+    scale = f"±{block.scale:.2g}" if block.change.any() else "no change"
     names = [scale if row == "change" else row for row in heights]
     axes.set_yticks([top + 0.5 for top in heights.values()], names, fontsize=8)
     axes.set(xlim=(0, k), ylim=(3 + 2 * LINE, 0), xticks=[], aspect="equal")
