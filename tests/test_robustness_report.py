@@ -14,7 +14,7 @@ from glr_lightning.corruption_error import corruption_error, corruption_error_ta
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.evidence import Evidence, write_evidence
 from glr_lightning.figures_robustness import accuracy_by_epsilon, certified, corruption_maps, draw_robustness
-from glr_lightning.gallery import blocks, galleries, gallery, signed, strip
+from glr_lightning.gallery import blocks, chosen, galleries, gallery, signed, strip
 from glr_lightning.latex import latex
 from glr_lightning.published import model_of, paper_tables
 from glr_lightning.report import report
@@ -340,6 +340,25 @@ def test_a_gallery_shows_the_change_and_who_was_fooled(channels: int, tmp_path: 
     (picture,) = galleries([run])
     assert picture.name == "gallery/a.png"
     assert picture.png.startswith(b"\x89PNG")
+
+
+def test_a_gallery_shows_the_strongest_way_of_each_threat_first(tmp_path: Path) -> None:
+    ways = [("fgsm", source, 100 - place) for place, source in enumerate(("autograd", "transfer", "straight_through"))]
+    ways += [(name, "none", 90) for name in ("a", "b", "c", "d")]
+    rows = [row("clean", 180, fingerprint="c")]
+    rows += [
+        row(name, hits, 0.1, "attack", gradient_source=source, fingerprint=f"{name}{source}")
+        for name, source, hits in ways
+    ]
+    folder = make_run(tmp_path / "a", rows=rows)
+    same = evidence(np.full((2, 1, 4, 4), 100), [0, 1])
+    write_evidence(folder / "robustness.npz", {each["fingerprint"]: same for each in rows})
+    (run,) = read_runs([folder])
+    shown = [(block.threat, block.title.rsplit(" ", 1)[1]) for block in chosen(blocks(run))]
+    sources = ("transfer", "straight_through")  # of fgsm, in the order of the table
+    assert shown == [*(("fgsm", source) for source in sources), *((name, "none") for name in ("a", "b", "c", "d"))]
+    (picture,) = galleries([run])
+    assert ", 6 of 7 attacks, of each kind the strongest first" in picture.caption
 
 
 def test_signed_colours() -> None:

@@ -30,6 +30,7 @@ class Block:
     """One attack on the first images of a run; clean and attacked: what the evaluation kept of both."""
 
     threat: str
+    accuracy: float
     title: str
     clean: Evidence
     attacked: Evidence
@@ -67,16 +68,18 @@ def blocks(run: Run) -> list[Block]:
     for column, row in strongest.values():
         attacked, clean = evidence.get(row["fingerprint"]), _clean(run, row, evidence)
         if attacked is not None and clean is not None:
-            sign = " †" if run.cells[column].warnings else ""
-            found.append(Block(column.threat, ", ".join(column.words) + sign, clean, attacked))
+            title = ", ".join(column.words) + (" †" if run.cells[column].warnings else "")
+            found.append(Block(column.threat, run.cells[column].accuracy, title, clean, attacked))
     return found
 
 
-def _varied(found: Sequence[Block]) -> list[Block]:
-    """As many as there is place for: the first of each threat before a second of any, in the order of the table."""
-    rank = {id(block): sum(b.threat == block.threat for b in found[:place]) for place, block in enumerate(found)}
-    chosen = sorted(found, key=lambda block: rank[id(block)])[:ATTACKS]
-    return [block for block in found if block in chosen]
+def chosen(found: Sequence[Block]) -> list[Block]:
+    """As many as there is place for, in the order of the table: of each threat the strongest way before its others."""
+    turns: dict[str, list[Block]] = {}
+    for block in sorted(found, key=lambda block: block.accuracy):
+        turns.setdefault(block.threat, []).append(block)
+    first = sorted(found, key=lambda block: turns[block.threat].index(block))[:ATTACKS]
+    return [block for block in found if block in first]
 
 
 def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | None:
@@ -99,8 +102,9 @@ def _same_images(clean: Evidence, attacked: Evidence) -> bool:
 
 
 def _picture(run: Run, name: str, found: Sequence[Block]) -> Picture:
-    shown = _varied(found)
-    left_out = f", {len(shown)} of {len(found)} attacks" if len(found) > len(shown) else ""
+    shown = chosen(found)
+    fewer = f", {len(shown)} of {len(found)} attacks, of each kind the strongest first"
+    left_out = fewer if len(found) > len(shown) else ""
     marked = "; † must not be read as robustness" if any(block.title.endswith("†") for block in shown) else ""
     caption = (
         f"{run.name}{left_out}: the first images, the change (red up, blue down, of colour images grey for none; the "
