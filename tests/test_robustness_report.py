@@ -14,7 +14,7 @@ from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.evidence import Evidence, write_evidence
 from glr_lightning.report import report
 from glr_lightning.reporting.corruption_error import corruption_error, corruption_error_table
-from glr_lightning.reporting.gallery import blocks, galleries, gallery, signed, strip
+from glr_lightning.reporting.gallery import blocks, chosen, galleries, gallery, signed, strip
 from glr_lightning.reporting.latex import latex
 from glr_lightning.reporting.published import model_of, paper_tables
 from glr_lightning.reporting.results import (
@@ -143,6 +143,7 @@ def test_paper_tables_are_in_the_papers_layout(tmp_path: Path) -> None:
     out = tmp_path / "out"
     text = written(find_runs(str(tmp_path)), out)
     attacks = section(text, "As in the paper: MNIST: attacks")
+    assert "Ours are of 200 test images." in attacks
     lines = [line.strip("| ").split(" | ") for line in attacks.splitlines() if line.startswith("|")]
     rows = {(cells[0], cells[1]): cells[2:] for cells in lines[2:]}
     assert [model for model, _ in rows] == ["BP", "BP+", "LRS", "LRT", "LRT", "LRSZ", "LRTZ"]
@@ -266,12 +267,12 @@ def test_certified_accuracy_has_a_panel_for_each_norm(tmp_path: Path) -> None:
         assert list(line.get_ydata()) == pytest.approx([90, 65, 40])
 
 
-def test_certificates_before_the_neurons_are_not_of_any_norm(tmp_path: Path) -> None:
-    kinds = ("preactivation", "standardised")
-    rows = [row("certify", 90, r, "certificate") | {"preset": kind} for kind in kinds for r in (0.0, 0.5)]
+def test_radii_in_different_units_share_no_axis(tmp_path: Path) -> None:
+    presets = ("preactivation", "standardised")
+    rows = [row("certify", 90, r, "certificate", norm="", preset=p) for p in presets for r in (0.0, 0.5)]
     figure = certified(experiments(read_runs([make_run(tmp_path / "a", rows=rows)])))
     assert figure is not None
-    assert [axes.get_title() for axes in figure.axes] == list(kinds)
+    assert [axes.get_title() for axes in figure.axes] == ["||W d||_2", "||diag(1/sigma) W d||_2"]
 
 
 def test_no_figure_without_data_and_dollars_are_no_mathematics(tmp_path: Path) -> None:
@@ -293,9 +294,13 @@ def test_wide_tables_are_parted_by_kind(tmp_path: Path) -> None:
     many = [row(f"attack{place}", 50, 0.1, "attack") for place in range(14)]
     runs = read_runs([make_run(tmp_path / "a", rows=[*many, *standard()])])
     parts = robustness_tables(runs, all_columns(runs))
-    assert [(len(part.heading), part.heading[1]) for part in parts] == [(18, ["clean"]), (5, ["clean"])]
+    assert [part.heading[1] for part in parts] == [["a"], ["clean"]]
+    attacks, corruptions = parts
+    assert [row[0] for row in attacks.rows][:1] == ["clean"]  # too wide even so: a row for each
+    assert (len(attacks.rows), len(corruptions.heading)) == (17, 5)
     whole = robustness_table(runs, all_columns(runs))
-    assert {tuple(words) for part in parts for words in part.heading} == {tuple(words) for words in whole.heading}
+    found = {row[0] for row in attacks.rows} | {", ".join(words) for words in corruptions.heading}
+    assert found == {", ".join(words) for words in whole.heading}
 
 
 def test_a_remark_names_the_levels_of_its_threat_together(tmp_path: Path) -> None:
@@ -340,6 +345,25 @@ def test_a_gallery_shows_the_change_and_who_was_fooled(channels: int, tmp_path: 
     (picture,) = galleries([run])
     assert picture.name == "gallery/a.png"
     assert picture.png.startswith(b"\x89PNG")
+
+
+def test_a_gallery_shows_the_strongest_way_of_each_threat_first(tmp_path: Path) -> None:
+    ways = [("fgsm", source, 100 - place) for place, source in enumerate(("autograd", "transfer", "straight_through"))]
+    ways += [(name, "none", 90) for name in ("a", "b", "c", "d")]
+    rows = [row("clean", 180, fingerprint="c")]
+    rows += [
+        row(name, hits, 0.1, "attack", gradient_source=source, fingerprint=f"{name}{source}")
+        for name, source, hits in ways
+    ]
+    folder = make_run(tmp_path / "a", rows=rows)
+    same = evidence(np.full((2, 1, 4, 4), 100), [0, 1])
+    write_evidence(folder / "robustness.npz", {each["fingerprint"]: same for each in rows})
+    (run,) = read_runs([folder])
+    shown = [(block.threat, block.title.rsplit(" ", 1)[1]) for block in chosen(blocks(run))]
+    sources = ("transfer", "straight_through")  # of fgsm, in the order of the table
+    assert shown == [*(("fgsm", source) for source in sources), *((name, "none") for name in ("a", "b", "c", "d"))]
+    (picture,) = galleries([run])
+    assert ", 6 of 7 attacks, of each kind the strongest first" in picture.caption
 
 
 def test_signed_colours() -> None:

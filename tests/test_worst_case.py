@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.results import table_cells
+from glr_lightning.reporting.results import table_cells
 from glr_lightning.robustness import Examination, trials, wilson_interval
 from glr_lightning.rows import FIELDS, Row
 from glr_lightning.threats import Threat, attack
@@ -114,6 +114,19 @@ def test_gradients_that_mislead_are_shown_up_by_a_black_box() -> None:
         assert not other["unreliable"]
         assert worst["correct"] == int((hits["fgsm"] & hits["corners"]).sum())
         assert not worst["unreliable"]  # the black box is in it
+
+
+def test_the_black_box_that_breaks_most_is_named_with_its_surrogate() -> None:
+    honest = linear()
+    model = Saturated(honest, (honest[1].weight[1] - honest[1].weight[0]).detach().reshape(SHAPE)).eval()
+    twin = attack(fgsm, [0.1], "linf", "transfer", ["transfer"])
+    for order in (["corners", "twin"], ["twin", "corners"]):
+        threats = {"white": white([0.1])} | {name: {"corners": black([0.1]), "twin": twin}[name] for name in order}
+        rows, hits = judged(model, threats, surrogates={"relu": linear()})
+        assert hits["twin"].sum() < hits["corners"].sum()
+        broken = int((hits["white"] & ~hits["twin"]).sum())
+        note = f"a black-box attack, twin (transfer relu), succeeds on {broken} images where autograd gradients fail"
+        assert rows[0]["note"] == note
 
 
 def test_a_worst_case_over_masked_and_transferred_attacks_alone_says_so() -> None:

@@ -68,6 +68,7 @@ def _same_network(row: Row, other: Row) -> bool:
 
 def _show_up(rows: Sequence[Row], correct: Hits) -> None:
     """Mark, in place, the rows of a source of gradients that all together miss what a black-box attack breaks.
+    The note names the one that breaks most.
 
     Of the images on which just one of the two succeeds, b are the black box's and c the gradients': without a
     difference b - c has mean 0 and variance b + c (McNemar, Psychometrika 12, 1947).
@@ -77,15 +78,19 @@ def _show_up(rows: Sequence[Row], correct: Hits) -> None:
         if not own:
             continue
         survives = np.logical_and.reduce([correct[row["fingerprint"]] for row in own])
+        found: list[tuple[int, Row]] = []
         for other in (row for row in rows if row["gradient_source"] in BLACK_BOX):
             others = correct[other["fingerprint"]]
             b, c = int((survives & ~others).sum()), int((~survives & others).sum())
             if b - c > SIGNIFICANT * math.sqrt(b + c):
-                for row in own:
-                    note = f"{SHOWN_UP}, {other['threat']}, succeeds on {b} images where {source} gradients fail"
-                    row["note"] = "; ".join(filter(None, [row["note"], note]))
-                    row["black_box_stronger"] = row["unreliable"] = True
-                break
+                found.append((b, other))
+        if not found:
+            continue
+        most, strongest = max(found, key=lambda pair: pair[0])
+        for row in own:
+            note = f"{SHOWN_UP}, {_name(strongest)}, succeeds on {most} images where {source} gradients fail"
+            row["note"] = "; ".join(filter(None, [row["note"], note]))
+            row["black_box_stronger"] = row["unreliable"] = True
 
 
 def _worst_case(

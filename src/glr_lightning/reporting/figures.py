@@ -65,9 +65,10 @@ def learning_curves(experiments: Experiments) -> Figure:
     losses = list(dict.fromkeys(run.target("loss") for _, _, run in _each(experiments) if run.metrics))
     figure = Figure(figsize=(3.9 * (1 + len(losses)), PANEL + 0.3))
     accuracy, *panels = figure.subplots(1, 1 + len(losses))
-    trained_on = False
+    held_out = trained_on = False
     for _, look, run in _each(experiments):
         validated = any("val_accuracy" in values for values in run.metrics.values())
+        held_out |= validated
         trained_on |= bool(run.metrics) and not validated
         key, width = ("val_accuracy", 1.5) if validated else ("train_accuracy", 0.7)
         epochs, values = _curve(run, key)
@@ -76,7 +77,8 @@ def learning_curves(experiments: Experiments) -> Figure:
             _line(panels[losses.index(run.target("loss"))], *_curve(run, "train_loss"), look)
     accuracy.set(title="Accuracy while training", ylabel="accuracy on validation images / %")
     if trained_on:
-        accuracy.set_ylabel("accuracy on validation images\n(thin: on training images) / %")
+        both = "accuracy on validation images\n(thin: on training images) / %"
+        accuracy.set_ylabel(both if held_out else "accuracy on training images / %")
     for panel, loss in zip(panels, losses, strict=True):
         panel.set(title=plain(f"Training loss: {loss}"), ylabel="mean loss per image")
     for panel in (accuracy, *panels):

@@ -29,6 +29,8 @@ LINE = 0.34  # of a tile, for the prediction above it
 class Block:
     """One attack on the first images of a run; clean and attacked: what the evaluation kept of both."""
 
+    threat: str
+    accuracy: float
     title: str
     clean: Evidence
     attacked: Evidence
@@ -66,9 +68,18 @@ def blocks(run: Run) -> list[Block]:
     for column, row in strongest.values():
         attacked, clean = evidence.get(row["fingerprint"]), _clean(run, row, evidence)
         if attacked is not None and clean is not None:
-            sign = " †" if run.cells[column].warnings else ""
-            found.append(Block(", ".join(column.words) + sign, clean, attacked))
+            title = ", ".join(column.words) + (" †" if run.cells[column].warnings else "")
+            found.append(Block(column.threat, run.cells[column].accuracy, title, clean, attacked))
     return found
+
+
+def chosen(found: Sequence[Block]) -> list[Block]:
+    """As many as there is place for, in the order of the table: of each threat the strongest way before its others."""
+    turns: dict[str, list[Block]] = {}
+    for block in sorted(found, key=lambda block: block.accuracy):
+        turns.setdefault(block.threat, []).append(block)
+    first = sorted(found, key=lambda block: turns[block.threat].index(block))[:ATTACKS]
+    return [block for block in found if block in first]
 
 
 def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | None:
@@ -91,8 +102,9 @@ def _same_images(clean: Evidence, attacked: Evidence) -> bool:
 
 
 def _picture(run: Run, name: str, found: Sequence[Block]) -> Picture:
-    shown = found[:ATTACKS]
-    left_out = f", {len(shown)} of {len(found)} attacks" if len(found) > len(shown) else ""
+    shown = chosen(found)
+    fewer = f", {len(shown)} of {len(found)} attacks, of each kind the strongest first"
+    left_out = fewer if len(found) > len(shown) else ""
     marked = "; † must not be read as robustness" if any(block.title.endswith("†") for block in shown) else ""
     caption = (
         f"{run.name}{left_out}: the first images, the change (red up, blue down, of colour images grey for none; the "
@@ -131,7 +143,7 @@ def _draw(axes: Axes, block: Block) -> None:
             text = f"{prediction}" if right else f"{prediction}, not {label}"
             style: dict[str, Any] = {"color": "#1d2329"} if right else {"color": WRONG, "weight": "bold"}
             axes.text(place + 0.5, heights[row] - 0.06, text, ha="center", va="bottom", fontsize=7, **style)
-    scale = f"±{block.scale:.3g}" if block.change.any() else "no change"
+    scale = f"±{block.scale:.2g}" if block.change.any() else "no change"
     names = [scale if row == "change" else row for row in heights]
     axes.set_yticks([top + 0.5 for top in heights.values()], names, fontsize=8)
     axes.set(xlim=(0, k), ylim=(3 + 2 * LINE, 0), xticks=[], aspect="equal")

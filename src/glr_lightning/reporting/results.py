@@ -401,11 +401,13 @@ def _listed(levels: Sequence[float]) -> str:
 
 
 def _warning(row: Row, several: bool) -> str:
+    """Of masked gradients that is enough: with how many images a black box breaks besides, no two notes are alike."""
     where = f"{row['level_name']} {row['level']:g}: " if several else ""
     unreliable = row["unreliable"] or row["black_box_stronger"]
     verdicts = {"unreliable": unreliable, "out of budget": row["out_of_budget"]}
     verdict = " and ".join(words for words, true in verdicts.items() if true)
-    reasons = "; ".join(filter(None, [row["note"], *_unsaid(row)]))
+    said = [part for part in row["note"].split("; ") if not (row["masked"] and part.startswith(SHOWN_UP))]
+    reasons = "; ".join(filter(None, [*said, *_unsaid(row)]))
     return f"{where}{verdict}" + (f" ({reasons})" if reasons else "")
 
 
@@ -414,7 +416,9 @@ def _unsaid(row: Row) -> list[str]:
     zero, abstained = (100 * (row[field] or 0.0) for field in ("zero_gradient_fraction", "abstained"))
     facts = {
         "predictions are random": row["randomized"],
-        f"{SHOWN_UP} succeeds where this attack fails": row["black_box_stronger"] and SHOWN_UP not in row["note"],
+        f"{SHOWN_UP} succeeds where this attack fails": (
+            row["black_box_stronger"] and not row["masked"] and SHOWN_UP not in row["note"]
+        ),
         f"{zero:.3g} % of the input gradients are exactly zero": zero,
         f"abstains on {abstained:.3g} % of the images": abstained,
     }

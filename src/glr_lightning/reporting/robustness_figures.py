@@ -28,6 +28,7 @@ from glr_lightning.reporting.figures import (
 )
 from glr_lightning.reporting.results import Cell, Column, Run
 from glr_lightning.reporting.tables import one_of_each_seed
+from glr_lightning.threats.certify import NORMS
 from glr_lightning.worst_case import WORST_CASE
 
 CAPTIONS = {
@@ -35,7 +36,7 @@ CAPTIONS = {
     "black: the worst case over all attacks",
     "corruptions.png": "Accuracy / % by corruption and severity, the mean over seeds",
     "certified.png": "Certified accuracy: the share of images that no change within the radius can make wrong, the "
-    "mean over seeds",
+    "mean over seeds. W is each network's own first layer, so radii measured behind it are no comparison of networks",
 }
 WORST = Look("#000000", "o", "-")
 MAP = "viridis"
@@ -110,7 +111,7 @@ def certified(experiments: Experiments) -> Figure | None:
     """A panel for each norm of the change (of the image, or of the first pre-activation), a colour for each experiment,
     a kind of line for each certificate. None without any."""
     curves = {label: _curves(runs, ("certificate",)) for label, runs in experiments.items()}
-    norms = list(dict.fromkeys(way.norm or way.preset for ways in curves.values() for way in ways))
+    norms = list(dict.fromkeys(_measure(way) for ways in curves.values() for way in ways))
     if not norms:
         return None
     names = list(dict.fromkeys(way.way for ways in curves.values() for way in ways))
@@ -120,11 +121,16 @@ def certified(experiments: Experiments) -> Figure | None:
         for way, points in ways.items():
             look = nth_look(place)._replace(line=("-", "--", ":", "-.")[names.index(way.way) % 4])
             looks[f"{label}: {way.way}" if len(names) > 1 else label] = look
-            _curve(grid[norms.index(way.norm or way.preset)], points, look)
+            _curve(grid[norms.index(_measure(way))], points, look)
     for axes, norm in zip(grid, norms, strict=False):
         axes.set(title=plain(norm), xlabel="radius", ylim=(-2, 102))
     _finish(figure, grid, len(norms), looks, _marked(curves.values()), "certified accuracy / %")
     return figure
+
+
+def _measure(certificate: Column) -> str:
+    """What its radius bounds: ||W d||_2 and ||d||_2 are not to be drawn on one axis."""
+    return NORMS.get(certificate.preset, certificate.preset or certificate.norm)
 
 
 def _curves(runs: Sequence[Run], kinds: Sequence[str]) -> dict[Column, Points]:

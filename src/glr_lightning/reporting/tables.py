@@ -120,8 +120,8 @@ def robustness_table(runs: Sequence[Run], columns: Sequence[Column]) -> Table:
 
 def robustness_tables(runs: Sequence[Run], columns: Sequence[Column]) -> list[Table]:
     """The same as one table if it is narrow enough to read, else worst cases, attacks, corruptions and certificates in
-    tables of their own, beside the clean images."""
-    return [robustness_table(runs, part) for part in readable(columns)]
+    tables of their own, beside the clean images; what is too wide even so lies on its side."""
+    return [_upright(robustness_table(runs, part)) for part in readable(columns)]
 
 
 def readable(columns: Sequence[Column]) -> list[Sequence[Column]]:
@@ -137,7 +137,13 @@ def readable(columns: Sequence[Column]) -> list[Sequence[Column]]:
 
 def seeds_tables(groups: Mapping[str, Sequence[Run]], columns: Sequence[Column]) -> list[Table]:
     """One or several, as for the runs; none without an experiment of at least two seeds."""
-    return [table for part in readable(columns) if (table := seeds_table(groups, part)).rows]
+    return [_upright(table) for part in readable(columns) if (table := seeds_table(groups, part)).rows]
+
+
+def _upright(table: Table) -> Table:
+    """With a row for each threat if they are more than WIDEST, and more than the runs: pages scroll down, not right."""
+    threats = len(table.heading) - 2  # but for the names of the runs and the number of images
+    return table.transposed() if threats > max(WIDEST, len(table.rows)) else table
 
 
 def seeds_table(groups: Mapping[str, Sequence[Run]], columns: Sequence[Column]) -> Table:
