@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -549,6 +550,15 @@ def test_dots_show_the_table_and_marked_ones_are_hollow(two: list[Path]) -> None
     }
     assert set(shown) == expected
     assert [place for place, face in shown.items() if face == "white"] == [(2, 89.0)]
+
+
+def test_of_many_threats_those_with_a_curve_have_no_dots(tmp_path: Path, two: list[Path]) -> None:
+    runs = read_runs(two)
+    columns = all_columns(runs)
+    many = [replace(column, levels=(0.01 * k,)) for k in range(20) for column in columns if column.kind == "attack"]
+    axes = figures.accuracy_per_threat(experiments(runs), [*columns, *many]).axes[0]
+    others = [column for column in columns if column.kind != "attack" or not column.levels]
+    assert len(axes.get_yticks()) == len(others) > 1
 
 
 def test_seeds_share_a_line(two: list[Path], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from glr_lightning.config import CONF_DIR, resolve
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.reporting.corruption_error import corruption_error_table, find_baseline
 from glr_lightning.reporting.document import Document, Picture, Section, markdown
-from glr_lightning.reporting.figures import draw
+from glr_lightning.reporting.figures import MOST, draw
 from glr_lightning.reporting.gallery import GALLERY, galleries
 from glr_lightning.reporting.latex import latex
 from glr_lightning.reporting.page import page
@@ -58,7 +58,7 @@ REPORT, PAGE, RESULTS, ENVIRONMENT = "report.md", "report.html", "results.csv", 
 FIGURES = {
     "learning_curves.png": "Accuracy and training loss by epoch",
     "accuracy_per_threat.png": "Accuracy under each threat, with 95 % intervals; of a mean over severities, the mean "
-    "of their bounds",
+    f"of their bounds. Of more than {MOST} threats, attacks with an epsilon are left to the curves below",
     "severity.png": "Accuracy by severity of each corruption, of up to eight runs with 95 % Wilson intervals",
     **CAPTIONS,
 }

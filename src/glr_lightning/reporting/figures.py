@@ -37,6 +37,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 PANEL = 3.3  # inches, the height of a panel
+MOST = 20  # threats in one figure
 Experiments = Mapping[str, Sequence[Run]]
 
 
@@ -90,8 +91,10 @@ def learning_curves(experiments: Experiments) -> Figure:
 
 def accuracy_per_threat(experiments: Experiments, columns: Sequence[Column]) -> Figure:
     """A strip of the figure for each threat, in it a line for each experiment, with a dot and its 95 % interval for
-    each run. Certificates are no threats."""
+    each run. Certificates are no threats. Of more than MOST, attacks with a curve by epsilon are left out."""
     columns = [column for column in columns if column.kind != "certificate"]
+    if len(columns) > MOST:
+        columns = [column for column in columns if column.kind != "attack" or not column.levels]
     evaluated = [shown for shown in _each(experiments) if shown.run.cells]
     lines = list(dict.fromkeys(shown.label for shown in evaluated))
     step = 1.0 / (len(lines) + 1.5)
