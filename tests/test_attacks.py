@@ -15,6 +15,7 @@ from glr_lightning.activations import HardThreshold
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.threats import ImageRandom
 from glr_lightning.threats.attacked import Attacked
+from glr_lightning.threats.ball import project, uniform_in_ball
 from glr_lightning.threats.fgsm import fgsm
 from glr_lightning.threats.gradient import margin
 from glr_lightning.threats.hopskipjump import hopskipjump
@@ -288,6 +289,23 @@ class TestEveryAttack:
             function(threshold_net(), x, torch.zeros(2, dtype=torch.int64), random=random_of(2), **arguments)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_projection_leaves_alone_what_is_inside(norm: str) -> None:
+    x = torch.full((1, 1, 2, 2), 0.5)
+    inside, outside = x + 0.01, x + 0.5
+    torch.testing.assert_close(project(inside, x, 0.1, norm), inside)
+    torch.testing.assert_close(project(outside, x, 0.1, norm), x + (0.1 if norm == "linf" else 0.05))
+
+
+def test_starts_are_uniform_in_the_l2_ball() -> None:
+    """r^N is uniform on (0, 1), N = 6; n = 4,000, at 5 standard errors."""
+    x = torch.full((4000, 1, 2, 3), 0.5)
+    moved = uniform_in_ball(x, 0.1, "l2", random_of(4000), stream=0)
+    share = ((moved - x).flatten(1).norm(dim=1) / 0.1) ** 6
+    assert float(share.mean()) == pytest.approx(0.5, abs=5 / math.sqrt(12 * 4000))
+    assert float(share.max()) <= 1 + 1e-4
+
+
 class TestPGD:
     def test_keeps_the_first_that_fools_and_else_the_highest(self) -> None:
         """One step of an infinite slope apart: with more steps an image that is fooled stays what it was."""
@@ -303,6 +321,25 @@ class TestPGD:
             assert torch.equal(shorter[fooled], longer[fooled])
             assert (margin(model(longer), y) >= margin(model(shorter), y) - 1e-4).all()
         assert 0 < (model(runs[-1]).argmax(1) != y).sum() < 40
+
+    def test_the_default_step_is_two_and_a_half_radii_over_the_steps(self) -> None:
+        x, y = torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0])
+        network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+        settings: dict[str, Any] = {"random": ImageRandom(0, torch.arange(2)), "epsilon": 0.1, "early_stop": False}
+        found = pgd(network, x, y, **settings, random_start=False, steps=10, step_size=None)
+        stated = pgd(network, x, y, **settings, random_start=False, steps=10, step_size=0.025)
+        short = pgd(network, x, y, **settings, random_start=False, steps=10, step_size=0.005)
+        torch.testing.assert_close(found, stated)
+        assert not torch.allclose(found, short)
+
+    def test_a_lucky_draw_of_a_random_network_stops_nothing(self) -> None:
+        x, y = torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0])
+        network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+        network[1].bias.data = torch.tensor([-9.0, 9.0])  # wrong at once
+        for randomized in (False, True):
+            attacked = Attacked(network, x, randomized=randomized)
+            found = pgd(attacked, x, y, random=ImageRandom(0, torch.arange(2)), epsilon=0.1, steps=3)
+            assert torch.equal(found, x) is not randomized
 
     def test_transfer_is_the_last_iterate(self) -> None:
         model, x = linear(3), inner_pictures(20)

@@ -522,6 +522,14 @@ def test_a_thousandth_beyond_epsilon_is_out_of_budget() -> None:
         assert examination.judge(trials({"beyond": threat})[0]).row["out_of_budget"] is out
 
 
+def test_how_gradients_are_computed_is_part_of_the_fingerprint() -> None:
+    x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
+    options: list[dict[str, Any]] = [{}, {"smoothing": 0.5}, {"copies": 8}, {"eot": 2}]
+    found = [attack(fgsm, [0.1], "linf", "autograd", ["autograd"], gradient=each) for each in options]
+    assert len({examination.fingerprint(trials({"fgsm": threat})[0]) for threat in found}) == len(options)
+
+
 def test_parameters_bound_to_a_function_are_part_of_the_fingerprint() -> None:
     x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
     examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
