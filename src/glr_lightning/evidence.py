@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from glr_lightning.errors import CheckpointError
 
 KEY_SEPARATOR = "."
+REMOVE = " Remove the file; what it held is then computed again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +75,13 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file, none of which is ever unpickled. Raises CheckpointError if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise damaged(path, str(error)) from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # any .zip, a checkpoint say, opens
+        raise damaged(path, "it is no .npz file of arrays")
+    return arrays
 
 
 def damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read: {why}. Remove the file; what it held is then computed again.")
+    return CheckpointError(f"{path} cannot be read: {why}.{REMOVE}")
