@@ -127,6 +127,12 @@ class TestDamage:
             with pytest.raises(CheckpointError, match="cannot be read"):
                 load_set(path)
 
+    def test_nobody_is_told_to_remove_a_file_of_another_kind(self, tmp_path: Path) -> None:
+        path = tmp_path / "best.ckpt"
+        torch.save({"state_dict": {}}, path)  # a .zip, which numpy opens
+        with pytest.raises(CheckpointError, match=r"no \.npz file of arrays\. Name a file"):
+            adversarial_set(str(path))
+
     def test_pickled_objects_are_never_loaded(self, path: Path, tmp_path: Path) -> None:
         class Bomb:
             def __reduce__(self) -> Any:

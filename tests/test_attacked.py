@@ -197,6 +197,12 @@ class TestLedger:
         smooth.note_first_gradient(torch.ones(4))
         assert smooth.ledger.zero_gradient.tolist() == [0, 0, 0, 0]
 
+    def test_a_gradient_that_is_no_number_leads_nowhere(self) -> None:
+        x, y = batch(4)
+        attacked = Attacked(lambda x: torch.stack([(x - x).flatten(1).sum(1).sqrt(), x.flatten(1).sum(1)], 1), x)
+        attacked.gradient(x, y.clamp(max=1))
+        assert attacked.ledger.zero_gradient.tolist() == [1, 1, 1, 1]
+
     def test_an_attack_that_differentiates_by_itself_is_on_record_too(self) -> None:
         (x, y), options = batch(4), [(network(), 1.0), (network(nn.Sigmoid()), 0.0)]
         for net, zero in options:

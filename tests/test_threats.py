@@ -23,6 +23,7 @@ from glr_lightning.threats.gaussian_noise import gaussian_noise
 from glr_lightning.threats.glass_blur import glass_blur, partner_draws, swap_coins
 from glr_lightning.threats.gradient import input_gradient
 from glr_lightning.threats.impulse_noise import impulse_noise
+from glr_lightning.threats.lbfgs import lbfgs
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -362,6 +363,10 @@ class TestThreat:
         bounds = epsilon if isinstance(epsilon, list) else [epsilon]
         assert list(threat.levels) == [(b, {"epsilon": b}) for b in bounds]
         assert (threat.kind, threat.level_name, threat.norm) == ("attack", "epsilon", "linf")
+
+    def test_an_attack_without_bound_refuses_one(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"lbfgs has no bound, got epsilon=0\.1; use epsilon=null"):
+            attack(lbfgs, 0.1, "", "autograd", ["autograd"])
 
     @pytest.mark.parametrize("epsilon", [0, -0.1, math.nan, math.inf, True, "0.1", [], ["0.1"], [0.1, None], None])
     def test_attack_refuses_epsilon(self, epsilon: object) -> None:

@@ -283,8 +283,12 @@ def _main(composed: DictConfig) -> None:
         if "run" not in composed:
             raise CheckpointError('which run? Give run=FOLDER, a glob such as "run=runs/*", or a list.')
         config = resolve(composed)
-        with cpu_threads(config["threads"]):
-            evaluate_runs(config)
+        try:
+            with cpu_threads(config["threads"]):
+                evaluate_runs(config)
+        except KeyboardInterrupt as interrupt:
+            kept = "The rows so far are kept; the same command goes on from there."
+            raise KeyboardInterrupt(" ".join(filter(None, [str(interrupt), kept]))) from None
         runs = read_runs(find_runs(config["run"]))
         show([robustness_table(runs, all_columns(runs))])
 

@@ -20,6 +20,7 @@ from glr_lightning.errors import CheckpointError
 KEY_SEPARATOR = "."
 UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile)
 UNREADABLE += (TypeError, RuntimeError, zlib.error, OverflowError, MemoryError)  # no, encrypted, spoilt, lying archives
+REMOVE = " Remove the file; what it held is then computed again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +82,9 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     except UNREADABLE as error:
         raise damaged(path, str(error)) from error
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise damaged(path, "it holds more than arrays")
+        raise damaged(path, "it is no .npz file of arrays")
     return arrays
 
 
 def damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read: {why}. Remove the file; what it held is then computed again.")
+    return CheckpointError(f"{path} cannot be read: {why}.{REMOVE}")

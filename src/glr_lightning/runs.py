@@ -129,7 +129,10 @@ def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> 
     try:
         network.load_state_dict(state)
     except Exception as error:  # missing, unexpected and misshapen entries, or no tensors at all
-        raise CheckpointError(f"the weights of {path} do not fit the network of its {CONFIG}: {error}") from None
+        raise CheckpointError(
+            f"the weights of {path} do not fit the network of its {CONFIG}, another for images of another shape; put "
+            f"back the {CONFIG} that it was trained with, or train again. {error}"
+        ) from None
     if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
         raise CheckpointError(f"{path} holds weights that are not finite; the training diverged. Train again.")
 

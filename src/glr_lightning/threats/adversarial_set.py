@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
-from glr_lightning.evidence import damaged, read_arrays, write_arrays
+from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.evidence import REMOVE, damaged, read_arrays, write_arrays
 from glr_lightning.threats.attacked import Attacked
 from glr_lightning.threats.base import Threat
 from glr_lightning.threats.random import ImageRandom
@@ -109,7 +109,11 @@ def adversarial_set(path: str) -> Threat:
 
     Raises CheckpointError if it cannot be read.
     """
-    made = load_set(Path(path).expanduser())
+    try:
+        made = load_set(Path(path).expanduser())
+    except CheckpointError as error:
+        why = str(error).removesuffix(REMOVE)  # it may be anything, and nobody should remove it
+        raise CheckpointError(f"{why} Name a file that glr-evaluate left in SURROGATE/adversarial.") from None
     return replayed(made)
 
 

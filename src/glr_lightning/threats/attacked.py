@@ -28,7 +28,7 @@ class Ledger:
     """What an attack has cost, and met, so far. It is written by the `Attacked` and read by the harness.
 
     queries: int64 [B], forward passes of each image.
-    zero_gradient: float [B], 1 where the image's first gradient was exactly zero, 0 where not, NaN before it.
+    zero_gradient: float [B], 1 where the image's first gradient was exactly zero, or NaN, 0 where not, NaN before it.
     """
 
     queries: Tensor
@@ -97,7 +97,7 @@ class Attacked:
     def gradient(self, x: Tensor, y: Tensor, loss: AttackLoss = cross_entropy) -> Tensor:
         """The gradient of the summed loss at x, [B, C, H, W], from the declared source."""
         gradient = torch.stack([self._one_gradient(x, y, loss) for _ in range(self.draws)]).mean(0)
-        self.note_first_gradient((gradient == 0).flatten(1).all(1))
+        self.note_first_gradient(_leads_nowhere(gradient.flatten(1)).all(1))
         return gradient
 
     def note_first_gradient(self, zero: Tensor) -> None:
@@ -149,12 +149,17 @@ class Attacked:
         ledger[rows] = ledger[rows].masked_fill(unknown, 1.0)
 
         def record(gradient: Tensor) -> None:
-            zero = (gradient.reshape(-1, batch, gradient[0].numel()) == 0).all(2).all(0)
+            zero = _leads_nowhere(gradient.reshape(-1, batch, gradient[0].numel())).all(2).all(0)
             ledger[rows] = torch.where(unknown, zero.to(ledger.dtype), ledger[rows])
 
         x = x.view_as(x)
         x.register_hook(record)
         return x
+
+
+def _leads_nowhere(gradient: Tensor) -> Tensor:
+    """Zero, or NaN, whose sign is zero."""
+    return (gradient == 0) | gradient.isnan()
 
 
 def passes_of(network: object) -> int:

@@ -176,6 +176,8 @@ def attack(
     }
     if epsilon is None and not _requires_epsilon(function):
         return Threat(function, "attack", ((None, parameters),), **facts)
+    if "epsilon" not in inspect.signature(function).parameters:
+        raise ConfigurationError(f"{_name(function)} has no bound, got epsilon={epsilon!r}; use epsilon=null.")
     bounds: Sequence[Any] = epsilon if isinstance(epsilon, Sequence) else [epsilon]
     if not bounds or not all(_positive(bound) for bound in bounds):
         raise ConfigurationError(
