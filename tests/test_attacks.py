@@ -17,10 +17,11 @@ from glr_lightning.threats import ImageRandom
 from glr_lightning.threats.attacked import Attacked
 from glr_lightning.threats.ball import project, uniform_in_ball
 from glr_lightning.threats.fgsm import fgsm
+from glr_lightning.threats.goal import Goal
 from glr_lightning.threats.gradient import margin
 from glr_lightning.threats.hopskipjump import hopskipjump
 from glr_lightning.threats.lbfgs import lbfgs
-from glr_lightning.threats.penalised_lbfgs import penalised_lbfgs
+from glr_lightning.threats.penalised_lbfgs import _Problem, penalised_lbfgs
 from glr_lightning.threats.pgd import pgd
 from glr_lightning.threats.random_noise import random_noise
 from glr_lightning.threats.square import bump, square, square_share
@@ -289,6 +290,17 @@ class TestEveryAttack:
             function(threshold_net(), x, torch.zeros(2, dtype=torch.int64), random=random_of(2), **arguments)
 
 
+def test_of_what_fools_the_nearest_is_kept() -> None:
+    x, y = torch.full((1, 1, 1, 1), 0.2), torch.tensor([0])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
+    network[1].weight.data, network[1].bias.data = torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0])
+    problem = _Problem(Attacked(network, x), Goal.of(y, None), x)
+    for pixel, fooled in ((0.7, True), (0.9, True), (0.4, False)):
+        assert problem.fooled(torch.full((1, 1), pixel), torch.arange(1)).item() is fooled
+    assert problem._fools.item() == pytest.approx(0.7)
+    assert 0.5 < problem.nearest().item() < 0.501
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_projection_leaves_alone_what_is_inside(norm: str) -> None:
     x = torch.full((1, 1, 2, 2), 0.5)
@@ -322,15 +334,11 @@ class TestPGD:
             assert (margin(model(longer), y) >= margin(model(shorter), y) - 1e-4).all()
         assert 0 < (model(runs[-1]).argmax(1) != y).sum() < 40
 
-    def test_the_default_step_is_two_and_a_half_radii_over_the_steps(self) -> None:
-        x, y = torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0])
+    def test_the_default_step_reaches_every_point_of_the_ball_from_every_other(self) -> None:
+        x, y = torch.full((20, 1, 2, 2), 0.5), torch.zeros(20, dtype=torch.int64)
         network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
-        settings: dict[str, Any] = {"random": ImageRandom(0, torch.arange(2)), "epsilon": 0.1, "early_stop": False}
-        found = pgd(network, x, y, **settings, random_start=False, steps=10, step_size=None)
-        stated = pgd(network, x, y, **settings, random_start=False, steps=10, step_size=0.025)
-        short = pgd(network, x, y, **settings, random_start=False, steps=10, step_size=0.005)
-        torch.testing.assert_close(found, stated)
-        assert not torch.allclose(found, short)
+        found = pgd(network, x, y, random=random_of(20), epsilon=0.1, steps=10, early_stop=False)
+        torch.testing.assert_close((found - x).abs(), torch.full_like(x, 0.1))
 
     def test_a_lucky_draw_of_a_random_network_stops_nothing(self) -> None:
         x, y = torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 0])
