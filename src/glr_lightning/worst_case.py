@@ -26,7 +26,9 @@ NETWORK = ("weights", "images", "noisy_passes")  # and not `checkpoint`: best an
 GRADIENTS = ("autograd", "straight_through", "likelihood_ratio")
 BLACK_BOX = ("none", "transfer")
 SIGNIFICANT = 3.0  # standard errors; a false alarm in 700 comparisons
-SHOWN_UP = "a black-box attack"  # how a note about it begins
+SHOWN_UP = "a black-box attack"  # how the notes about it begin
+UNCHECKED = "no black-box attack"
+VERDICTS = (SHOWN_UP, UNCHECKED)
 
 Hits = Mapping[str, NDArray[Any]]
 
@@ -46,9 +48,9 @@ def cross_check(rows: Sequence[Row], correct: Hits) -> list[Row]:
     worst: list[Row] = []
     for everything in groups.values():
         group = [row for row in everything if not row["out_of_budget"]]
+        clean = [row for row in plain if row["kind"] == "clean" and _same_network(row, everything[0])]
         for level in sorted({row["level"] for row in group}):
-            _show_up([row for row in group if row["level"] == level], correct)
-        clean = [row for row in plain if row["kind"] == "clean" and _same_network(row, group[0])]
+            _show_up([row for row in group if row["level"] == level], clean, correct)
         for level in sorted({row["level"] for row in group}):
             members = [row for row in group if row["level"] <= level]
             if len(members) > 1:
@@ -58,7 +60,7 @@ def cross_check(rows: Sequence[Row], correct: Hits) -> list[Row]:
 
 
 def _without_verdict(row: Row) -> Row:
-    note = "; ".join(part for part in row["note"].split("; ") if not part.startswith(SHOWN_UP))
+    note = "; ".join(part for part in row["note"].split("; ") if not part.startswith(VERDICTS))
     return row | {"black_box_stronger": False, "unreliable": row["masked"], "note": note}
 
 
@@ -66,9 +68,11 @@ def _same_network(row: Row, other: Row) -> bool:
     return all(row[field] == other[field] for field in NETWORK)
 
 
-def _show_up(rows: Sequence[Row], correct: Hits) -> None:
+def _show_up(rows: Sequence[Row], clean: Sequence[Row], correct: Hits) -> None:
     """Mark, in place, the rows of a source of gradients that all together miss what a black-box attack breaks.
-    The note names the one that breaks most.
+
+    The note names the one that breaks most. The weakest of all, which leaves the images as they are, always takes part: it
+    shows up gradients that point the wrong way. A row that no other checks says so.
 
     Of the images on which just one of the two succeeds, b are the black box's and c the gradients': without a
     difference b - c has mean 0 and variance b + c (McNemar, Psychometrika 12, 1947).
@@ -79,18 +83,25 @@ def _show_up(rows: Sequence[Row], correct: Hits) -> None:
             continue
         survives = np.logical_and.reduce([correct[row["fingerprint"]] for row in own])
         found: list[tuple[int, Row]] = []
-        for other in (row for row in rows if row["gradient_source"] in BLACK_BOX):
+        black_boxes = [row for row in rows if row["gradient_source"] in BLACK_BOX]
+        for other in (*black_boxes, *(row for row in clean if row["fingerprint"] in correct)):
             others = correct[other["fingerprint"]]
             b, c = int((survives & ~others).sum()), int((~survives & others).sum())
             if b - c > SIGNIFICANT * math.sqrt(b + c):
                 found.append((b, other))
+        if not black_boxes:
+            for row in own:
+                _add(row, f"{UNCHECKED} at this budget checks its gradients")
         if not found:
             continue
         most, strongest = max(found, key=lambda pair: pair[0])
         for row in own:
-            note = f"{SHOWN_UP}, {_name(strongest)}, succeeds on {most} images where {source} gradients fail"
-            row["note"] = "; ".join(filter(None, [row["note"], note]))
+            _add(row, f"{SHOWN_UP}, {_name(strongest)}, succeeds on {most} images where {source} gradients fail")
             row["black_box_stronger"] = row["unreliable"] = True
+
+
+def _add(row: Row, note: str) -> None:
+    row["note"] = "; ".join(filter(None, [row["note"], note]))
 
 
 def _worst_case(
@@ -139,5 +150,7 @@ def _searched(row: Row) -> bool:
 
 
 def _name(row: Row) -> str:
+    if row["kind"] == "clean":
+        return "leaving the images as they are"
     source = "" if row["gradient_source"] == "none" else f"{row['gradient_source']} {row['surrogate']}".strip()
     return f"{row['threat']} ({source})" if source else row["threat"]

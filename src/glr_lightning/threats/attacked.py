@@ -126,7 +126,7 @@ class Attacked:
 
     def _scores(self, network: Scores, x: Tensor) -> Tensor:
         copies = len(x) // len(self._rows) if len(self._rows) else 1
-        self.ledger.queries[self._rows] += copies
+        self.ledger.queries[self._rows] += copies * passes_of(network)
         return network(x, self._fresh(copies)) if isinstance(network, NoiseAveraged) else network(x)
 
     def _fresh(self, copies: int) -> ImageRandom:

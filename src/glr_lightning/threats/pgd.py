@@ -1,6 +1,8 @@
 """Projected gradient descent."""
 
+import itertools
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from glr_lightning.estimators.base import validated_count
 from glr_lightning.threats.attacked import Attacked
 from glr_lightning.threats.ball import check_ball, direction, project, uniform_in_ball
 from glr_lightning.threats.goal import Best, Goal, attack_loss
-from glr_lightning.threats.gradient import Scores
+from glr_lightning.threats.gradient import AttackLoss, Scores
 from glr_lightning.threats.random import ImageRandom
 
 
@@ -25,7 +27,7 @@ def pgd(
     step_size: float | None = None,
     restarts: int = 1,
     random_start: bool = True,
-    loss: str = "cross_entropy",
+    loss: str | Sequence[str] = "cross_entropy",
     early_stop: bool = True,
     target: Tensor | None = None,
 ) -> Tensor:
@@ -37,7 +39,8 @@ def pgd(
     step_size: by default 2.5 * epsilon / steps, which reaches every point of the ball from every other and leaves room
         to turn.
     restarts: so many starts, each uniform in the ball if random_start, of images that no earlier one has fooled.
-    loss: of gradient.ATTACK_LOSSES.
+    loss: of gradient.ATTACK_LOSSES, or a list of them: images that the first has not fooled start again with the next.
+        The margin goes for the class that is next, the cross-entropy for a mixture of all.
     early_stop: every image keeps the first iterate, x itself being the first, that the model mispredicts, and else the
         one of the highest loss; images that are done cost nothing more. That is what a white-box attack should do. If
         false, the last iterate of the one start is returned whatever it is predicted as. That is what a transfer attack
@@ -57,7 +60,10 @@ def pgd(
             f"restarts={restarts} needs early_stop=true, to know which is the best, and random_start=true, to have "
             "different ones; set both, or restarts=1."
         )
-    goal, climbed = Goal.of(y, target), attack_loss(loss)
+    goal = Goal.of(y, target)
+    losses = [attack_loss(name) for name in ([loss] if isinstance(loss, str) else loss)]
+    if not losses:
+        raise ConfigurationError("loss must be one of the attack's losses or a list of them; the list is empty.")
     size = 2.5 * epsilon / steps if step_size is None else step_size
 
     def start(rows: Tensor, number: int) -> Tensor:
@@ -66,20 +72,20 @@ def pgd(
         own = ImageRandom(random.seed, random.index[rows])
         return uniform_in_ball(x[rows], epsilon, norm, own, stream=2 * number)
 
-    def ascend(moved: Tensor, rows: Tensor) -> Tensor:
+    def ascend(moved: Tensor, rows: Tensor, climbed: AttackLoss) -> Tensor:
         gradient = goal.take(rows).uphill(attacked.take(rows), moved, climbed)
         step = gradient.sign() if norm == "linf" else direction(gradient)
         return project(moved + size * step, x[rows], epsilon, norm)
 
-    best = Best(x, goal, climbed)
+    best = Best(x, goal, losses[-1])
     rows = best.open
     if not early_stop or (attacked.randomized and restarts == 1):
         moved = start(rows, 0)
         for _ in range(steps):
-            moved = ascend(moved, rows)
+            moved = ascend(moved, rows, losses[0])
         return moved
     best.offer(rows, x, attacked(x))
-    for number in range(restarts):
+    for number, climbed in enumerate(itertools.chain.from_iterable([each] * restarts for each in losses)):
         rows = best.open
         moved = start(rows, number)
         if random_start:
@@ -87,7 +93,7 @@ def pgd(
         for _ in range(steps):
             if not len(rows):
                 break
-            moved, rows = _offer(best, attacked, ascend(moved, rows), rows)
+            moved, rows = _offer(best, attacked, ascend(moved, rows, climbed), rows)
     return best.images
 
 
