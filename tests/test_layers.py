@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.layers import contract, is_contractible, rows_of
 
@@ -183,3 +184,10 @@ def test_a_layer_of_ones_own_joins_by_registering_its_product() -> None:
 
     assert is_contractible(Scale(5))
     check_contract(Scale(5).double(), 5)
+
+
+def test_modules_that_write_into_their_input_are_refused() -> None:
+    """A pass keeps the pre-activations, which an inplace activation would overwrite."""
+    network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(inplace=True)), nn.Linear(4, 2))
+    with pytest.raises(ConfigurationError, match=r"'1.0' \(ReLU\) writes into its input"):
+        Chain.of(network)

@@ -67,6 +67,7 @@ class Chain:
                 "write the network as an nn.Sequential (nested ones are fine)."
             )
         pairs = list(_leaves("", network))
+        _check_inplace(pairs)
         _check_parameters(pairs)
         sites = tuple(i for i, (_, module) in enumerate(pairs) if is_contractible(module))
         if not sites:
@@ -182,6 +183,16 @@ def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield from _leaves(f"{prefix}.{name}" if prefix else name, child)
     else:
         yield prefix, module
+
+
+def _check_inplace(pairs: list[tuple[str, nn.Module]]) -> None:
+    """Refuse modules that write into their input, which a pass keeps. Raises ConfigurationError."""
+    for name, module in pairs:
+        if any(getattr(inner, "inplace", False) for inner in module.modules()):
+            raise ConfigurationError(
+                f"module '{name}' ({type(module).__name__}) writes into its input, the pre-activation that noise is "
+                "added to; use inplace=False."
+            )
 
 
 def _check_parameters(pairs: list[tuple[str, nn.Module]]) -> None:

@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, ValidationError
 
 from glr_lightning.errors import ConfigurationError, GLRError
 
@@ -148,6 +148,8 @@ def what_to_mend(error: Exception) -> str:
         known = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
         choices = f"Choose from {', '.join(known)}." if known else "--help lists the groups."
         return f"there is no {group}={name}.{_closest(name, known)} {choices}"
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} must be given: {cause.full_key}=VALUE."
     if isinstance(cause, ValidationError):
         return f"{cause.full_key}: {str(cause).splitlines()[0]}."
     if "No match in the defaults list" in str(error):

@@ -23,12 +23,12 @@ One threat at one level with one source of gradients is one trial, and gives one
     mean_l2 ... max_linf       norms of x' - x per image, in units of the pixel range
     target_reached             share of images predicted as the target, None without one
     abstained                  share of images on which a certificate was refused, None for other kinds
-    queries                    forward passes an image that the attacked network answered to the attack
+    queries                    forward passes of an image, each noisy one counted, that the attack made in the network
     seconds                    wall time of the row, threat and judgement together
     zero_gradient_fraction     share of images whose first gradient was exactly zero; None if none was asked for
     masked                     the attack had no gradients to follow
     randomized                 two predictions of the network on the same images differ
-    out_of_budget              an image left [0, 1], the epsilon ball or the finite numbers
+    out_of_budget              an image left [0, 1], the epsilon ball or the finite numbers; it counts as if untouched
     black_box_stronger         an attack without gradients broke what this source's gradients did not, see worst_case.py
     unreliable                 the row must not be read as robustness: masked or black_box_stronger
     note                       why, in words
@@ -316,13 +316,19 @@ class Examination:
         inside = (moved >= -TOLERANCE) & (moved <= 1.0 + TOLERANCE)
         # of many pixels, float32 sums to a relative part of the norm
         bound = trial.parameters["epsilon"] * (1 + TOLERANCE) + TOLERANCE if trial.threat.norm else math.inf
+        finite, inside = moved.flatten(1).isfinite().all(1), inside.flatten(1).all(1)
+        budget = size[trial.threat.norm or "linf"] <= bound
+        lawful = finite & inside & budget
+        if not lawful.all():  # what breaks the rules has achieved nothing: the image counts as it was
+            untouched = self.predict(x, ImageRandom(self.seed, index)).argmax(1)
+            prediction = torch.where(lawful, prediction, untouched)
         return {
             "correct": prediction == y,
             "prediction": prediction,
             **size,
-            "finite": moved.flatten(1).isfinite().all(1),
-            "inside": inside.flatten(1).all(1),
-            "budget": size[trial.threat.norm or "linf"] <= bound,
+            "finite": finite,
+            "inside": inside,
+            "budget": budget,
             "no_gradient": attacked.ledger.zero_gradient,
             "queries": attacked.ledger.queries,
             "reached": torch.full_like(y, -1) if target is None else (prediction == target).long(),

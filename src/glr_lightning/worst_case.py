@@ -46,16 +46,14 @@ def cross_check(rows: Sequence[Row], correct: Hits) -> list[Row]:
             key = tuple(row[field] for field in (*NETWORK, "norm"))
             groups.setdefault(key, []).append(row)
     worst: list[Row] = []
-    for everything in groups.values():
-        group = [row for row in everything if not row["out_of_budget"]]
-        clean = [row for row in plain if row["kind"] == "clean" and _same_network(row, everything[0])]
+    for group in groups.values():
+        clean = [row for row in plain if row["kind"] == "clean" and _same_network(row, group[0])]
         for level in sorted({row["level"] for row in group}):
             _show_up([row for row in group if row["level"] == level], clean, correct)
         for level in sorted({row["level"] for row in group}):
             members = [row for row in group if row["level"] <= level]
             if len(members) > 1:
-                unlawful = [row for row in everything if row["out_of_budget"] and row["level"] <= level]
-                worst.append(_worst_case(level, members, clean, unlawful, correct))
+                worst.append(_worst_case(level, members, clean, correct))
     return plain + worst
 
 
@@ -71,8 +69,8 @@ def _same_network(row: Row, other: Row) -> bool:
 def _show_up(rows: Sequence[Row], clean: Sequence[Row], correct: Hits) -> None:
     """Mark, in place, the rows of a source of gradients that all together miss what a black-box attack breaks.
 
-    The note names the one that breaks most. The weakest of all, which leaves the images as they are, always takes part: it
-    shows up gradients that point the wrong way. A row that no other checks says so.
+    The note names the one that breaks most. The weakest of all, which leaves the images as they are, always takes
+    part: it shows up gradients that point the wrong way. A row that no other checks says so.
 
     Of the images on which just one of the two succeeds, b are the black box's and c the gradients': without a
     difference b - c has mean 0 and variance b + c (McNemar, Psychometrika 12, 1947).
@@ -104,9 +102,7 @@ def _add(row: Row, note: str) -> None:
     row["note"] = "; ".join(filter(None, [row["note"], note]))
 
 
-def _worst_case(
-    level: float, members: Sequence[Row], clean: Iterable[Row], unlawful: Sequence[Row], correct: Hits
-) -> Row:
+def _worst_case(level: float, members: Sequence[Row], clean: Iterable[Row], correct: Hits) -> Row:
     found = [correct[row["fingerprint"]] for row in (*members, *clean) if row["fingerprint"] in correct]
     survives = np.logical_and.reduce(found)
     hits, n = int(survives.sum()), len(survives)
@@ -114,8 +110,6 @@ def _worst_case(
     believable = [row for row in members if _searched(row)]
     names = dict.fromkeys(_name(row) for row in members)
     note = f"right under each of {len(names)} attacks: {', '.join(names)}"
-    if unlawful:
-        note += f", without {', '.join(dict.fromkeys(map(_name, unlawful)))}, which broke the rules"
     if not believable:
         note += "; none of them followed the network's own gradients or scores: this row says nothing about robustness"
     nothing = ("mean_l2", "max_l2", "mean_linf", "max_linf", "target_reached", "abstained", "queries")

@@ -6,6 +6,7 @@ plain arrays, never unpickled; it knows which images it was made from and is ref
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,9 +71,11 @@ class AdversarialSet:
 
 def image_checksums(x: Tensor, y: Tensor) -> Tensor:
     """An int64 for each image and its label, on the CPU: pixels' float32 bits times odd numbers, summed modulo 2^64."""
-    bits = x.detach().cpu().to(torch.float32).flatten(1).contiguous().view(torch.int32).to(torch.int64)
-    odd = (torch.arange(1, bits.shape[1] + 1) * 0x9E3779B97F4A7C1).bitwise_or_(1)
-    return (bits * odd).sum(1) * 31 + y.cpu()
+    odd = (torch.arange(1, x[:1].numel() + 1) * 0x9E3779B97F4A7C1).bitwise_or_(1)
+    sums = []
+    for part in x.detach().cpu().to(torch.float32).flatten(1).split(1000):  # int64 takes twice the room
+        sums.append((part.contiguous().view(torch.int32).to(torch.int64) * odd).sum(1))
+    return torch.cat(sums) * 31 + y.cpu()
 
 
 def save_set(path: Path, adversarial: AdversarialSet) -> None:
@@ -97,6 +100,7 @@ def load_set(path: Path) -> AdversarialSet:
     try:
         facts = json.loads(arrays["facts"].tobytes().decode())
         valid = all(isinstance(facts[key], kind) for key, kind in FACTS.items())
+        valid &= facts["epsilon"] is None or 0 < facts["epsilon"] < math.inf
     except (ValueError, KeyError, TypeError):
         valid = False
     if not valid or not len(images) == len(checksums) == len(zero):

@@ -133,6 +133,6 @@ def _foolbox() -> Any:
         return importlib.import_module("foolbox")
     except ImportError:
         raise ConfigurationError(
-            'hopskipjump needs foolbox, which is not installed; run pip install "glr-lightning[foolbox]", '
-            "or leave hopskipjump out of threat=..."
+            'hopskipjump needs foolbox, which is not installed; run pip install "glr-lightning[foolbox]" (in a '
+            'checkout ".[foolbox]"), or leave hopskipjump out of threat=...'
         ) from None
