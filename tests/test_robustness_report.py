@@ -206,7 +206,7 @@ def test_latex_escapes_whatever_a_run_is_called() -> None:
         r"\textless{}b\textgreater{} \textbar{} \dag{} $\pm$ --- & 1 \\"
     )
     assert text.splitlines()[0] == r"\begin{tabular}{lr}"
-    assert text.endswith("\\end{tabular}\n% a b\n")
+    assert text.endswith("\\multicolumn{2}{p{\\linewidth}}{\\footnotesize a b} \\\\\n\\end{tabular}\n")
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

@@ -61,6 +61,8 @@ def run_main(hydra_main: Callable[[], Any]) -> None:
             raise
         console.print(f"[bold red]error:[/] {_escape(what_to_mend(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as interrupt:
         advice = str(interrupt) or "To start again, give the same command."
         console.print(f"[bold yellow]interrupted.[/] {_escape(advice)}", highlight=False, soft_wrap=True)

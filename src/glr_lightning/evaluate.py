@@ -20,7 +20,7 @@ from glr_lightning.noisy import noise_averaged, require_noise
 from glr_lightning.progress import progress_bar
 from glr_lightning.record import Record
 from glr_lightning.reporting.results import all_columns, read_runs
-from glr_lightning.reporting.tables import robustness_table, show
+from glr_lightning.reporting.tables import robustness_tables, show
 from glr_lightning.robustness import Examination, Judged, Trial, trials, weights_hash
 from glr_lightning.rows import Row
 from glr_lightning.runs import BEST, LAST, TrainedRun, find_runs, load_run
@@ -290,7 +290,7 @@ def _main(composed: DictConfig) -> None:
             kept = "The rows so far are kept; the same command goes on from there."
             raise KeyboardInterrupt(" ".join(filter(None, [str(interrupt), kept]))) from None
         runs = read_runs(find_runs(config["run"]))
-        show([robustness_table(runs, all_columns(runs))])
+        show(robustness_tables(runs, all_columns(runs)))
 
     cli.run_job(job)
 

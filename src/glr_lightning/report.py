@@ -45,7 +45,6 @@ from glr_lightning.reporting.tables import (
     environments,
     estimator,
     not_evaluated,
-    robustness_table,
     robustness_tables,
     runs_table,
     seeds_tables,
@@ -114,7 +113,7 @@ def report(folders: Sequence[Path], out: Path, mce_baseline: str | None = None) 
         files[f"{FOLDER}/{file}"] = robustbench_json(evaluated[name])
     images = {picture.name: picture.png for picture in (*pictures, *examples)}
     write_files(out, {name: text.encode() for name, text in files.items()} | images, stale=STALE)
-    return [robustness_table(runs, columns)] if columns else [runs_table(runs)]
+    return robustness_tables(runs, columns) if columns else [runs_table(runs)]
 
 
 def contents(

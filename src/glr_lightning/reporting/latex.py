@@ -20,12 +20,14 @@ _TRANSLATION = str.maketrans(SIGNS)
 
 
 def latex(table: Table) -> str:
-    """The table; its notes as comments behind it."""
+    """The table, and its notes below it across all columns."""
     marks = "".join("l" if place < table.text_columns else "r" for place in range(len(table.heading)))
     rows = [[" ".join(lines) for lines in table.heading], *table.rows]
     head, *body = (" & ".join(map(escape, row)) + r" \\" for row in rows)
-    lines = [rf"\begin{{tabular}}{{{marks}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}"]
-    return "\n".join([*lines, *(f"% {' '.join(note.split())}" for note in table.notes)]) + "\n"
+    across = rf"\multicolumn{{{len(marks)}}}{{p{{\linewidth}}}}"
+    notes = [rf"{across}{{\footnotesize {escape(note)}}} \\" for note in table.notes]
+    lines = [rf"\begin{{tabular}}{{{marks}}}", r"\hline", head, r"\hline", *body, r"\hline", *notes, r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
 
 
 def escape(text: str) -> str:

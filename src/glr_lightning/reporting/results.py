@@ -86,7 +86,7 @@ class Column:
         return [
             gradient if self.kind == "attack" else "",
             "targeted" if self.targeted else "",
-            f"noisy passes {self.noisy_passes}" if self.noisy_passes else "",
+            f"noisy passes {self.noisy_passes}" if self.noisy_passes and self.kind != "certificate" else "",
         ]
 
     @property
@@ -415,7 +415,7 @@ def _unsaid(row: Row) -> list[str]:
     """What a row's flags say and its note does not."""
     zero, abstained = (100 * (row[field] or 0.0) for field in ("zero_gradient_fraction", "abstained"))
     facts = {
-        "predictions are random": row["randomized"],
+        "predictions are random": row["randomized"] and row["kind"] != "certificate",
         f"{SHOWN_UP} succeeds where this attack fails": (
             row["black_box_stronger"] and not row["masked"] and SHOWN_UP not in row["note"]
         ),

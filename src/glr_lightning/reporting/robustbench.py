@@ -46,8 +46,9 @@ def entries(run: Run) -> list[dict[str, Any]]:
 
 
 def _entry(run: Run, column: Column, cells: list[Cell], threat_model: str, own: dict[str, Any]) -> dict[str, Any]:
-    clean = [cell for c, cell in run.cells.items() if c.kind == "clean" and c.noisy_passes == column.noisy_passes]
     rows = [row for cell in cells for row in cell.rows]
+    same = {"kind": "clean", "noisy_passes": column.noisy_passes, "images": rows[0]["images"]}  # of the same images
+    clean = [row for row in run.rows if all(row[field] == value for field, value in same.items())]
     warnings = [words for cell in cells for words in (*cell.warnings, *cell.remarks)]
     return {
         "name": run.name,
@@ -60,7 +61,7 @@ def _entry(run: Run, column: Column, cells: list[Cell], threat_model: str, own: 
         "additional_data": False,
         "number_forward_passes": column.noisy_passes or 1,
         "eps": f"{column.levels[0]:g}" if column.kind == WORST_CASE else None,
-        "clean_acc": _percent(clean[0].accuracy) if clean else None,
+        "clean_acc": _percent(clean[0]["accuracy"]) if clean else None,
         "reported": None,
         "external": None,
         **own,

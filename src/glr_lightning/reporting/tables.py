@@ -164,7 +164,10 @@ def seeds_table(groups: Mapping[str, Sequence[Run]], columns: Sequence[Column]) 
             cells.append(mean_of([cell.accuracy for cell in found], len(chosen)) + mark(warning(found), footnotes))
         rows.append([label, seeds(chosen), mean_of(tests, len(chosen)), *cells])
     notes = numbered(footnotes) + _remarks(averaged, columns) + notes
-    notes.append("Mean ± half the 95 % t-interval over the seeds; in brackets, of how many, where not of all.")
+    notes.append(
+        "Mean ± half the 95 % t-interval over the seeds; in brackets, of how many, where not of all. The seeds share "
+        "their test images, so what the choice of images adds is not in it: see the intervals above."
+    )
     heading = [["experiment"], ["seeds"], ["test accuracy"], *(column.words for column in columns)]
     return Table(heading, rows, notes, text_columns=2, headline=_headline(columns, before=3))
 
@@ -263,7 +266,7 @@ def _names(columns: Sequence[Column]) -> str:
         end = f" ({column.norm})" if single and column.norm else ""
         together.setdefault((start, end), []).extend(f"{level:g}" for level in column.levels if single)
     listed = {ends: ", ".join(dict.fromkeys(levels)) for ends, levels in together.items()}
-    return ", ".join(f"{start} {levels}".strip() + end for (start, end), levels in listed.items())
+    return "; ".join(f"{start} {levels}".strip() + end for (start, end), levels in listed.items())
 
 
 def not_evaluated(runs: Sequence[Run]) -> str:
