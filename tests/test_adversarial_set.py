@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.evidence import write_arrays
-from glr_lightning.robustness import Examination, Trial, trials
+from glr_lightning.robustness import Examination
 from glr_lightning.surrogates import with_kept_images
 from glr_lightning.threats import Threat, attack
 from glr_lightning.threats.adversarial_set import adversarial_set, image_checksums, load_set
 from glr_lightning.threats.fgsm import fgsm
+from glr_lightning.trials import Trial, trials
 
 SHAPE = (1, 4, 4)
 

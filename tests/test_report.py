@@ -23,8 +23,8 @@ from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.report import FIGURES, main, report, write_files
 from glr_lightning.reporting import figures
 from glr_lightning.reporting.results import all_columns, experiments, read_metrics, read_runs, run_names, t_interval
-from glr_lightning.robustness import wilson_interval
 from glr_lightning.rows import FIELDS, Row, read_rows, write_rows
+from glr_lightning.verdict import wilson_interval
 
 N = 200
 DRAWN = [name for name in FIGURES if name != "certified.png"]  # nothing here is certified

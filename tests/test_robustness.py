@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.noise import Gaussian
 from glr_lightning.noisy import NoiseAveraged
-from glr_lightning.robustness import Examination, Trial, evaluate, trials, wilson_interval
+from glr_lightning.robustness import Examination, evaluate
 from glr_lightning.rows import FIELDS, Row, read_rows, write_rows
 from glr_lightning.threats import ImageRandom, Threat, attack, corruption
 from glr_lightning.threats.clean import clean
 from glr_lightning.threats.fgsm import fgsm
 from glr_lightning.threats.gaussian_noise import gaussian_noise
 from glr_lightning.threats.gradient import input_gradient
+from glr_lightning.trials import Trial, trials
+from glr_lightning.verdict import wilson_interval
 
 CONF = Path(__file__).parents[1] / "conf"
 CLEAN = {"clean": Threat(clean, "clean")}

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.reporting.results import table_cells
-from glr_lightning.robustness import Examination, trials, wilson_interval
+from glr_lightning.robustness import Examination
 from glr_lightning.rows import FIELDS, Row
 from glr_lightning.threats import Threat, attack
 from glr_lightning.threats.attacked import Attacked
 from glr_lightning.threats.clean import clean
 from glr_lightning.threats.fgsm import fgsm
+from glr_lightning.trials import trials
+from glr_lightning.verdict import wilson_interval
 from glr_lightning.worst_case import WORST_CASE, cross_check
 
 SHAPE = (1, 4, 4)

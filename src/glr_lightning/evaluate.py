@@ -16,18 +16,20 @@ from torch import Tensor, nn
 from glr_lightning import cli
 from glr_lightning.config import CONF_DIR, TRUSTED, build, cpu_threads, resolve
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.fingerprints import weights_hash
 from glr_lightning.noisy import noise_averaged, require_noise
 from glr_lightning.progress import progress_bar
 from glr_lightning.record import Record
 from glr_lightning.reporting.results import all_columns, read_runs
 from glr_lightning.reporting.tables import robustness_tables, show
-from glr_lightning.robustness import Examination, Judged, Trial, trials, weights_hash
+from glr_lightning.robustness import Examination, Judged
 from glr_lightning.rows import Row
 from glr_lightning.runs import BEST, LAST, TrainedRun, find_runs, load_run
 from glr_lightning.surrogates import load_surrogate, wanted, with_kept_images
 from glr_lightning.threats import Threat
 from glr_lightning.threats.certify import Certification
 from glr_lightning.threats.clean import clean
+from glr_lightning.trials import Trial, trials
 
 CLEAN = Threat(clean, "clean")
 CHECKPOINTS = {"best": BEST, "last": LAST}

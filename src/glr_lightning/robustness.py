@@ -4,42 +4,12 @@ The threat returns images and nothing else; this harness judges them: it lets th
 predict on the images returned, measures how far they moved, and checks that they stay images and within budget. A
 gradient attack that met a vanishing gradient says nothing about robustness (Athalye, Carlini & Wagner, "Obfuscated
 gradients give a false sense of security", ICML 2018), so its row says so.
-
-One threat at one level with one source of gradients is one trial, and gives one row, a flat dict with the keys FIELDS:
-
-    run, checkpoint            which model
-    weights, images            the hashes of its weights and of the images and labels: rows that agree in both can be
-                               compared image by image
-    evaluation_seed            of the threats' randomness
-    noisy_passes               passes that a prediction is the mean of, 0 for the noise-free network
-    threat, kind, preset       which threat, of which kind and set of constants
-    norm                       in which an epsilon bounds the change
-    level_name, level          "severity", "epsilon", "radius" or ""; its value, None for a threat without levels
-    gradient_source            where the attack's gradient came from
-    surrogate                  of which surrogate, for transfer attacks
-    targeted                   did the attack want a given wrong class of each image?
-    n, correct, accuracy       images, hits and their ratio
-    wilson_low, wilson_high    the 95 % interval of the accuracy
-    mean_l2 ... max_linf       norms of x' - x per image, in units of the pixel range
-    target_reached             share of images predicted as the target, None without one
-    abstained                  share of images on which a certificate was refused, None for other kinds
-    queries                    forward passes of an image, each noisy one counted, that the attack made in the network
-    seconds                    wall time of the row, threat and judgement together
-    zero_gradient_fraction     share of images whose first gradient was exactly zero; None if none was asked for
-    masked                     the attack had no gradients to follow
-    randomized                 two predictions of the network on the same images differ
-    out_of_budget              an image left [0, 1], the epsilon ball or the finite numbers; it counts as if untouched
-    black_box_stronger         an attack without gradients broke what this source's gradients did not, see worst_case.py
-    unreliable                 the row must not be read as robustness: masked or black_box_stronger
-    note                       why, in words
-    fingerprint                the hash of all that the row depends on, so that it need not be computed again
 """
 
-import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -50,51 +20,17 @@ from torch import Tensor, nn
 from glr_lightning import __version__
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.evidence import Evidence
+from glr_lightning.fingerprints import hash_of, identity_of, weights_hash
 from glr_lightning.noisy import NoiseAveraged
-from glr_lightning.rows import FIELDS, Row
+from glr_lightning.rows import Row
 from glr_lightning.threats import ImageRandom, Threat
 from glr_lightning.threats.attacked import Attacked
 from glr_lightning.threats.gradient import is_piecewise_constant
+from glr_lightning.trials import Trial, trials
+from glr_lightning.verdict import summarise
 
 TOLERANCE = 1e-6  # rounding of x + epsilon in float32
-ZERO_GRADIENT_LIMIT = 0.05  # share of images without a gradient above which an attack has not been an attack
 EXAMPLES = 8  # images that are kept for looking at
-
-
-def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval for a proportion p = correct / n.
-
-        (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-
-    Unlike the normal interval it stays within [0, 1] and keeps its width at p = 0 and 1. Source: Wilson,
-    "Probable inference, the law of succession, and statistical inference", JASA 22, 1927. Raises
-    ConfigurationError unless 0 <= correct <= n and n >= 1.
-    """
-    if not (n >= 1 and 0 <= correct <= n):
-        raise ConfigurationError(f"an interval needs n >= 1 and 0 <= correct <= n, got correct={correct}, n={n}.")
-    p = correct / n
-    centre = p + z**2 / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    low, high = (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
-    return (0.0 if correct == 0 else low), (1.0 if correct == n else high)  # exact there, but for rounding
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A row to be: a threat at one of its levels, with one of its sources of gradients."""
-
-    name: str
-    threat: Threat
-    level: float | None
-    parameters: Mapping[str, Any]
-    gradient_source: str = "none"
-    surrogate: str = ""
-
-    @property
-    def words(self) -> str:
-        level = "" if self.level is None else f"{self.threat.level_name} {self.level:g}"
-        source = "" if self.gradient_source == "none" else f"{self.gradient_source} {self.surrogate}".strip()
-        return " ".join([self.name, *filter(None, [level, source and f"({source})"])])
 
 
 @dataclass(frozen=True)
@@ -184,7 +120,7 @@ class Examination:
     @cached_property
     def images(self) -> str:
         """The hash of the images, their labels and positions."""
-        return _hash(*(values.cpu().contiguous().numpy().tobytes() for values in (self.x, self.y, self.positions)))
+        return hash_of(*(values.cpu().contiguous().numpy().tobytes() for values in (self.x, self.y, self.positions)))
 
     @cached_property
     def passes(self) -> int:
@@ -224,13 +160,13 @@ class Examination:
             "version": __version__,
             "images": self.images,
             "seed": self.seed,
-            "threat": _identity(function),
+            "threat": identity_of(function),
             "kind": [trial.threat.kind, trial.threat.norm, trial.threat.targeted],
             "level": [trial.level, dict(trial.parameters)],
             "gradient": [trial.gradient_source, asdict(trial.threat.options)],
             "surrogate": None if surrogate is None else weights_hash(surrogate),
         }
-        return _hash(json.dumps(parts, sort_keys=True, default=str).encode())
+        return hash_of(json.dumps(parts, sort_keys=True, default=str).encode())
 
     def hash_with(self, parts: Mapping[str, Any]) -> str:
         """The hash of this examination together with what else a row depends on, plain values by name."""
@@ -242,7 +178,7 @@ class Examination:
             "seed": self.seed,
             "noise": [self.passes, repr(getattr(self.model, "noise", None)), sigma],
         }
-        return _hash(json.dumps(shared | dict(parts), sort_keys=True, default=str).encode())
+        return hash_of(json.dumps(shared | dict(parts), sort_keys=True, default=str).encode())
 
     def evidence(self, correct: Tensor, prediction: Tensor, examples: Tensor) -> Evidence:
         """correct bool [n], prediction int64 [>= k], examples [k, C, H, W] in [0, 1]."""
@@ -272,9 +208,7 @@ class Examination:
         images = {key: torch.cat([batch[key] for batch in batches]).cpu() for key in batches[0] if key != "moved"}
         facts = self.facts() | {"seconds": time.perf_counter() - start, "fingerprint": self.fingerprint(trial)}
         examples = torch.cat([batch["moved"] for batch in batches])[:EXAMPLES]
-        return Judged(
-            _summarise(trial, images, facts), self.evidence(images["correct"], images["prediction"], examples)
-        )
+        return Judged(summarise(trial, images, facts), self.evidence(images["correct"], images["prediction"], examples))
 
     def attacked(self, trial: Trial, x: Tensor, index: Tensor) -> Attacked:
         """What the threat of a trial is given as its model. Raises ConfigurationError without a surrogate."""
@@ -336,32 +270,6 @@ class Examination:
         }
 
 
-def trials(threats: Mapping[str, Threat], surrogates: Sequence[str] = ()) -> list[Trial]:
-    """All trials of some threats (by name), in their order.
-
-    surrogates: the names of those there are; a transfer attack that names none of its own is run with each.
-
-    Raises ConfigurationError for no threats, and a transfer attack whose surrogate is missing.
-    """
-    if not threats:
-        raise ConfigurationError("no threats were given; give at least one, for example threat=[clean].")
-    found = []
-    for name, threat in threats.items():
-        for source in threat.gradient_sources:
-            wanted = (threat.surrogates or surrogates) if source == "transfer" else ("",)
-            needed = source == "transfer" and not threat.recorded
-            missing = [surrogate for surrogate in wanted if needed and surrogate not in surrogates]
-            if missing or not wanted:
-                raise ConfigurationError(
-                    f"the transfer attack {name} needs a surrogate{''.join(f' {each}' for each in missing)}, got "
-                    f"{', '.join(surrogates) or 'none'}; give it, or set gradient_source=autograd for a white-box "
-                    "attack."
-                )
-            for surrogate in wanted:
-                found += [Trial(name, threat, *level, source, surrogate) for level in threat.levels]
-    return found
-
-
 def evaluate(
     model: nn.Module,
     x: Tensor,
@@ -393,110 +301,9 @@ def evaluate(
     return map(row, found)
 
 
-def weights_hash(network: nn.Module) -> str:
-    """The hash of a network's weights, shapes and modules."""
-    state = network.state_dict()
-    values = (state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for name in state)
-    return _hash(repr(network).encode(), json.dumps(list(state)).encode(), *values)
-
-
-def _identity(function: Any) -> str:
-    """Of a threat function: a name or a hash; of an object that has neither (functools.partial), all that it shows."""
-    named = f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else repr(function)
-    return str(getattr(function, "identity", named))
-
-
-def _hash(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()[:12]
-
-
 def _targets(classes: int, y: Tensor, random: ImageRandom) -> Tensor:
     """One of the other classes for each image, uniform; int64 [B]."""
     return (y + 1 + random.integers(0, classes - 1, (), stream=2**17)) % classes
-
-
-def counted(correct: Tensor) -> dict[str, Any]:
-    """The fields of a row that count hits; correct bool [n]."""
-    hits, n = int(correct.sum()), len(correct)
-    low, high = wilson_interval(hits, n)
-    return {"correct": hits, "accuracy": hits / n, "wilson_low": low, "wilson_high": high}
-
-
-def _summarise(trial: Trial, images: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Row:
-    """The row of one trial from its per-image results."""
-    threat = trial.threat
-    share = float(images["no_gradient"].double().nanmean())  # an image that was done at once needed no gradient
-    lawful = images["finite"] & images["inside"] & images["budget"]
-    needless = math.isnan(share) and not images["correct"].any()  # all were wrong at once
-    masked = "" if needless else _masked(trial.gradient_source, share)
-    l2, linf = images["l2"].double(), images["linf"].double()
-    own_queries = 0.0 if trial.gradient_source == "transfer" else float(images["queries"].double().mean())
-    note = [_transfer(trial), _eot(trial, facts), masked, _broken_rules(images, lawful)]
-    row = {
-        **facts,
-        "threat": trial.name,
-        "kind": threat.kind,
-        "preset": threat.preset,
-        "norm": threat.norm,
-        "level_name": threat.level_name,
-        "level": None if trial.level is None else float(trial.level),
-        "gradient_source": trial.gradient_source,
-        "surrogate": trial.surrogate,
-        "targeted": threat.targeted,
-        **counted(images["correct"]),
-        "mean_l2": float(l2.mean()),
-        "max_l2": float(l2.max()),
-        "mean_linf": float(linf.mean()),
-        "max_linf": float(linf.max()),
-        "target_reached": float(images["reached"].double().mean()) if threat.targeted else None,
-        "abstained": None,
-        "queries": own_queries if threat.kind == "attack" else None,
-        "zero_gradient_fraction": None if math.isnan(share) else share,
-        "masked": bool(masked),
-        "out_of_budget": not bool(lawful.all()),
-        "black_box_stronger": False,
-        "unreliable": bool(masked),
-        "note": "; ".join(filter(None, note)),
-    }
-    return {name: row[name] for name in FIELDS}
-
-
-def _transfer(trial: Trial) -> str:
-    return "transfer attack from a surrogate: no white-box claim" if trial.gradient_source == "transfer" else ""
-
-
-def _eot(trial: Trial, facts: Mapping[str, Any]) -> str:
-    if not facts["randomized"] or trial.threat.kind != "attack" or trial.gradient_source == "transfer":
-        return ""
-    passes = max(1, facts["noisy_passes"])
-    averaged = -(-trial.threat.options.eot // passes) * passes
-    return f"predictions are random: the attack's scores and gradients are means over {averaged} noisy passes"
-
-
-def _masked(source: str, share: float) -> str:
-    """Why a gradient attack says nothing, "" if it does not say nothing.
-
-    share: of the images whose gradient was zero; NaN if no gradient was seen.
-    """
-    if share > ZERO_GRADIENT_LIMIT:
-        percent = f"{100 * share:.3g} % of the input gradients are exactly zero"
-        return f"{percent}: this row says nothing about robustness"
-    if math.isnan(share) and source != "none":
-        return f"the attack declares the {source} gradient but asked for no input gradient"
-    return ""
-
-
-def _broken_rules(images: Mapping[str, Tensor], lawful: Tensor) -> str:
-    if lawful.all():
-        return ""
-    rules = {"not finite": "finite", "outside [0, 1]": "inside", "beyond epsilon": "budget"}
-    counts = {words: int((~images[key]).sum()) for words, key in rules.items()}
-    details = ", ".join(f"{words}: {count}" for words, count in counts.items() if count)
-    return f"{int((~lawful).sum())} of {len(lawful)} images break the rules ({details})"
 
 
 def _check_network(name: str, network: nn.Module, place: Tensor) -> None:

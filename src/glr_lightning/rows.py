@@ -1,4 +1,34 @@
-"""The table of an evaluation: rows with fixed fields, written and read as CSV."""
+"""The table of an evaluation: rows with fixed fields, written and read as CSV.
+
+One threat at one level with one source of gradients is one trial, and gives one row, a flat dict with the keys FIELDS:
+
+    run, checkpoint            which model
+    weights, images            the hashes of its weights and of the images and labels: rows that agree in both can be
+                               compared image by image
+    evaluation_seed            of the threats' randomness
+    noisy_passes               passes that a prediction is the mean of, 0 for the noise-free network
+    threat, kind, preset       which threat, of which kind and set of constants
+    norm                       in which an epsilon bounds the change
+    level_name, level          "severity", "epsilon", "radius" or ""; its value, None for a threat without levels
+    gradient_source            where the attack's gradient came from
+    surrogate                  of which surrogate, for transfer attacks
+    targeted                   did the attack want a given wrong class of each image?
+    n, correct, accuracy       images, hits and their ratio
+    wilson_low, wilson_high    the 95 % interval of the accuracy
+    mean_l2 ... max_linf       norms of x' - x per image, in units of the pixel range
+    target_reached             share of images predicted as the target, None without one
+    abstained                  share of images on which a certificate was refused, None for other kinds
+    queries                    forward passes of an image, each noisy one counted, that the attack made in the network
+    seconds                    wall time of the row, threat and judgement together
+    zero_gradient_fraction     share of images whose first gradient was exactly zero; None if none was asked for
+    masked                     the attack had no gradients to follow
+    randomized                 two predictions of the network on the same images differ
+    out_of_budget              an image left [0, 1], the epsilon ball or the finite numbers; it counts as if untouched
+    black_box_stronger         an attack without gradients broke what this source's gradients did not, see worst_case.py
+    unreliable                 the row must not be read as robustness: masked or black_box_stronger
+    note                       why, in words
+    fingerprint                the hash of all that the row depends on, so that it need not be computed again
+"""
 
 import csv
 import os

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glr_lightning.robustness import wilson_interval
 from glr_lightning.rows import Row
 from glr_lightning.threats.random_noise import random_noise
+from glr_lightning.verdict import wilson_interval
 
 WORST_CASE = "worst_case"
 NETWORK = ("weights", "images", "noisy_passes")  # and not `checkpoint`: best and last may be the same weights

@@ -54,9 +54,10 @@ from glr_lightning.estimators.base import is_scale, validated_count
 from glr_lightning.networks.mlp import Shift
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.noisy import NoiseAveraged
-from glr_lightning.robustness import EXAMPLES, Examination, Judged, counted
+from glr_lightning.robustness import EXAMPLES, Examination, Judged
 from glr_lightning.rows import FIELDS
 from glr_lightning.threats.random import ImageRandom
+from glr_lightning.verdict import counted
 
 KIND = "certificate"
 NORMS = {
