@@ -155,6 +155,15 @@ REFUSED = {
     "unknown threat": (["run=runs/bp", "threat=fog"], "gaussian_noise"),
     "negative epsilon": (["run=runs/bp", "threat=fgsm", "threat.fgsm.epsilon=[-0.1]"], "epsilon"),
     "unknown preset": (["run=runs/bp", "threat=contrast", "threat.contrast.preset=mine"], "cifar10_c"),
+    "a set without its file": (["run=runs/bp", "threat=adversarial_set"], "threat.adversarial_set.path must be given"),
+    "an odd number of copies": (
+        ["run=runs/bp", "threat=fgsm", "threat.fgsm.gradient.copies=5"],
+        "copies must be an even",
+    ),
+    "a loss that does not exist": (
+        ["run=runs/bp", "threat=[clean,pgd_linf]", "threat.pgd_linf.loss=hinge"],
+        "'margin'",
+    ),
     "no threats": (["run=runs/bp", "threat=[]"], "threat"),
     "limit 0": (["run=runs/bp", "threat=clean", "limit=0"], "limit must be at least 1"),
     "unknown checkpoint": (["run=runs/bp", "checkpoint=first"], "best, last"),

@@ -100,8 +100,14 @@ def require_seed(seed: int) -> None:
 
 
 def resolve(config: Any) -> dict[str, Any]:
-    """A Hydra configuration as plain dicts, lists and numbers, with every interpolation filled in."""
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    """A Hydra configuration as plain dicts, lists and numbers, with every interpolation filled in.
+
+    Raises ConfigurationError for a value that has to be given and is not.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigurationError(f"{error.full_key} must be given: {error.full_key}=VALUE.") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -148,8 +154,6 @@ def what_to_mend(error: Exception) -> str:
         known = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
         choices = f"Choose from {', '.join(known)}." if known else "--help lists the groups."
         return f"there is no {group}={name}.{_closest(name, known)} {choices}"
-    if isinstance(cause, MissingMandatoryValue):
-        return f"{cause.full_key} must be given: {cause.full_key}=VALUE."
     if isinstance(cause, ValidationError):
         return f"{cause.full_key}: {str(cause).splitlines()[0]}."
     if "No match in the defaults list" in str(error):

@@ -185,6 +185,8 @@ def _tasks(
     if found:
         surrogates, options = shared.surrogates(run), shared.config["surrogate"]
         examination = shared.examination(run, noisy if inference_noise and noisy is not None else run.network)
+        for trial in found:
+            examination.rehearse(trial)
         tasks = [_task(examination, trial, surrogates, options) for trial in found]
         if noisy is not None and not inference_noise:
             tasks.append(_task(shared.examination(run, noisy), Trial("clean", CLEAN, None, {}), {}, {}))

@@ -221,6 +221,19 @@ class Examination:
         source = "autograd" if trial.gradient_source in ("none", "transfer") else trial.gradient_source
         return Attacked(self.model, x, source=source, random=random, options=options, randomized=self.randomized)
 
+    def rehearse(self, trial: Trial) -> None:
+        """Run an attack on no images at all, so that parameters which it refuses are refused before hours of others.
+
+        Raises ConfigurationError as the attack does; one that cannot do without images is not rehearsed.
+        """
+        if trial.threat.kind == "attack" and not trial.threat.recorded:
+            try:
+                self.attack(trial, *self.to_place((self.x[:0], self.y[:0], self.positions[:0])))
+            except ConfigurationError:  # a ValueError too
+                raise
+            except (RuntimeError, IndexError, ValueError):
+                return
+
     @torch.no_grad()
     def attack(self, trial: Trial, x: Tensor, y: Tensor, index: Tensor) -> tuple[Tensor, Attacked, Tensor | None]:
         """Run a threat on one batch: the images, what it was given as its model, and its targets if it has any.

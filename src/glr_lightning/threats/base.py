@@ -119,11 +119,12 @@ def corruption(
     function: Callable[..., Tensor],
     preset: str,
     presets: Mapping[str, Sequence[Parameters]],
-    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    severities: Sequence[int] | None = None,
 ) -> Threat:
     """A corruption at some severities of a named preset.
 
     presets: by name, the parameters of the function, weakest first; presets[name][s - 1] is severity s.
+    severities: None for all that the preset has.
 
     Raises ConfigurationError for an unknown preset, and for severities that are not a non-empty list of
     integers within 1..len(preset).
@@ -131,7 +132,8 @@ def corruption(
     _one_of("preset", preset, tuple(presets))
     constants = presets[preset]
     most = len(constants)
-    chosen = severities if isinstance(severities, Sequence) and not isinstance(severities, str) else ()
+    listed = isinstance(severities, Sequence) and not isinstance(severities, str)
+    chosen: Sequence[Any] = range(1, most + 1) if severities is None else severities if listed else ()
     if not chosen or any(type(severity) is not int or not 1 <= severity <= most for severity in chosen):
         raise ConfigurationError(
             f"severities must be a non-empty list of integers within 1..{most}, got {severities!r}; "

@@ -56,17 +56,19 @@ def penalised_lbfgs(
     goal = Goal.of(y, target)
     scores = attacked(x).detach()
     rows = (~goal.reached(scores)).nonzero().squeeze(1)
+    if not len(rows):
+        return x
     problem = _Problem(attacked.take(rows), goal.take(rows), x[rows])
     pixels, height = problem.x, goal.height(scores, margin)[rows, None]
     slope = problem.slope(pixels)
     weight = (dot(slope, slope) / (-2.0 * height).clamp_min(1e-6)).clamp_min(1e-12)
     fooling, failing = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
-    for _ in range(rounds if len(rows) else 0):
+    for _ in range(rounds):
         pixels, fooled = problem.minimise(pixels, weight, iterations)
         fooling, failing = torch.where(fooled, weight, fooling), torch.where(fooled, failing, weight)
         weight = torch.where(failing.isinf(), weight * FACTOR, (fooling * failing).sqrt())
         weight = torch.where(fooling == 0, failing / FACTOR, weight)
-    nearest = problem.nearest() if len(rows) else pixels
+    nearest = problem.nearest()
     if epsilon is not None:
         nearest = torch.where((nearest - problem.x).norm(dim=1, keepdim=True) <= epsilon, nearest, problem.x)
     return x.index_copy(0, rows, nearest.view_as(x[rows]))
