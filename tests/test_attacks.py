@@ -2,74 +2,24 @@
 
 import itertools
 import math
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from glr_lightning.activations import HardThreshold
+from attack_cases import SHAPE, Attack, distances, inner_pictures, linear, pictures, random_of, threshold_net
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.threats import ImageRandom
 from glr_lightning.threats.attacked import Attacked
 from glr_lightning.threats.ball import project, uniform_in_ball
 from glr_lightning.threats.fgsm import fgsm
-from glr_lightning.threats.goal import Goal
 from glr_lightning.threats.gradient import margin
-from glr_lightning.threats.hopskipjump import hopskipjump
 from glr_lightning.threats.lbfgs import lbfgs
-from glr_lightning.threats.penalised_lbfgs import _Problem, penalised_lbfgs
+from glr_lightning.threats.penalised_lbfgs import penalised_lbfgs
 from glr_lightning.threats.pgd import pgd
 from glr_lightning.threats.random_noise import random_noise
-from glr_lightning.threats.square import bump, square, square_share
-
-SHAPE = (1, 6, 6)
-Attack = Callable[..., Tensor]
-
-
-def random_of(n: int, seed: int = 0) -> ImageRandom:
-    return ImageRandom(seed, torch.arange(n))
-
-
-def linear(classes: int, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> nn.Sequential:
-    """A linear classifier in float64, whose scores at the grey image are 0."""
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(math.prod(shape), classes).double()
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64))
-        layer.bias.copy_(-0.5 * layer.weight.sum(1))
-    return nn.Sequential(nn.Flatten(), layer).eval()
-
-
-def threshold_net(shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 30), HardThreshold(), nn.Linear(30, 5)).eval()
-
-
-def pictures(n: int, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 1) -> Tensor:
-    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-def inner_pictures(n: int, seed: int = 1) -> Tensor:
-    """Near the grey image, so far from the box that no attack of these tests meets it."""
-    return 0.5 + 0.05 * (pictures(n, SHAPE, seed).double() - 0.5)
-
-
-def distances(model: nn.Sequential, x: Tensor, y: Tensor, norm: str, target: Tensor | None = None) -> Tensor:
-    """How far the nearest image of another class, or of the target, is.
-
-    Of two classes a and b the boundary is margin / ||w_a - w_b|| away, in the dual norm. That is the untargeted answer
-    as a minimum over b; the targeted one holds for two classes, where there is no third in the way.
-    """
-    weight = model[1].weight.detach()
-    scores = model(x).detach()
-    gaps = scores.gather(1, y[:, None]) - scores
-    dual = (weight[y][:, None] - weight[None]).norm(p=1 if norm == "linf" else 2, dim=2)
-    away = (gaps / dual).masked_fill(torch.arange(scores.shape[1]) == y[:, None], torch.inf)
-    return away.amin(1) if target is None else away.gather(1, target[:, None]).squeeze(1)
+from glr_lightning.threats.square import square
 
 
 class TestLinearOptimum:
@@ -290,17 +240,6 @@ class TestEveryAttack:
             function(threshold_net(), x, torch.zeros(2, dtype=torch.int64), random=random_of(2), **arguments)
 
 
-def test_of_what_fools_the_nearest_is_kept() -> None:
-    x, y = torch.full((1, 1, 1, 1), 0.2), torch.tensor([0])
-    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
-    network[1].weight.data, network[1].bias.data = torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0])
-    problem = _Problem(Attacked(network, x), Goal.of(y, None), x)
-    for pixel, fooled in ((0.7, True), (0.9, True), (0.4, False)):
-        assert problem.fooled(torch.full((1, 1), pixel), torch.arange(1)).item() is fooled
-    assert problem._fools.item() == pytest.approx(0.7)
-    assert 0.5 < problem.nearest().item() < 0.501
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_projection_leaves_alone_what_is_inside(norm: str) -> None:
     x = torch.full((1, 1, 2, 2), 0.5)
@@ -354,174 +293,3 @@ class TestPGD:
         y = model(x).argmax(1)
         moved = pgd(model, x, y, random=None, epsilon=0.1, steps=30, random_start=False, early_stop=False)
         assert ((moved - x).flatten(1).abs().amax(1) > 0.099).all()  # though fooled long before
-
-
-class TestSquare:
-    def test_the_schedule_is_the_published_one(self) -> None:
-        """Andriushchenko et al. 2020, section B.2: p is halved after so many of 10,000 iterations."""
-        table = {10: 1, 50: 2, 200: 4, 500: 8, 1000: 16, 2000: 32, 4000: 64, 6000: 128, 8000: 256, 9999: 512}
-        for last, divisor in table.items():
-            assert square_share(0.8, last, 10_000) == 0.8 / divisor
-            if last != 9999:
-                assert square_share(0.8, last + 1, 10_000) == 0.4 / divisor
-            assert square_share(0.8, last // 10, 1_000) == square_share(0.8, last // 10 * 10, 10_000)
-        assert square_share(0.3, 0, 10_000) == 0.3
-
-    def test_a_horizon_of_the_queries_is_the_default(self) -> None:
-        model, x = threshold_net(), pictures(20)
-        y = model(x).argmax(1)
-        options = {"random": random_of(20), "epsilon": 0.05, "queries": 100}
-        same, longer = (square(model, x, y, horizon=horizon, **options) for horizon in (100, 1000))
-        assert torch.equal(square(model, x, y, **options), same)
-        assert not torch.equal(longer, same)
-
-    def test_bump_by_its_definition(self) -> None:
-        """Rectangles that grow by one pixel a side from the centre of each half, weighing 1, 1/4, 1/9, ..."""
-        for side in (3, 5, 9, 12):
-            expected = torch.zeros(side, side)
-            for first, rows, sign in ((0, side // 2, 1.0), (side // 2, side - side // 2, -1.0)):
-                half = torch.zeros(rows, side)
-                for k in range(max(rows, side) // 2 + 1):
-                    top, left = rows // 2 - k, side // 2 - k
-                    half[max(top, 0) : rows // 2 + k + 1, max(left, 0) : side // 2 + k + 1] += 1 / (k + 1) ** 2
-                expected[first : first + rows] = sign * half / half.norm()
-            torch.testing.assert_close(bump(side), expected / expected.norm())
-
-    @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 12), (1, 3, 3), (2, 1, 4)])
-    @pytest.mark.parametrize("norm", ["linf", "l2"])
-    def test_any_shape(self, norm: str, shape: tuple[int, int, int]) -> None:
-        x, model = pictures(6, shape), threshold_net(shape)
-        y = model(x).argmax(1)
-        moved = square(model, x, y, random=random_of(6), epsilon=0.1, norm=norm, queries=40)
-        assert ((moved != x).flatten(1).any(1)).all()
-
-    def test_squares_reach_every_pixel(self) -> None:
-        """The corner pixel alone decides: to fool, a step must set it."""
-
-        class Corner(nn.Module):
-            def forward(self, x: Tensor) -> Tensor:
-                v = x[:, 0, -1, -1] - 0.5
-                return torch.stack([-v, v], dim=1)
-
-        x = torch.full((20, 1, 8, 8), 0.45)
-        y = torch.zeros(20, dtype=torch.int64)
-        for norm, epsilon in (("linf", 0.1), ("l2", 0.4)):
-            moved = square(Corner(), x, y, random=random_of(20), epsilon=epsilon, norm=norm, queries=500)
-            assert (Corner()(moved).argmax(1) == 1).all()
-
-
-class TestLBFGS:
-    @pytest.mark.parametrize("targeted", [False, True])
-    @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-    def test_equals_torch_on_each_image(self, activation: type[nn.Module], targeted: bool) -> None:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), activation(), nn.Linear(20, 5)).double()
-        x = pictures(8).double()
-        y = model(x).argmax(1)
-        target = (y + 1) % 5 if targeted else None
-        moved = lbfgs(model, x, y, random=None, target=target)
-        labels, sign = (y, -1.0) if target is None else (target, 1.0)
-        for row in range(8):
-            pixels = x[row : row + 1].clone().requires_grad_()
-            optimiser = torch.optim.LBFGS([pixels], lr=0.05, max_iter=20)
-
-            def closure(pixels: Tensor = pixels, label: Tensor = labels[row : row + 1], by: Any = optimiser) -> Tensor:
-                by.zero_grad()
-                loss = sign * nn.functional.cross_entropy(model(pixels), label)
-                loss.backward()
-                return loss
-
-            optimiser.step(closure)
-            torch.testing.assert_close(moved[row : row + 1], pixels.detach().clamp(0, 1), rtol=0, atol=1e-6)
-        assert (moved - x).abs().max() > 1e-3
-
-    def test_no_gradient_no_change(self) -> None:
-        x = pictures(4)
-        assert torch.equal(lbfgs(threshold_net(), x, torch.zeros(4, dtype=torch.int64), random=None), x)
-
-
-class TestFoolbox:
-    """The same steps as an established library, with its choices: no random start, the last iterate."""
-
-    @pytest.fixture(scope="class")
-    @staticmethod
-    def trained() -> tuple[nn.Sequential, Tensor, Tensor]:
-        """A backprop network on the bundled digits, 64-32-10."""
-        digits = load_digits()
-        x = torch.tensor(digits.images / 16.0, dtype=torch.float32)[:, None]
-        y = torch.tensor(digits.target, dtype=torch.int64)
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-        optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(150):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimiser.step()
-        return model.eval(), x[:600], y[:600]
-
-    @pytest.mark.parametrize("targeted", [False, True])
-    @pytest.mark.parametrize("name", ["fgsm", "pgd_linf", "pgd_l2"])
-    def test_parity(self, name: str, targeted: bool, trained: tuple[nn.Sequential, Tensor, Tensor]) -> None:
-        foolbox = pytest.importorskip("foolbox")
-        model, x, y = trained
-        epsilon = 0.8 if name == "pgd_l2" else 0.1
-        settings = {"random_start": False, "steps": 10, "abs_stepsize": epsilon / 4}
-        own = {"random_start": False, "steps": 10, "step_size": epsilon / 4, "early_stop": False, "epsilon": epsilon}
-        theirs, ours = {
-            "fgsm": (foolbox.attacks.LinfFastGradientAttack(), lambda **k: fgsm(model, x, y, epsilon=epsilon, **k)),
-            "pgd_linf": (foolbox.attacks.LinfPGD(**settings), lambda **k: pgd(model, x, y, **own, **k)),
-            "pgd_l2": (foolbox.attacks.L2PGD(**settings), lambda **k: pgd(model, x, y, norm="l2", **own, **k)),
-        }[name]
-        target = (y + 1) % 10 if targeted else None
-        criteria = foolbox.criteria
-        criterion = criteria.Misclassification(y) if target is None else criteria.TargetedMisclassification(target)
-        if name == "fgsm" and targeted:
-            theirs = foolbox.attacks.LinfBasicIterativeAttack(random_start=False, steps=1, abs_stepsize=epsilon)
-        _, expected, _ = theirs(foolbox.PyTorchModel(model, bounds=(0, 1)), x, criterion, epsilons=epsilon)
-        moved = ours(random=None, target=target)
-        accuracies = [float((model(each).argmax(1) == y).double().mean()) for each in (x, moved, expected)]
-        assert accuracies[0] > 0.95
-        assert accuracies[1] < accuracies[0] - 0.1
-        assert abs(accuracies[1] - accuracies[2]) <= 0.005
-        assert ((moved - expected).flatten(1).abs().amax(1) < 1e-3).double().mean() > 0.95
-
-
-class TestHopSkipJump:
-    def test_nears_the_boundary_of_a_linear_model(self) -> None:
-        pytest.importorskip("foolbox")
-        model, x = linear(2), inner_pictures(30)
-        y = model(x).argmax(1)
-        distance = distances(model, x, y, "l2")
-        before = torch.get_rng_state()
-        for target in (None, 1 - y):
-            random = random_of(30)
-            moved = hopskipjump(model, x, y, random=random, epsilon=10.0, steps=10, target=target)
-            assert torch.equal(moved, hopskipjump(model, x, y, random=random, epsilon=10.0, steps=10, target=target))
-            assert (model(moved).argmax(1) != y).all()
-            ratio = (moved - x).flatten(1).norm(dim=1) / distance
-            assert (ratio > 0.999).all()
-            assert ratio.median() < 1.25
-
-            epsilon = float(((moved - x).flatten(1).norm(dim=1)).median())
-            bounded = hopskipjump(model, x, y, random=random, epsilon=epsilon, steps=10, target=target)
-            near = (moved - x).flatten(1).norm(dim=1) <= epsilon
-            assert torch.equal(bounded, torch.where(near[:, None, None, None], moved, x))
-        assert torch.equal(before, torch.get_rng_state())
-
-    def test_leaves_alone_what_is_wrong_and_what_has_no_start(self) -> None:
-        pytest.importorskip("foolbox")
-        x = pictures(6)
-        always_first = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-        with torch.no_grad():
-            always_first[1].weight.zero_()
-            always_first[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
-        for label, queries in ((0, 1 + 20 + 1), (1, 1)):
-            y = torch.full((6,), label)
-            attacked = Attacked(always_first, x)
-            assert torch.equal(hopskipjump(attacked, x, y, random=random_of(6), epsilon=1.0, starts=20), x)
-            assert attacked.ledger.queries.tolist() == [queries] * 6
-
-    def test_without_foolbox_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "foolbox", None)
-        with pytest.raises(ConfigurationError, match=r"pip install \"glr-lightning\[foolbox\]\""):
-            hopskipjump(linear(2), inner_pictures(1), torch.zeros(1).long(), random=random_of(1), epsilon=1.0)

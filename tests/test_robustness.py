@@ -1,33 +1,26 @@
 """The harness: what it measures, what it refuses, and the cheats that it must catch."""
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.errors import ConfigurationError
 from glr_lightning.noise import Gaussian
 from glr_lightning.noisy import NoiseAveraged
 from glr_lightning.robustness import Examination, evaluate
-from glr_lightning.rows import FIELDS, Row, read_rows, write_rows
+from glr_lightning.rows import FIELDS
 from glr_lightning.threats import ImageRandom, Threat, attack, corruption
-from glr_lightning.threats.clean import clean
 from glr_lightning.threats.fgsm import fgsm
 from glr_lightning.threats.gaussian_noise import gaussian_noise
 from glr_lightning.threats.gradient import input_gradient
 from glr_lightning.trials import Trial, trials
 from glr_lightning.verdict import wilson_interval
-
-CONF = Path(__file__).parents[1] / "conf"
-CLEAN = {"clean": Threat(clean, "clean")}
+from harness_cases import CLEAN, images, linear, only, white_box
 
 
 @pytest.fixture(autouse=True)
@@ -45,34 +38,11 @@ class HardThreshold(nn.Module):
         return (v > 0).to(v.dtype)
 
 
-def linear(shape: tuple[int, int, int], classes: int = 4, seed: int = 0) -> nn.Sequential:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(generator=generator)
-    return network.eval()
-
-
-def images(n: int = 60, shape: tuple[int, int, int] = (1, 8, 8)) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.rand(n, *shape, generator=generator), torch.randint(0, 4, (n,), generator=generator)
-
-
-def white_box(function: Callable[..., Tensor] = fgsm, epsilon: float = 0.1, **parameters: Any) -> dict[str, Threat]:
-    return {"attack": attack(function, epsilon, "linf", "autograd", ["autograd"], **parameters)}
-
-
 def cheat(change: Callable[[Tensor, float], Tensor], norm: str = "linf") -> dict[str, Threat]:
     def function(model: nn.Module, x: Tensor, y: Tensor, *, random: object, epsilon: float) -> Tensor:
         return change(x, epsilon)
 
     return {"cheat": attack(function, 0.1, norm, "none", ["none"])}
-
-
-def only(rows: Any) -> Row:
-    (row,) = rows
-    return row
 
 
 class TestWilson:
@@ -141,6 +111,15 @@ class TestMeasurement:
             ("fgsm", "epsilon", 0.2),
         ]
         assert said == ["clean", "fgsm epsilon 0.1 (autograd)", "fgsm epsilon 0.2 (autograd)"]
+
+    def test_the_examples_are_the_first_images_as_the_threat_left_them(self) -> None:
+        (x, y), model = images(), linear((1, 8, 8))
+        (trial,) = trials(white_box(epsilon=0.2))
+        evidence = Examination(model, x, y, 0, batch_size=5).judge(trial).evidence
+        moved = fgsm(model, x[:8], y[:8], random=None, epsilon=0.2)
+        assert (evidence.examples == (255 * moved).round().numpy()).all()
+        assert evidence.predictions.tolist() == model(moved).argmax(1).tolist()
+        assert evidence.labels.tolist() == y[:8].tolist()
 
     def test_reading_rows_leaves_the_callers_grad_mode_alone(self) -> None:
         x, y = images()
@@ -312,91 +291,6 @@ class TestMaskedGradients:
         assert not model._forward_pre_hooks
 
 
-def yaml_files() -> tuple[list[str], list[str]]:
-    """Threats, and presets, which are lists of threats. A certificate, which changes no image, and a set of images,
-    which needs a file, have tests of their own."""
-    own = {"certify", "adversarial_set"}
-    files = sorted(path for path in (CONF / "threat").glob("*.yaml") if path.stem not in own)
-    presets = [path.stem for path in files if "\ndefaults:" in "\n" + path.read_text()]
-    return [path.stem for path in files if path.stem not in presets], presets
-
-
-THREATS, PRESETS = yaml_files()
-OPTIONAL = {"hopskipjump": "foolbox"}  # what has to be installed for it
-BATCH_DEPENDENT = {"hopskipjump"}  # by their documentation: foolbox draws its random numbers for a batch
-
-
-class TestEveryYAML:
-    """Whatever lies in conf/threat works on every kind of image, reproducibly, within its rules."""
-
-    @staticmethod
-    def threats(name: str, folder: Path) -> dict[str, Threat]:
-        search = f"hydra: {{searchpath: ['file://{CONF}']}}"
-        (folder / "main.yaml").write_text(f"defaults: [_self_, {{threat: {name}}}]\n{search}\n")
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            return {str(key): instantiate(node) for key, node in compose("main").threat.items()}
-
-    @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 64, 64)])
-    @pytest.mark.parametrize("name", THREATS)
-    def test_runs(self, name: str, shape: tuple[int, int, int], tmp_path: Path) -> None:
-        pytest.importorskip(OPTIONAL.get(name, "torch"))
-        threats = self.threats(name, tmp_path)
-        assert threats
-        x, y = images(6, shape)
-        y[::2] = linear(shape)(x[::2]).argmax(1)  # an attack may leave an image alone that is classified wrongly
-        surrogates = sorted({name for threat in threats.values() for name in threat.surrogates or ["some"]})
-        settings = {"seed": 3, "surrogate": {name: linear(shape, seed=1) for name in surrogates}}
-        whole = list(evaluate(linear(shape), x, y, threats, **settings))
-        batch = 6 if name in BATCH_DEPENDENT else 4
-        parts = list(evaluate(linear(shape), x, y, threats, batch_size=batch, **settings))
-        assert len(whole) == len(trials(threats, surrogates))
-        for left, right in zip(whole, parts, strict=True):
-            assert not left["out_of_budget"], left["note"]
-            assert (left["max_linf"] == 0) == (left["kind"] == "clean")
-            for field in set(FIELDS) - {"seconds"}:
-                expected = right[field]
-                assert left[field] == (pytest.approx(expected, rel=1e-5) if type(expected) is float else expected)
-
-    @pytest.mark.parametrize("name", sorted(set(THREATS) - BATCH_DEPENDENT))
-    def test_images_depend_on_seed_and_index_alone(self, name: str, tmp_path: Path) -> None:
-        (x, y), model, chosen = images(12), linear((1, 8, 8)), torch.tensor([9, 4, 4])
-        for threat in self.threats(name, tmp_path).values():
-            for _, parameters in threat.levels:
-                whole = threat.function(model, x, y, random=ImageRandom(3, torch.arange(12)), **parameters)
-                some = threat.function(model, x[chosen], y[chosen], random=ImageRandom(3, chosen), **parameters)
-                torch.testing.assert_close(whole[chosen], some, rtol=0, atol=1e-6)
-
-    @pytest.mark.parametrize("name", PRESETS)
-    def test_presets_are_made_of_them(self, name: str, tmp_path: Path) -> None:
-        """And where a preset changes the epsilons, those in one norm are the same."""
-        threats = self.threats(name, tmp_path)
-        assert set(threats) <= set(THREATS)
-        for norm in ("linf", "l2"):
-            assert len({tuple(e for e, _ in each.levels) for each in threats.values() if each.norm == norm}) <= 1
-
-    def test_corruptions_grow_with_severity(self, tmp_path: Path) -> None:
-        """On smooth pictures. Glass blur's steps are not ordered in size: only its ends are compared.
-
-        Elastic transform's levels move the pixels less and less, but tear them apart ever more; test_corruptions
-        looks at that.
-        """
-        grid = torch.linspace(0, 6, 28)
-        x = 0.5 + 0.4 * torch.sin(grid[:, None] + torch.arange(20)[:, None, None]) * torch.cos(2 * grid)
-        rows = list(
-            evaluate(
-                linear((1, 28, 28)),
-                x[:, None],
-                torch.zeros(20, dtype=torch.int64),
-                self.threats("corruptions_all", tmp_path),
-                seed=0,
-            )
-        )
-        for name in {row["threat"] for row in rows} - {"elastic_transform"}:
-            sizes = [row["mean_l2"] for row in rows if row["threat"] == name]
-            assert sizes[-1] > sizes[0]
-            assert sizes == sorted(sizes) or name == "glass_blur"
-
-
 class TestRefusals:
     """Every refusal comes at the call, before any row is computed."""
 
@@ -425,70 +319,6 @@ class TestRefusals:
         good: dict[str, Any] = {"model": linear((1, 8, 8)), "x": x, "y": y, "threats": CLEAN, "seed": 0}
         with pytest.raises(ConfigurationError, match=words):
             evaluate(**{**good, **change})
-
-
-class TestTable:
-    @pytest.fixture
-    def rows(self) -> list[Row]:
-        x, y = images()
-        rows = list(evaluate(linear((1, 8, 8)), x, y, {**CLEAN, **white_box()}, seed=0, run="a,b"))
-        rows.append({**copy.copy(rows[0]), "note": 'two\nlines, "quoted"', "mean_l2": math.inf, "unreliable": True})
-        return rows
-
-    def test_round_trip(self, rows: list[Row], tmp_path: Path) -> None:
-        path = tmp_path / "new" / "results.csv"
-        write_rows(path, rows)
-        assert read_rows(path) == rows
-        assert path.read_text().splitlines()[0] == ",".join(FIELDS)
-        write_rows(path, [])
-        assert read_rows(path) == []
-        assert [p.name for p in path.parent.iterdir()] == ["results.csv"]
-
-    def test_a_failed_write_leaves_the_old_table(
-        self, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path = tmp_path / "results.csv"
-        write_rows(path, rows)
-        old = path.read_bytes()
-
-        class Bad:
-            def __str__(self) -> str:
-                raise OSError("disk full")
-
-        with pytest.raises(OSError, match="disk full"):
-            write_rows(path, [rows[0], {**rows[0], "note": Bad()}])
-        with pytest.raises(ConfigurationError, match="must have the fields"):
-            write_rows(path, [{"run": "a"}])
-        assert path.read_bytes() == old
-        assert list(tmp_path.iterdir()) == [path]
-
-    @pytest.mark.parametrize(
-        ("spoil", "words"),
-        [
-            (lambda text: "", "its header is"),
-            (lambda text: text.replace("accuracy", "acc", 1), "its header is"),
-            (
-                lambda text: text.replace(",False,False,", ",False,no,", 1),
-                "line 2: (masked|randomized|targeted) cannot be 'no'",
-            ),
-            (lambda text: text.replace(",60,", ",sixty,", 1), "line 2: n cannot be 'sixty'"),
-            (lambda text: text.splitlines()[0] + "\na,b,c\n", "36 cells expected, got 3"),
-            (lambda text: text[: text.rindex('"')], "cannot be read"),
-        ],
-    )
-    def test_malformed(self, rows: list[Row], tmp_path: Path, spoil: Callable[[str], str], words: str) -> None:
-        path = tmp_path / "results.csv"
-        write_rows(path, rows)
-        path.write_text(spoil(path.read_text()))
-        with pytest.raises(CheckpointError, match=words):
-            read_rows(path)
-
-    def test_missing_or_not_text(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match="cannot be read"):
-            read_rows(tmp_path / "nowhere.csv")
-        (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
-        with pytest.raises(CheckpointError, match="cannot be read"):
-            read_rows(tmp_path / "binary.csv")
 
 
 def test_levels_that_presets_share_and_threats_of_another_name_have_rows_of_their_own() -> None:

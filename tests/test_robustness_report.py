@@ -1,35 +1,28 @@
 """What a report says of robustness: comparable columns, flags that no table or figure loses, and honest comparisons."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from matplotlib.axes import Axes
 
-from glr_lightning.errors import CheckpointError, ConfigurationError
-from glr_lightning.evidence import Evidence, write_evidence
+from glr_lightning.errors import ConfigurationError
 from glr_lightning.report import report
 from glr_lightning.reporting.corruption_error import corruption_error, corruption_error_table
-from glr_lightning.reporting.gallery import blocks, chosen, galleries, gallery, signed, strip
-from glr_lightning.reporting.latex import latex
-from glr_lightning.reporting.published import model_of, paper_tables
 from glr_lightning.reporting.results import (
     Column,
     all_columns,
     experiments,
     file_names,
     read_runs,
-    t_interval,
     table_cells,
 )
 from glr_lightning.reporting.robustness_figures import accuracy_by_epsilon, certified, corruption_maps, draw_robustness
-from glr_lightning.reporting.tables import Table, robustness_table, robustness_tables
+from glr_lightning.reporting.tables import robustness_table, robustness_tables
 from glr_lightning.rows import Row
-from glr_lightning.runs import find_runs
+from test_gallery import looked_at
 from test_report import MASKED, N, call, make_run, row, section, standard, table, written
 
 # --- columns --------------------------------------------------------------------------------------------------------
@@ -104,109 +97,6 @@ def test_defaults_of_a_column_are_the_plain_clean_images() -> None:
     assert Column("clean", "clean").is_clean
     assert not Column("clean", "clean", noisy_passes=3).is_clean
     assert MASKED["unreliable"]
-
-
-# --- the paper's tables ---------------------------------------------------------------------------------------------
-
-
-def papers(shift: int = 0, source: str = "transfer", surrogate: str = "surrogate/relu") -> list[Row]:
-    attack = row("fgsm", 90 + shift, 0.13, "attack", gradient_source=source, surrogate=surrogate)
-    blur = [row("glass_blur", 150 - 3 * s, s, "corruption", preset="cifar10_c") for s in (1, 2, 3, 4, 5)]
-    return [row("clean", 180 + shift), attack, *blur]
-
-
-MODELS = {
-    "BP": ["experiment=bp"],
-    "BP+": ["experiment=bp_noise"],
-    "LRS": ["experiment=lrs"],
-    "LRT": ["experiment=paper/lrt"],
-    "LRSZ": ["experiment=lrsz"],
-    "LRTZ": ["experiment=lrtz"],
-    "": ["experiment=straight_through"],
-}
-
-
-def test_models_are_told_by_what_they_are(tmp_path: Path) -> None:
-    folders = [make_run(tmp_path / str(place), *options) for place, options in enumerate(MODELS.values())]
-    folders.append(make_run(tmp_path / "relu", "experiment=lrt", "activation=relu"))
-    assert [model_of(run) for run in read_runs(folders)] == [*MODELS, ""]
-
-
-def test_paper_tables_are_in_the_papers_layout(tmp_path: Path) -> None:
-    accuracies = [0.90, 0.92]
-    for seed in (0, 1):
-        rows = papers(4 * seed)
-        make_run(tmp_path / "lrt" / f"seed{seed}", "experiment=lrt", "data=mnist", f"seed={seed}", rows=rows)
-    make_run(tmp_path / "wide", "experiment=wide/lrt", "data=mnist", rows=[*papers(), papers(9, surrogate="tanh")[1]])
-    make_run(tmp_path / "noisy", "experiment=bp_noise", "data=mnist", rows=[row("clean", 100)])
-    make_run(tmp_path / "st", "experiment=straight_through", "data=mnist", rows=papers())
-    out = tmp_path / "out"
-    text = written(find_runs(str(tmp_path)), out)
-    attacks = section(text, "As in the paper: MNIST: attacks")
-    assert "Ours are of 200 test images." in attacks
-    lines = [line.strip("| ").split(" | ") for line in attacks.splitlines() if line.startswith("|")]
-    rows = {(cells[0], cells[1]): cells[2:] for cells in lines[2:]}
-    assert [model for model, _ in rows] == ["BP", "BP+", "LRS", "LRT", "LRT", "LRSZ", "LRTZ"]
-    assert rows["BP", "—"] == ["—", "— (96.34)", "— (57.29)", "— (28.37)"]
-    assert rows["BP+", "noisy"] == ["0", "50.00 (—)", "— (—)", "— (—)"]
-    assert rows["LRT", "wide"] == ["0", "90.00 (95.33)", "— (73.30)", "45.00 (54.35)"]
-    mean, half = t_interval(accuracies)
-    (label,) = (key for key in rows if key[0] == "LRT" and "seeds" in key[1])
-    assert rows[label][:2] == ["0, 1", f"{100 * mean:.2f} ± {100 * half:.2f} (95.33)"]
-    with (out / "paper_mnist_attacks.csv").open(newline="") as file:
-        found = {(r["model"], r["seeds"]): r for r in csv.DictReader(file)}
-    assert float(found["LRT", "0, 1"]["clean"]) == pytest.approx(100 * mean)
-    assert float(found["LRT", "0, 1"]["clean_half_width"]) == pytest.approx(100 * half)
-    assert (found["LRTZ", ""]["fgsm"], found["LRTZ", ""]["fgsm_published"]) == ("", "61.36")
-    tex = (out / "paper_mnist_attacks.tex").read_text()
-    assert r"LRT & wide & 0 & 90.00 (95.33) & --- (73.30) & 45.00 (54.35) \\" in tex
-    corrupted = section(text, "As in the paper: MNIST: corruptions")
-    assert "70.50 (86.76)" in corrupted  # (150 - 3 * 3) / 200
-    assert "paper_fashion_mnist_attacks.csv" not in {path.name for path in out.iterdir()}
-
-
-@pytest.mark.parametrize(
-    ("options", "rows"),
-    [
-        (["data=digits"], papers()),
-        (["data=mnist", "data.resize=14"], papers()),
-        (["data=mnist"], [row("clean", 180)]),
-        (["data=mnist"], papers(source="autograd", surrogate="")[:2]),
-        (["data=mnist"], [papers()[1] | {"level": 0.2}]),
-        (["data=mnist"], [papers()[1] | {"targeted": True}]),
-        (["data=mnist"], [papers()[1] | {"noisy_passes": 8}]),
-        (["data=mnist"], papers()[2:6]),
-    ],
-)
-def test_no_paper_table_without_the_papers_settings(options: list[str], rows: list[Row], tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "a", "experiment=lrt", *options, rows=rows)
-    assert paper_tables(experiments(read_runs([folder]))) == []
-
-
-def test_a_paper_table_keeps_the_flags(tmp_path: Path) -> None:
-    rows = papers()
-    rows[1] |= {"out_of_budget": True, "note": "3 of 200 images break the rules"}
-    folder = make_run(tmp_path / "a", "experiment=lrt", "data=mnist", rows=rows)
-    paper, _ = paper_tables(experiments(read_runs([folder])))
-    found = paper.table()
-    assert "45.00 †1 (54.35)" in found.rows[2]
-    assert found.notes[0] == "†1 out of budget (3 of 200 images break the rules)"
-    rows = [each | {"randomized": True} for each in papers()]
-    other = make_run(tmp_path / "b", "experiment=wide/lrt", "data=mnist", rows=rows)
-    paper, _ = paper_tables(experiments(read_runs([folder, other])))
-    assert "clean of b: predictions are random." in paper.table().notes
-
-
-def test_latex_escapes_whatever_a_run_is_called() -> None:
-    hostile = r"\input{/etc/passwd} 50% & a_b #1 $x$ ^~ <b> | † ± —"
-    text = latex(Table([["run"], ["clean", "%"]], [[hostile, "1"]], ["a\nb"]))
-    (line,) = (line for line in text.splitlines() if "passwd" in line)
-    assert line == (
-        r"\textbackslash{}input\{/etc/passwd\} 50\% \& a\_b \#1 \$x\$ \textasciicircum{}\textasciitilde{} "
-        r"\textless{}b\textgreater{} \textbar{} \dag{} $\pm$ --- & 1 \\"
-    )
-    assert text.splitlines()[0] == r"\begin{tabular}{lr}"
-    assert text.endswith("\\multicolumn{2}{p{\\linewidth}}{\\footnotesize a b} \\\\\n\\end{tabular}\n")
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -311,99 +201,7 @@ def test_a_remark_names_the_levels_of_its_threat_together(tmp_path: Path) -> Non
     assert notes[:2] == ["pgd epsilon 0.1, 0.2 (linf): slow.", "blur mean of severity 1–3: odd."]
 
 
-# --- attacked images ------------------------------------------------------------------------------------------------
-
-
-def evidence(examples: Any, predictions: list[int]) -> Evidence:
-    labels = np.arange(len(predictions))
-    return Evidence(labels == predictions, np.asarray(examples, dtype=np.uint8), labels, np.array(predictions))
-
-
-def looked_at(folder: Path, channels: int = 1) -> Path:
-    """Two images under one attack at two budgets; the second is made wrong."""
-    clean = np.full((2, channels, 4, 4), 100)
-    moved = clean.copy()
-    moved[1, :, 0, 0], moved[1, :, 3, 3] = 151, 49  # 51 / 255 = 0.2
-    rows = [row("clean", 180, fingerprint="c")]
-    rows += [row("pgd", 100, level, "attack", fingerprint=f"p{level}", unreliable=True) for level in (0.1, 0.2)]
-    make_run(folder, rows=rows)
-    kept = {"c": evidence(clean, [0, 1]), "p0.1": evidence(clean, [0, 1]), "p0.2": evidence(moved, [0, 7])}
-    write_evidence(folder / "robustness.npz", kept)
-    return folder
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_gallery_shows_the_change_and_who_was_fooled(channels: int, tmp_path: Path) -> None:
-    (run,) = read_runs([looked_at(tmp_path / "a", channels)])
-    (block,) = blocks(run)  # the largest budget
-    assert block.title == "pgd, epsilon 0.2 (linf), gradient: none †"
-    assert block.scale == pytest.approx(0.2)
-    (axes,) = gallery([block]).axes
-    texts = [text.get_text() for text in axes.texts]
-    assert texts == ["0", "1", "0", "7, not 1"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["clean", "±0.2", "attacked"]
-    (picture,) = galleries([run])
-    assert picture.name == "gallery/a.png"
-    assert picture.png.startswith(b"\x89PNG")
-
-
-def test_a_gallery_shows_the_strongest_way_of_each_threat_first(tmp_path: Path) -> None:
-    ways = [("fgsm", source, 100 - place) for place, source in enumerate(("autograd", "transfer", "straight_through"))]
-    ways += [(name, "none", 90) for name in ("a", "b", "c", "d")]
-    rows = [row("clean", 180, fingerprint="c")]
-    rows += [
-        row(name, hits, 0.1, "attack", gradient_source=source, fingerprint=f"{name}{source}")
-        for name, source, hits in ways
-    ]
-    folder = make_run(tmp_path / "a", rows=rows)
-    same = evidence(np.full((2, 1, 4, 4), 100), [0, 1])
-    write_evidence(folder / "robustness.npz", {each["fingerprint"]: same for each in rows})
-    (run,) = read_runs([folder])
-    shown = [(block.threat, block.title.rsplit(" ", 1)[1]) for block in chosen(blocks(run))]
-    sources = ("transfer", "straight_through")  # of fgsm, in the order of the table
-    assert shown == [*(("fgsm", source) for source in sources), *((name, "none") for name in ("a", "b", "c", "d"))]
-    (picture,) = galleries([run])
-    assert ", 6 of 7 attacks, of each kind the strongest first" in picture.caption
-
-
-def test_signed_colours() -> None:
-    change = np.array([-0.2, -0.1, 0, 0.1, 0.2]).reshape(1, 1, 1, 5)
-    red, _, blue = signed(change, 0.2)[0, :, 0]
-    assert (red[3:] > blue[3:]).all()
-    assert (red[:2] < blue[:2]).all()
-    assert red[2] == pytest.approx(blue[2], abs=0.01)
-    assert red[2] > 0.95
-    each = signed(change.repeat(3, axis=1), 0.2)[0, 0, 0]
-    assert each == pytest.approx([0, 0.25, 0.5, 0.75, 1])
-
-
-def test_strips_hold_every_pixel() -> None:
-    images = np.random.default_rng(0).random((3, 3, 4, 5))
-    found = strip(images)
-    assert found.shape == (6, 3 * 7, 3)
-    for place in range(3):
-        inner = found[1:-1, 7 * place + 1 : 7 * place + 6]
-        assert (inner == images[place].transpose(1, 2, 0)).all()
-    assert (found[0] == 1).all()
-
-
-def test_no_gallery_without_kept_images_and_damage_is_refused(tmp_path: Path) -> None:
-    assert galleries(read_runs([make_run(tmp_path / "a", rows=standard())])) == []
-    folder = looked_at(tmp_path / "b")
-    (folder / "robustness.npz").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match=r"robustness\.npz"):
-        written([folder], tmp_path / "out")
-    other = looked_at(tmp_path / "c")
-    kept = {"c": evidence(np.zeros((1, 1, 4, 4)), [0]), "p0.2": evidence(np.zeros((2, 1, 4, 4)), [0, 1])}
-    write_evidence(other / "robustness.npz", kept)  # not of the same images
-    assert galleries(read_runs([other])) == []
-    image, hit = np.zeros((1, 1, 4, 4), np.uint8), np.ones(1, bool)
-    one, two = (Evidence(hit, image, np.array([label]), np.array([label])) for label in (1, 2))
-    write_evidence(other / "robustness.npz", {"c": one, "p0.2": two})  # other labels
-    assert galleries(read_runs([other])) == []
-    odd = Evidence(np.ones(2, bool), np.zeros((2, 1, 4, 4), np.uint8), np.arange(2), np.arange(1))
-    write_evidence(other / "robustness.npz", {"c": odd, "p0.2": odd})
-    assert galleries(read_runs([other])) == []
+# --- the files of a report -----------------------------------------------------------------------------------------
 
 
 def test_files_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
