@@ -172,7 +172,7 @@ def config_hash(config: dict[str, Any]) -> str:
     place |= {"diagnostics"}
     what = {key: value for key, value in config.items() if key not in place}
     if isinstance(what.get("data"), dict):
-        what["data"] = {key: value for key, value in what["data"].items() if key not in {"root", "download"}}
+        what["data"] = {key: value for key, value in what["data"].items() if key not in {"root", "download", "cache"}}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

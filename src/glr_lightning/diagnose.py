@@ -27,6 +27,7 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from glr_lightning import cli
 from glr_lightning.candidates import LARGEST_ERROR, Candidate, References, Subject, entries_of, tried
 from glr_lightning.config import CONF_DIR, TRUSTED, TrainConfig, build, config_hash, cpu_threads, require_seed, resolve
+from glr_lightning.data.base import scaled
 from glr_lightning.diagnosis import (
     SIGNS,
     Comparison,
@@ -197,12 +198,12 @@ def _subject(config: dict[str, Any]) -> Subject:
     if missing:
         raise ConfigurationError(f"the configuration has no {', '.join(missing)}; it is damaged or not of glr-train.")
     network = network.train().to(device, torch.float64 if base["precision"] == "64-true" else torch.float32)
-    x, y = data.split("train")
-    order = torch.randperm(len(x), generator=generator_for(torch.device("cpu"), config["seed"], "batch"))
-    batch = order[: config["batch_size"]]
+    images = data.part("train")
+    order = torch.randperm(len(images), generator=generator_for(torch.device("cpu"), config["seed"], "batch"))
+    x, y = images[order[: config["batch_size"]]]
     dtype = next(network.parameters()).dtype
     loss = build(base["loss"], trusted=trusted)
-    return Subject(name, base, network, loss, x[batch].to(device, dtype), y[batch].to(device), trusted)
+    return Subject(name, base, network, loss, scaled(x).to(device, dtype), y.to(device), trusted)
 
 
 def with_trained_sigma(run: TrainedRun, trusted: tuple[str, ...]) -> dict[str, Any]:

@@ -258,8 +258,7 @@ def _data_key(run: TrainedRun) -> str:
 def _limited(run: TrainedRun, limit: int | None) -> tuple[Tensor, Tensor]:
     if limit is not None and limit < 1:
         raise ConfigurationError(f"limit must be at least 1 image, or null for all, got {limit}.")
-    x, y = run.data.split("test")
-    return x[:limit], y[:limit]
+    return run.data.split("test", limit)
 
 
 def checkpoint_path(name: str) -> Path:

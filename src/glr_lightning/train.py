@@ -49,6 +49,7 @@ from glr_lightning.runs import (
     LAST,
     METRICS,
     RESULT,
+    at_root,
     build_data,
     build_network,
     create_run_folder,
@@ -302,7 +303,7 @@ def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
     for override in HydraConfig.get().overrides.task:
         key = override.split("=")[0]
         if key == "data.root":
-            config["data"]["root"] = composed.data.root
+            config["data"] = at_root(config["data"], composed.data.root)
         elif key in {"progress", "threads", "device", "devices", "strategy"}:
             config[key] = composed[key]
         elif key != "resume":

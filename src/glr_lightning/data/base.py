@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from glr_lightning.data.batches import InMemory, OrderedLoader, Shuffled, ShuffledLoader
+from glr_lightning.data.batches import ImageSet, OrderedLoader, Shuffled, ShuffledLoader
 from glr_lightning.errors import ConfigurationError, DataError
 
 EVALUATION_BATCH = (
@@ -19,7 +19,7 @@ LARGEST = 2**32 - 1  # what Lightning accepts as a seed
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
-    """Images with one label each, kept in memory as uint8 and scaled to float32 in [0, 1] on the batch's device.
+    """Images with one label each, kept as uint8 and scaled to float32 in [0, 1] on the batch's device.
 
     A subclass states three facts (`name`, `classes`, `native_shape`) and implements `read`.
 
@@ -69,13 +69,16 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.split_seed = split_seed
         self.seed = seed
         self.resize = resize
-        self._train: InMemory | None = None
-        self._val: InMemory | None = None
-        self._test: InMemory | None = None
+        self._train: ImageSet | None = None
+        self._val: ImageSet | None = None
+        self._test: ImageSet | None = None
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Images [N, *native_shape] uint8 and labels [N] int64 in [0, classes) of the training or the test set."""
+        """Images [N, *native_shape] uint8 and labels [N] int64 in [0, classes) of the training or the test set.
+
+        The images may be resized already: [N, *image_shape].
+        """
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -119,8 +122,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         images, labels = batch
         return (scaled(images) if images.dtype == torch.uint8 else images), labels
 
-    def split(self, which: Literal["train", "val", "test"]) -> tuple[Tensor, Tensor]:
-        """All images [N, C, H, W] float32 in [0, 1] and labels [N] int64 of one split, in order; needs no Trainer.
+    def part(self, which: Literal["train", "val", "test"]) -> ImageSet:
+        """One split as it is kept: uint8, an index tensor at a time (see `scaled`). Needs no Trainer.
 
         Raises:
             ConfigurationError: for another name, or "val" when no images are held out.
@@ -135,15 +138,30 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 f"The validation images of {self.name} were asked for, but data.validation=0 holds none out. "
                 "Set data.validation=0.1, or use the split train or test."
             )
-        return scaled(data.images), data.labels.clone()
+        return data
 
-    def _evaluation_loader(self, data: InMemory) -> OrderedLoader:
+    def split(self, which: Literal["train", "val", "test"], limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """All images [N, C, H, W] float32 in [0, 1] and labels [N] int64 of one split, in order, or the first `limit`;
+        needs no Trainer.
+
+        Raises:
+            ConfigurationError: as `part`.
+        """
+        data = self.part(which)
+        images, labels = data[torch.arange(len(data))[:limit]]
+        return scaled(images), labels
+
+    def _evaluation_loader(self, data: ImageSet) -> OrderedLoader:
         return OrderedLoader(data, max(self.batch_size, EVALUATION_BATCH))
 
-    def _load(self, train: bool) -> InMemory:
+    def _load(self, train: bool) -> ImageSet:
         images, labels = self.read(train)
         where = f"{self.name}, {'training' if train else 'test'} set"
-        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.native_shape:
+        if (
+            images.dtype != torch.uint8
+            or images.ndim != 4
+            or tuple(images.shape[1:]) not in (self.native_shape, self.image_shape)
+        ):
             raise DataError(
                 f"{where}: expected images uint8 [N, {', '.join(map(str, self.native_shape))}], "
                 f"found {images.dtype} {list(images.shape)}. Mend read() of {type(self).__name__}."
@@ -156,9 +174,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         check_labels(labels, self.classes, where)
         if self.resize is not None:
             images = resized(images, self.resize)
-        return InMemory(images, labels)
+        return ImageSet(images, labels)
 
-    def _split_off(self, data: InMemory) -> tuple[InMemory, InMemory | None]:
+    def _split_off(self, data: ImageSet) -> tuple[ImageSet, ImageSet | None]:
         """(training part, validation part); which images go where follows from `split_seed` alone."""
         count = round(self.validation * len(data))
         if self.validation == 0:
@@ -170,7 +188,27 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             )
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(self.split_seed))
         held_out, kept = order[:count].sort().values, order[count:].sort().values
-        return InMemory(*data[kept]), InMemory(*data[held_out])
+        return ImageSet(data.images, data.labels, kept), ImageSet(data.images, data.labels, held_out)
+
+
+class PublishedImages(ImageDataModule):
+    """Images in files that are there or are downloaded.
+
+    Args:
+        root: folder of the files.
+        download: fetch what is missing.
+        options: of ImageDataModule.
+    """
+
+    root: Path
+
+    def __init__(self, *, root: str | Path | None, download: bool = True, **options: Any) -> None:
+        super().__init__(root=root, **options)
+        if root is None:
+            raise ConfigurationError(f"{self.name} is read from files, but data.root is null. Set data.root=DIR.")
+        if not isinstance(download, bool):
+            raise ConfigurationError(f"data.download must be true or false; it is {download!r}. Set one of them.")
+        self.download = download
 
 
 def scaled(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batches out of memory: samplers that yield whole index tensors, a data set that answers each with one gather."""
+"""Batches: samplers that yield whole index tensors, a data set that answers each with one gather."""
 
 from collections.abc import Iterator
 from typing import Any, final
@@ -12,20 +12,26 @@ from glr_lightning.errors import ConfigurationError
 
 
 @final
-class InMemory(Dataset[tuple[Tensor, Tensor]]):
-    """Images [N, C, H, W] uint8 and labels [N] int64; an item is a whole batch, not one image."""
+class ImageSet(Dataset[tuple[Tensor, Tensor]]):
+    """Images [N, C, H, W] uint8 and labels [N] int64; an item is a whole batch, not one image.
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    rows: [n] int64, the images that belong to it; None: all. They are not copied, so that a set may be mapped from a
+    file that memory would not hold.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
         self.images = images
         self.labels = labels
+        self.rows = rows
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images if self.rows is None else self.rows)
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images [batch, C, H, W] and labels [batch] for an index tensor [batch] int64."""
         # index_select: the same as images[index], several times as fast
-        return self.images.index_select(0, index), self.labels.index_select(0, index)
+        rows = index if self.rows is None else self.rows.index_select(0, index)
+        return self.images.index_select(0, rows), self.labels.index_select(0, rows)
 
 
 @final
@@ -33,7 +39,7 @@ class InOrder(SequentialSampler):
     """Index tensors [batch] from first to last. It is a SequentialSampler so that Lightning sees that nothing is
     shuffled, and leaves it in place under `overfit_batches`."""
 
-    def __init__(self, data: InMemory, batch_size: int) -> None:
+    def __init__(self, data: ImageSet, batch_size: int) -> None:
         super().__init__(data)
         self.batch_size = batch_size
 
@@ -120,7 +126,7 @@ class Shuffled(Sampler[Tensor]):
 class _Loader(DataLoader[tuple[Tensor, Tensor]]):
     """Batches (images [batch, C, H, W] uint8, labels [batch] int64), taken in this process."""
 
-    def __init__(self, data: InMemory, sampler: Sampler[Any]) -> None:
+    def __init__(self, data: ImageSet, sampler: Sampler[Any]) -> None:
         # batch_size=None: what the sampler yields is a batch already. A generator of its own, because DataLoader draws
         # one number per epoch for its workers and would take it from the global stream.
         super().__init__(data, batch_size=None, sampler=sampler, num_workers=0, generator=torch.Generator())
@@ -130,7 +136,7 @@ class _Loader(DataLoader[tuple[Tensor, Tensor]]):
 class OrderedLoader(_Loader):
     """The same batches in the same order, every time."""
 
-    def __init__(self, data: InMemory, batch_size: int) -> None:
+    def __init__(self, data: ImageSet, batch_size: int) -> None:
         super().__init__(data, InOrder(data, batch_size))
 
 
@@ -138,7 +144,7 @@ class OrderedLoader(_Loader):
 class ShuffledLoader(_Loader):
     """Training batches. Lightning keeps its state in the checkpoint, so a run resumes in the middle of an epoch too."""
 
-    def __init__(self, data: InMemory, shuffled: Shuffled) -> None:
+    def __init__(self, data: ImageSet, shuffled: Shuffled) -> None:
         super().__init__(data, shuffled)
         self.shuffled = shuffled
 

@@ -13,8 +13,9 @@ from torchvision.datasets.utils import download_url
 SECONDS_OF_SILENCE = 30.0  # after which a mirror is given up
 
 
-def fetch(filename: str, md5: str, mirrors: Sequence[str], folder: Path) -> None:
-    """Downloads `filename` to `folder` from the first mirror that yields a file with this checksum.
+def fetch(filename: str, md5: str, mirrors: Sequence[str], folder: Path, *, size: int | None = None) -> None:
+    """Downloads `filename` to `folder` from the first mirror that yields a file with this checksum, and of this size in
+    bytes, where one is given.
 
     It arrives in a temporary folder beside its place and is then renamed, so that whatever goes wrong, Ctrl-C
     included, leaves nothing behind.
@@ -28,6 +29,9 @@ def fetch(filename: str, md5: str, mirrors: Sequence[str], folder: Path) -> None
         for mirror in mirrors:
             try:
                 download_url(mirror + filename, scratch, filename, md5)
+                found = Path(scratch, filename).stat().st_size
+                if size is not None and found != size:
+                    raise OSError(f"expected {size} bytes, found {found}")
             except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: the checksum is wrong
                 failures.append(f"{mirror}{filename}: {error}")
                 continue

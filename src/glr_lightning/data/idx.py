@@ -39,7 +39,7 @@ def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(content, dtype=torch.uint8, offset=start).view(shape)
 
 
-def damaged(path: Path, expected: str, found: str) -> DataError:
+def damaged(path: Path | str, expected: str, found: str) -> DataError:
     """The error for a file that is there but is not what it should be."""
     return DataError(f"{path} is damaged: expected {expected}, found {found}. {REMEDY}")
 

@@ -3,15 +3,15 @@
 import hashlib
 from abc import abstractmethod
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torchvision
 from torch import Tensor
 
-from glr_lightning.data.base import ImageDataModule, check_labels
+from glr_lightning.data.base import PublishedImages, check_labels
 from glr_lightning.data.download import fetch
 from glr_lightning.data.idx import REMEDY, read_idx
-from glr_lightning.errors import ConfigurationError, DataError
+from glr_lightning.errors import DataError
 
 # md5 of the label bytes. The data sets' files bear the same names, and a folder of one is easily taken for another's.
 LABELS_OF = {
@@ -22,7 +22,7 @@ LABELS_OF = {
 }
 
 
-class MNISTLike(ImageDataModule):
+class MNISTLike(PublishedImages):
     """28 x 28 grey images in the four idx files of MNIST, plain or gzipped.
 
     The two files of a split are looked for, together, in `root/<published name>/raw` (where torchvision keeps
@@ -33,30 +33,8 @@ class MNISTLike(ImageDataModule):
     classes = 10
     native_shape = (1, 28, 28)
 
-    def __init__(
-        self,
-        *,
-        root: str | Path | None,
-        batch_size: int,
-        validation: float = 0.0,
-        split_seed: int = 0,
-        seed: int = 0,
-        resize: int | None = None,
-        download: bool = True,
-    ) -> None:
-        super().__init__(
-            root=root,
-            batch_size=batch_size,
-            validation=validation,
-            split_seed=split_seed,
-            seed=seed,
-            resize=resize,
-        )
-        if self.root is None:
-            raise ConfigurationError(f"{self.name} is read from files, but data.root is null. Set data.root=DIR.")
-        if not isinstance(download, bool):
-            raise ConfigurationError(f"data.download must be true or false; it is {download!r}. Set one of them.")
-        self.download = download
+    def __init__(self, *, root: str | Path | None, **options: Any) -> None:
+        super().__init__(root=root, **options)
         self.folders = [self.root / self.published.__name__ / "raw", self.root / "raw", self.root]
 
     @property
