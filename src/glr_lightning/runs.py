@@ -142,7 +142,17 @@ def build_data(config: dict[str, Any], trusted: Sequence[str] | None = TRUSTED, 
     section = config.get("data")
     if not isinstance(section, dict):
         raise ConfigurationError("the configuration has no section 'data'; it is damaged or not of glr-train.")
-    return build(section if root is None else section | {"root": root}, trusted=trusted)
+    return build(at_root(section, root), trusted=trusted)
+
+
+def at_root(section: dict[str, Any], root: str | None) -> dict[str, Any]:
+    """A configuration's section `data` with its folder elsewhere; None: where it was.
+
+    A folder for decoded images was chosen for the place where the data lay, and is forgotten with it.
+    """
+    if root is None or Path(root).expanduser() == Path(str(section.get("root"))).expanduser():
+        return section
+    return section | {"root": root} | ({"cache": None} if "cache" in section else {})
 
 
 def build_network(config: dict[str, Any], data: ImageDataModule, trusted: Sequence[str] | None = TRUSTED) -> Any:
