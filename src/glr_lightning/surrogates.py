@@ -16,7 +16,7 @@ import torch
 from glr_lightning import cli
 from glr_lightning.config import TRUSTED, compose, config_hash
 from glr_lightning.robustness import Examination
-from glr_lightning.runs import CONFIG, TrainedRun, load_run
+from glr_lightning.runs import CONFIG, TrainedRun, at_root, load_run
 from glr_lightning.threats import Threat
 from glr_lightning.threats.adversarial_set import AdversarialSet, image_checksums, load_set, replayed, save_set
 from glr_lightning.train import train

@@ -40,17 +40,8 @@ RESULT_TYPES: dict[str, type | tuple[type, ...]] = {
 # Settings that are no part of what is compared, those that the table of runs shows in columns of their own, and
 # those that only the estimator reads: it repeats the ones that it uses.
 UNCOMPARED = {"experiment", "run_dir", "resume", "progress", "device", "devices", "strategy", "seed", "data.seed"}
-UNCOMPARED |= {
-    "data.root",
-    "data.download",
-    "data.cache",
-    "data",
-    "network",
-    "activation",
-    "loss",
-    "estimator",
-    "estimator.copies",
-}
+UNCOMPARED |= {"data.root", "data.download", "data.cache"}
+UNCOMPARED |= {"data", "network", "activation", "loss", "estimator", "estimator.copies"}
 UNCOMPARED |= {"diagnostics", "scheduler.T_max"}  # which follows from the epochs
 SECTIONS = ("data", "network", "activation", "loss", "estimator")
 LONGEST_LABEL = 60  # characters; more do not fit above a figure
