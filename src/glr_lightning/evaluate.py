@@ -32,6 +32,8 @@ from glr_lightning.threats.clean import clean
 from glr_lightning.trials import Trial, trials
 
 CLEAN = Threat(clean, "clean")
+OF_TRAINING = {"batch_size", "seed", "validation", "flip", "crop"}
+"""The options of a data set that change nothing about its test images."""
 CHECKPOINTS = {"best": BEST, "last": LAST}
 
 
@@ -82,6 +84,8 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
         load_run(folder, trusted=trusted, root=config["data"]["root"], checkpoint=checkpoint_path(config["checkpoint"]))
         for folder in folders
     ]
+    for run in runs:
+        run.data.prepare_data()  # which may take its time, with a progress bar of its own
     noisy = _noisy_networks(runs, config, trusted)
     if noisy and not any(threat.kind == "clean" for threat in threats.values()):
         threats = {"clean": CLEAN, **threats}  # which the noisy figure stands beside
@@ -251,7 +255,7 @@ def _noisy_networks(runs: Sequence[TrainedRun], config: dict[str, Any], trusted:
 
 def _data_key(run: TrainedRun) -> str:
     """What two runs share if they are tested on the same images: the data set and how it is loaded."""
-    test_set = {k: v for k, v in run.config["data"].items() if k not in {"batch_size", "seed", "validation"}}
+    test_set = {k: v for k, v in run.config["data"].items() if k not in OF_TRAINING}
     return json.dumps(test_set, sort_keys=True)
 
 

@@ -49,7 +49,7 @@ def load_surrogate(
     epochs = options.get("epochs", {})
     epochs = epochs.get(run.data.name) if isinstance(epochs, dict) else epochs  # one number: of all data sets
     config = compose(overrides + ([] if epochs is None else [f"epochs={epochs}"]))
-    own = {name: config["data"][name] for name in ("batch_size", "validation", "seed")}
+    own = {name: config["data"][name] for name in ("batch_size", "validation", "seed", "flip", "crop")}
     config["data"] = at_root(run.config["data"], None if run.data.root is None else str(run.data.root)) | own
     parent = Path(options["dir"])
     folder = parent / f"{experiment.replace('/', '-')}-{config_hash(config)}"

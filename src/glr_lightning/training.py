@@ -1,6 +1,5 @@
 """The LightningModule: manual optimization with estimated gradients. It alone writes `.grad`."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from glr_lightning.estimators import Estimate, Estimator, LikelihoodRatio
 from glr_lightning.losses import Loss
 from glr_lightning.revival import lift, output_bias
 from glr_lightning.schedules import Annealing
+from glr_lightning.streams import step_generator
 
 CHECK_EVERY = 50
 """Steps between looks at the loss on an accelerator, where each look waits for the device."""
@@ -38,12 +38,6 @@ class MakeScheduler(Protocol):
     """torch.optim.lr_scheduler.<Name> with its options bound; stepped once an epoch."""
 
     def __call__(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler: ...
-
-
-def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
-    """The generator of all noise of one step; a function of its arguments alone, so a resumed run repeats it."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest))
 
 
 class GLRModule(pl.LightningModule):

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from glr_lightning.data.augmentation import Augmentation
 from glr_lightning.data.batches import ImageSet, OrderedLoader, Shuffled, ShuffledLoader
 from glr_lightning.errors import ConfigurationError, DataError
+from glr_lightning.streams import step_generator
 
 EVALUATION_BATCH = (
     1000  # at least this many: evaluation is not multiplied by noisy copies, and has no batch size to tune
@@ -30,6 +32,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         split_seed: which images are held out (>= 0); independent of `seed`, so runs with different seeds compare.
         seed: order of the training batches (>= 0).
         resize: side of the square that images are resized to (antialiased, once, when loaded); None: as they are.
+        flip: mirror training images left to right with probability 1/2, anew in each batch.
+        crop: shift training images by up to so many pixels each way, anew in each batch, zeros moving in (a random crop
+            after zero padding).
 
     With several processes each takes an equal share of every training batch, and every process evaluates all validation
     and test images, so that no image counts twice. Use `Trainer(use_distributed_sampler=False)`.
@@ -52,6 +57,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         split_seed: int = 0,
         seed: int = 0,
         resize: int | None = None,
+        flip: bool = False,
+        crop: int = 0,
     ) -> None:
         super().__init__()
         if not (root is None or (isinstance(root, str | Path) and str(root))):
@@ -63,12 +70,16 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             _check_whole("data.resize", resize, least=1)
         if isinstance(validation, bool) or not isinstance(validation, int | float) or not 0 <= validation < 1:
             raise _refusal("data.validation", "a share of the training set in [0, 1), such as 0.1", validation)
+        if not isinstance(flip, bool):
+            raise _refusal("data.flip", "true or false", flip)
+        _check_whole("data.crop", crop, least=0, most=min(self.native_shape[1:] if resize is None else [resize]) - 1)
         self.root = None if root is None else Path(root).expanduser()
         self.batch_size = batch_size
         self.validation = float(validation)
         self.split_seed = split_seed
         self.seed = seed
         self.resize = resize
+        self.augmentation = Augmentation(flip, crop)
         self._train: ImageSet | None = None
         self._val: ImageSet | None = None
         self._test: ImageSet | None = None
@@ -118,8 +129,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return self._evaluation_loader(self._test)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Scales uint8 pixels to float32 in [0, 1], on the device that the batch has reached."""
+        """Scales uint8 pixels to float32 in [0, 1], on the device that the batch has reached.
+
+        Training batches are augmented before; what is drawn follows from (seed, global step, rank).
+        """
         images, labels = batch
+        if self.augmentation and self.trainer is not None and self.trainer.training:
+            place = self.trainer.global_step, self.trainer.global_rank, images.device
+            images = self.augmentation(images, generator=step_generator(self.seed, *place, use="augmentation"))
         return (scaled(images) if images.dtype == torch.uint8 else images), labels
 
     def part(self, which: Literal["train", "val", "test"]) -> ImageSet:
@@ -236,9 +253,9 @@ def check_labels(labels: Tensor, classes: int, where: str, remedy: str = "") -> 
         )
 
 
-def _check_whole(option: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
-        raise _refusal(option, f"a whole number from {least} to {LARGEST}", value)
+def _check_whole(option: str, value: object, *, least: int, most: int = LARGEST) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise _refusal(option, f"a whole number from {least} to {most}", value)
 
 
 def _refusal(option: str, wanted: str, got: object) -> ConfigurationError:
