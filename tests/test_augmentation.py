@@ -14,7 +14,10 @@ from glr_lightning.config import compose
 from glr_lightning.data import ImageDataModule
 from glr_lightning.data.augmentation import Augmentation, moved
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.runs import load_run
 from glr_lightning.streams import step_generator
+from glr_lightning.surrogates import load_surrogate
+from glr_lightning.train import train
 from groups import options
 from zscores import assert_mean
 
@@ -139,6 +142,15 @@ def test_is_done_before_pixels_are_scaled_and_ranks_differ() -> None:
     drawn = Augmentation(flip=True, crop=1)(pictures(12), generator=step_generator(0, 5, 0, device, "augmentation"))
     torch.testing.assert_close(batch(0), drawn.float() / 255, rtol=0, atol=0)
     assert not torch.equal(batch(0), batch(1))
+
+
+def test_a_surrogate_is_trained_without_that_of_the_run(tmp_path: Path) -> None:
+    config = compose(["experiment=bp", "epochs=1", "progress=false", "data.flip=true", "data.crop=1"])
+    train(config, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.data.augmentation == Augmentation(flip=True, crop=1)
+    surrogate = load_surrogate(run, "surrogate/relu", {"dir": str(tmp_path / "surrogates"), "epochs": 1})
+    assert surrogate.data.augmentation == Augmentation()
 
 
 class Recorder(pl.LightningModule):

@@ -4,6 +4,7 @@ import gzip
 import io
 import lzma
 import os
+import pickle
 import shutil
 import tarfile
 import threading
@@ -258,6 +259,15 @@ def test_a_run_is_trained_and_evaluated_and_a_folder_elsewhere_has_its_own_cache
     moved = load_run(tmp_path / "run", root=str(elsewhere))
     assert (moved.data.root, moved.data.cache) == (elsewhere, None)
     assert len(moved.data.split("test", 7)[0]) == 7
+
+
+def test_a_process_that_is_spawned_gets_no_copy_of_the_images(root: Path) -> None:
+    module = ten(root, validation=0.2)
+    module.setup()
+    content = pickle.dumps(module)
+    assert len(content) < 5_000
+    there = pickle.loads(content)
+    assert torch.equal(there.split("val")[0], module.split("val")[0])
 
 
 def test_a_cache_is_forgotten_with_the_place_it_was_chosen_for() -> None:
@@ -549,6 +559,7 @@ MEMBERS: dict[str, tuple[tuple[tarfile.TarInfo, ...], str]] = {
     "symbolic link": ((member("l", tarfile.SYMTYPE, linkname="/etc"),), "'l' is refused: it is a link"),
     "hard link": ((member("l", tarfile.LNKTYPE, linkname="x"),), "'l' is refused: it is a link"),
     "device": ((member("d", tarfile.CHRTYPE),), "'d' is refused: it is a device"),
+    "sparse": ((member("s", tarfile.GNUTYPE_SPARSE),), "'s' is refused: it is a device"),
     "pipe": ((member("p", tarfile.FIFOTYPE),), "'p' is refused: it is a device"),
     "twice": ((member("x"), member("./x")), "'./x' is refused: it is there twice"),
     "under the top folder and beside it": ((member("wnids.txt"),), "wnids.txt' is refused: it is there twice"),
@@ -692,6 +703,9 @@ def test_says_what_is_missing_and_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"prepare_data\(\) comes first"):
         ten(tmp_path / "none", download=True).setup()
     assert not list(tmp_path.iterdir())
+    (tmp_path / "train").mkdir()  # of something else
+    with pytest.raises(DataError, match=r"data\.download is false"):
+        ten(tmp_path).prepare_data()
 
 
 def test_downloads_the_published_zip_and_checks_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         images, labels = data[torch.arange(len(data))[:limit]]
         return scaled(images), labels
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the images: a process that is spawned reads them again, in place of getting a copy."""
+        state: Any = super().__getstate__()
+        return state | dict.fromkeys(("_train", "_val", "_test"))
+
     def _evaluation_loader(self, data: ImageSet) -> OrderedLoader:
         return OrderedLoader(data, max(self.batch_size, EVALUATION_BATCH))
 

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 HEADER = 4096  # bytes: a page, so that what follows is aligned
+Sets = dict[bool, tuple[Tensor, Tensor]]
+"""{train?: (images [N, C, H, W] uint8, labels [N] int64)}: the training set and the test set."""
 FORMAT = f"glr_lightning pixels 1, {sys.byteorder} endian"
 
 
-def load(path: Path, key: str) -> dict[bool, tuple[Tensor, Tensor]] | None:
-    """The sets that `save` has written: {train?: (images [N, C, H, W] uint8, mapped, and labels [N] int64)}.
+def load(path: Path, key: str) -> Sets | None:
+    """The sets that `save` has written, their images mapped.
 
     None if there is no such file, or it is damaged or not the one that `key` names.
     """

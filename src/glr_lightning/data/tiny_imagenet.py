@@ -27,6 +27,7 @@ from glr_lightning.data.base import PublishedImages, resized
 from glr_lightning.data.download import fetch
 from glr_lightning.data.files import Bounds, Files, identity, opened
 from glr_lightning.data.idx import damaged
+from glr_lightning.data.pixel_cache import Sets
 from glr_lightning.errors import ConfigurationError, DataError
 from glr_lightning.progress import progress_bar
 
@@ -89,6 +90,7 @@ class TinyImageNetLike(PublishedImages):
         self.grey = grey
         self.native_shape = (1 if grey else 3, SIDE, SIDE)
         self.cache = None if cache is None else Path(cache).expanduser()
+        self._sets: Sets | None = None
 
     @final
     def prepare_data(self) -> None:
@@ -104,14 +106,23 @@ class TinyImageNetLike(PublishedImages):
                 fetch(ARCHIVE, MD5, [URL], self.root, size=SIZE)
             except OSError as error:
                 raise self._not_there(f"the download failed ({error})") from error
-        self._cached()
+        self._open()
 
     @final
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Images [N, *image_shape] uint8, mapped into memory, and labels [N] int64."""
-        return self._cached()[train]
+        return self._open()[train]
 
-    def _cached(self) -> dict[bool, tuple[Tensor, Tensor]]:
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_sets": None}
+
+    def _open(self) -> Sets:
+        """Both sets, mapped into memory; to look for them takes a part of a second where the source is a folder."""
+        if self._sets is None:
+            self._sets = self._found_or_decoded()
+        return self._sets
+
+    def _found_or_decoded(self) -> Sets:
         source = self._source()
         if source is None:
             raise self._not_there("prepare_data() comes first" if self.download else "data.download is false")
@@ -147,7 +158,8 @@ class TinyImageNetLike(PublishedImages):
             return self.root
         if (self.root / TOP).is_dir():
             return self.root / TOP
-        if any((self.root / name).exists() for name in (WNIDS, "train", "val")):
+        is_layout = self.root.name == TOP or any((self.root / name).exists() for name in (WNIDS, ANNOTATIONS))
+        if is_layout and self.root.is_dir():
             return self.root
         return next((self.root / name for name in ARCHIVES if (self.root / name).is_file()), None)
 
@@ -162,7 +174,11 @@ class TinyImageNetLike(PublishedImages):
         return f"{self.name}-{key[:16]}.pixels"
 
     def _decoded(self, files: Files, listing: "Listing") -> Iterator[Tensor]:
-        """Batches [n, *image_shape] uint8 of all images, in order."""
+        """Batches [n, *image_shape] uint8 of all images, in order.
+
+        One process and one thread: so small a file is decoded in 0.1 ms, and threads take longer than that to hand the
+        interpreter to each other.
+        """
         names = listing.names
         columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(f"decoding {self.name}, once"))
         with progress_bar(*columns, enabled=console.is_terminal) as bar:
