@@ -21,7 +21,7 @@ from PIL import Image
 from cli_runner import run_cli
 from glr_lightning import evaluate
 from glr_lightning.config import compose, config_hash
-from glr_lightning.data import TinyImageNet, TinyImageNet10, download, pixel_cache, tiny_imagenet
+from glr_lightning.data import TinyImageNet, TinyImageNet10, download, files, pixel_cache, tiny_imagenet
 from glr_lightning.data.files import Bounds
 from glr_lightning.errors import ConfigurationError, DataError
 from glr_lightning.rows import read_rows
@@ -307,13 +307,19 @@ def test_other_settings_have_a_file_of_their_own(root: Path, monkeypatch: pytest
     assert_holds(ten(root), WNIDS[:10])
 
 
+@pytest.mark.parametrize("same", ["size", "time"])
 @pytest.mark.parametrize("kind", ["folder", "tar"])
-def test_other_data_at_the_same_place_are_decoded(tmp_path: Path, kind: str) -> None:
-    changed = LAYOUT | {f"train/{WNIDS[0]}/images/{WNIDS[0]}_0.JPEG": jpeg(77)}
-    for files in (LAYOUT, changed):
-        write_folder(tmp_path / TOP, files) if kind == "folder" else write_tar(tmp_path / f"{TOP}.tar", files)
+def test_other_data_at_the_same_place_are_decoded(tmp_path: Path, kind: str, same: str) -> None:
+    name = f"train/{WNIDS[0]}/images/{WNIDS[0]}_0.JPEG"
+    other = jpeg(77)
+    longest = max(len(other), len(LAYOUT[name])) + (10_000 if same == "time" else 0)
+    for version, content in enumerate((LAYOUT[name], other.ljust(longest, b"\0"))):  # what follows an image is ignored
+        content = content.ljust(longest, b"\0") if same == "size" else content
+        changed = LAYOUT | {name: content}
+        write_folder(tmp_path / TOP, changed) if kind == "folder" else write_tar(tmp_path / f"{TOP}.tar", changed)
+        path = tmp_path / TOP / name if kind == "folder" else tmp_path / f"{TOP}.tar"
+        os.utime(path, (1, 1 if same == "time" else 1 + version))
         first = ten(tmp_path).read(train=True)[0][0].permute(1, 2, 0)
-        content = files[f"train/{WNIDS[0]}/images/{WNIDS[0]}_0.JPEG"]
         assert np.array_equal(first.numpy(), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
 
 
@@ -652,9 +658,11 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 }
 
 
+@pytest.mark.parametrize("block", [512, files.BLOCK])  # a checksum may lie beyond the last block that tarfile reads
 @pytest.mark.parametrize("case", DAMAGE)
-def test_names_a_damaged_archive(tmp_path: Path, case: str) -> None:
+def test_names_a_damaged_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, block: int) -> None:
     suffix, spoil = DAMAGE[case]
+    monkeypatch.setattr(files, "BLOCK", block)
     path = (write_zip if suffix == ".zip" else write_tar)(tmp_path / f"{TOP}{suffix}")
     content = path.read_bytes()
     assert spoil(content) != content

@@ -270,7 +270,7 @@ def decoded(content: bytes, place: str, *, grey: bool) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             size = image.size
             if size == (SIDE, SIDE):  # of a larger one not even the pixels are read
-                pixels = np.asarray(image.convert("RGB").convert("L" if grey else "RGB"))
+                pixels = np.asarray(image.convert("L" if grey else "RGB"))
     except Exception as error:  # Pillow reports damage in many ways
         raise damaged(place, "a complete JPEG file", " ".join(str(error).split()) or type(error).__name__) from error
     if size != (SIDE, SIDE):
