@@ -69,6 +69,10 @@ class PiecewiseConstant(nn.Module):
         return f"cuts={self.cuts}, levels={self.levels}"
 
 
+ELEMENTWISE = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, PiecewiseConstant)
+"""Activations of which a unit's output depends on its own pre-activation alone."""
+
+
 def jumps(module: nn.Module) -> bool:
     """Is this activation, one of ours or of torch's, discontinuous? Derivatives then miss what happens at the jumps."""
     if isinstance(module, nn.Threshold):

@@ -1,25 +1,75 @@
 """A network as a chain of modules, and its forward pass with noise at chosen sites.
 
-The network stays an ordinary nn.Sequential (nested ones allowed): no wrappers, no hooks, no armed state. Its
-state dict, its evaluation and every attack on it are plain torch; noise exists only in the functions below.
+The network stays an ordinary nn.Sequential (nested ones and residual blocks allowed): no wrappers, no hooks, no armed
+state. Its state dict, its evaluation and every attack on it are plain torch; noise exists only in the functions below.
+
+A residual block is a stretch of the chain in which a second tensor waits: `Fork` keeps what the block was given, `Swap`
+turns to it for the modules of the shortcut, `Merge` adds the two. So what travels along the chain is a `State`, the
+present tensor and those that wait, and every position of it can be a start or an end of a pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.layers import contract, is_contractible
+from glr_lightning.layers import contract, has_weights, is_contractible
+from glr_lightning.networks.modules import Residual, Shift
+
+State = tuple[Tensor, ...]
+"""The present tensor, and behind it those that wait for the end of a residual block, the innermost first."""
+
+
+class Step(nn.Module):
+    """A step of a residual block: of the state, not of a tensor."""
+
+    def step(self, state: State) -> State:
+        raise NotImplementedError
+
+
+class Fork(Step):
+    """Into a block: its input waits."""
+
+    def step(self, state: State) -> State:
+        return (state[0], *state)
+
+
+class Swap(Step):
+    """From the body to the shortcut."""
+
+    def step(self, state: State) -> State:
+        return (state[1], state[0], *state[2:])
+
+
+class Merge(Step):
+    """Out of a block: body plus shortcut. Where one of them has no noise yet, it is common to all copies (Law 5)."""
+
+    def step(self, state: State) -> State:
+        a, b = sorted(state[:2], key=len)
+        return ((b.unflatten(0, (-1, len(a))) + a).flatten(0, 1), *state[2:])
 
 
 @dataclass(frozen=True)
 class CleanPass:
-    """A noise-free forward pass. `inputs[i]` and `preactivations[i]` belong to site i, [batch, ...] each."""
+    """A noise-free forward pass.
+
+    Attributes:
+        inputs, preactivations: of site i, [batch, ...] each.
+        waiting: what waits at site i.
+        shapes: of one sample, behind every module of the chain.
+        readout: [batch, ...], the input of `Chain.readout`.
+        logits: [batch, classes].
+    """
 
     inputs: list[Tensor]
     preactivations: list[Tensor]
+    waiting: list[State]
+    shapes: list[torch.Size]
+    readout: Tensor
     logits: Tensor
 
 
@@ -33,6 +83,7 @@ class NoisySite:
         v0: the pre-activation without this site's noise, [1 or copies, batch, *site].
         v: the noisy pre-activation v0 + sigma z, [copies, batch, *site].
         z: the standardised noise, [copies, batch, *site].
+        waiting: what waits there, of so many rows as x.
     """
 
     site: int
@@ -40,13 +91,27 @@ class NoisySite:
     v0: Tensor
     v: Tensor
     z: Tensor
+    waiting: State = ()
+
+
+class NoisyPass(NamedTuple):
+    """A pass with noise: logits [copies * batch, classes], copy-major; what each noisy site saw; the input of
+    `Chain.readout`, [copies * batch, ...]."""
+
+    logits: Tensor
+    seen: list[NoisySite]
+    readout: Tensor
+
+
+AFFINE = (Shift, nn.Flatten, nn.Identity, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+"""Modules without parameters that are affine, sample by sample."""
 
 
 @dataclass(frozen=True)
 class Chain:
     """The modules of a network in the order they are applied, and the positions of its sites.
 
-    A site is a layer with a registered weight gradient; it is where noise can enter.
+    A site is a layer with weights and a registered weight gradient; it is where noise can enter.
     """
 
     names: tuple[str, ...]
@@ -63,13 +128,13 @@ class Chain:
         """
         if not isinstance(network, nn.Sequential) or type(network).forward is not nn.Sequential.forward:
             raise ConfigurationError(
-                f"noise is injected into an nn.Sequential, got {type(network).__name__}; "
-                "write the network as an nn.Sequential (nested ones are fine)."
+                f"noise is injected into an nn.Sequential, got {type(network).__name__}; write the network as an "
+                "nn.Sequential (nested ones are fine, and glr_lightning.networks.Residual for residual blocks)."
             )
         pairs = list(_leaves("", network))
         _check_inplace(pairs)
         _check_parameters(pairs)
-        sites = tuple(i for i, (_, module) in enumerate(pairs) if is_contractible(module))
+        sites = tuple(i for i, (_, module) in enumerate(pairs) if has_weights(module))
         if not sites:
             raise ConfigurationError("the network has no layer with weights, so there is nothing to train.")
         return Chain(tuple(n for n, _ in pairs), tuple(m for _, m in pairs), sites)
@@ -90,24 +155,55 @@ class Chain:
 
     def parameter_name(self, site: int, name: str) -> str:
         """The network's name of a parameter of the layer at a site."""
-        prefix = self.names[self.sites[site]]
-        return f"{prefix}.{name}" if prefix else name
+        return _join(self.names[self.sites[site]], name)
 
     def contract(self, site: int, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
         """`layers.contract` of the layer at a site, by the network's names of its parameters."""
         gradients = contract(self.layer(site), x, signal)
         return {self.parameter_name(site, name): gradient for name, gradient in gradients.items()}
 
+    @property
+    def readout(self) -> int:
+        """Where the affine end of the network begins: the last layer, with what precedes it of `AFFINE`."""
+        start = self.sites[-1]
+        while start > 0 and isinstance(self.modules[start - 1], AFFINE):
+            start -= 1
+        return start
+
+    def readout_weight(self, like: Tensor) -> Tensor:
+        """The matrix by which the logits read the input of `readout`, [classes, ...]; like: that input, [rows, ...]."""
+        last = self.layer(len(self.sites) - 1).get_parameter("weight").detach()
+        at = like.detach().new_zeros(len(last), *like.shape[1:])
+        end = nn.Sequential(*self.modules[self.readout :])
+        # one layer deep, and affine: row c of the pull-back of the identity is the gradient of logit c
+        pull = torch.func.vjp(end, at)[1]
+        weight: Tensor = pull(torch.eye(len(last), dtype=at.dtype, device=at.device))[0]
+        return weight
+
+    def step(self, position: int, state: State) -> State:
+        """The state behind a module."""
+        module = self.modules[position]
+        return module.step(state) if isinstance(module, Step) else (module(state[0]), *state[1:])
+
+    def network(self) -> nn.Module:
+        """The chain as a module, [batch, ...] -> [batch, classes]."""
+        return _Chained(self)
+
     def clean(self, x: Tensor) -> CleanPass:
         """Run without noise, keeping what the sites saw. x [batch, ...]."""
-        inputs, preactivations = [], []
-        for position, module in enumerate(self.modules):
-            out = module(x)
+        inputs, preactivations, waiting, shapes = [], [], [], []
+        state: State = (x,)
+        readout = x
+        for position in range(len(self.modules)):
+            before, state = state, self.step(position, state)
+            shapes.append(state[0].shape[1:])
+            if position == self.readout:
+                readout = before[0]
             if position in self.sites:
-                inputs.append(x)
-                preactivations.append(out)
-            x = out
-        return CleanPass(inputs, preactivations, x)
+                inputs.append(before[0])
+                waiting.append(before[1:])
+                preactivations.append(state[0])
+        return CleanPass(inputs, preactivations, waiting, shapes, readout, state[0])
 
     def noisy(
         self,
@@ -115,7 +211,7 @@ class Chain:
         noisy_sites: tuple[int, ...],
         sigma: tuple[float | Tensor, ...],
         draw: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, list[NoisySite]]:
+    ) -> NoisyPass:
         """Run with noise at the given sites, starting from the noise-free state at the first of them.
 
         Args:
@@ -123,28 +219,44 @@ class Chain:
             noisy_sites: ascending site numbers.
             sigma: the noise scale of every site; a tensor broadcasts to its pre-activation.
             draw: takes a pre-activation [1 or copies, batch, *site], returns noise [copies, batch, *site].
-
-        Returns:
-            logits [copies * batch, classes], copy-major, and what each noisy site saw.
         """
         batch = clean.logits.shape[0]
         first = noisy_sites[0]
-        h = clean.inputs[first]
+        state: State = (clean.inputs[first], *clean.waiting[first])
         seen: list[NoisySite] = []
+        readout = clean.readout
         for position in range(self.sites[first], len(self.modules)):
-            module = self.modules[position]
+            if position == self.readout:
+                readout = state[0]
             site = self.sites.index(position) if position in self.sites else -1
             if site not in noisy_sites:
-                h = module(h)
+                state = self.step(position, state)
                 continue
+            h, *waiting = state
+            module = self.modules[position]
             # noise and scores need the parameters' precision, which autocast may have lowered
             v0 = clean.preactivations[first] if site == first else module(h)
             v0 = v0.to(module.get_parameter("weight").dtype).unflatten(0, (-1, batch))
             z = draw(v0)
             v = v0 + sigma[site] * z
-            seen.append(NoisySite(site, h, v0, v, z))
-            h = v.flatten(0, 1)
-        return h, seen
+            seen.append(NoisySite(site, h, v0, v, z, tuple(waiting)))
+            state = (v.flatten(0, 1), *waiting)
+        return NoisyPass(state[0], seen, readout)
+
+
+class _Chained(nn.Module):
+    """A chain's forward pass."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(chain.modules)
+        self.chain = chain
+
+    def forward(self, x: Tensor) -> Tensor:
+        state: State = (x,)
+        for position in range(len(self.chain.modules)):
+            state = self.chain.step(position, state)
+        return state[0]
 
 
 def require_separate_samples(chain: Chain) -> None:
@@ -177,12 +289,23 @@ def require_no_draws(modules: Iterable[tuple[str, nn.Module]]) -> None:
 
 
 def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+    if type(module) is Residual:
+        yield prefix, Fork()
+        yield from _leaves(_join(prefix, "body"), module.body)
+        if not isinstance(module.shortcut, nn.Identity):
+            yield prefix, Swap()
+            yield from _leaves(_join(prefix, "shortcut"), module.shortcut)
+        yield prefix, Merge()
+    elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for name, child in module._modules.items():  # named_children() leaves out a module's second use
             if child is not None:
-                yield from _leaves(f"{prefix}.{name}" if prefix else name, child)
+                yield from _leaves(_join(prefix, name), child)
     else:
         yield prefix, module
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
 
 
 def _check_inplace(pairs: list[tuple[str, nn.Module]]) -> None:

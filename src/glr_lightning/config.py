@@ -66,6 +66,7 @@ class TrainConfig:
     sampling: Any = MISSING
     baseline: Any = MISSING
     injection: Any = MISSING
+    preprocess: Any = MISSING
     estimator: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING

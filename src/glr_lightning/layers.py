@@ -3,12 +3,14 @@
     contract(layer, x, signal) = VJP_A(signal),   A(h; theta) the layer's affine map
 
 It is one layer deep; nothing is differentiated through an activation, a loss or a second layer. The layers are
-plain torch layers. Adding a kind of layer: register its product here.
+plain torch layers. A normalisation by each sample's own statistics is a layer of its own, whose scale and shift are
+affine in what it has normalised. Adding a kind of layer: register its product here.
 """
 
 import functools
 
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn import grad as weight_gradients
 
 from glr_lightning.errors import ConfigurationError
@@ -46,7 +48,8 @@ def contract(layer: nn.Module, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     """
     raise ConfigurationError(
         f"{type(layer).__name__} has weights but no registered weight gradient; "
-        "use nn.Linear or nn.Conv2d, or register one with glr_lightning.layers.contract.register."
+        "use nn.Linear, nn.Conv2d, nn.GroupNorm or nn.LayerNorm, or register one with "
+        "glr_lightning.layers.contract.register."
     )
 
 
@@ -80,9 +83,46 @@ def _(layer: nn.Conv2d, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     return _in_dtype_of(layer, gradient)
 
 
+@contract.register
+def _(layer: nn.GroupNorm, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
+    """v = weight h^ + bias by channel, h^ the input normalised over groups of channels:  dweight = sum of signal h^."""
+    normalised = functional.group_norm(x, layer.num_groups, eps=layer.eps)
+    return _scale_and_shift(layer, normalised, rows_of(x, signal), (0, *range(2, x.dim())))
+
+
+@contract.register
+def _(layer: nn.LayerNorm, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
+    """v = weight h^ + bias by element, h^ the input normalised over its last axes:  dweight = sum of signal h^."""
+    normalised = functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    return _scale_and_shift(layer, normalised, rows_of(x, signal), tuple(range(x.dim() - layer.weight.dim())))
+
+
+def _scale_and_shift(layer: nn.Module, normalised: Tensor, rows: Tensor, axes: tuple[int, ...]) -> dict[str, Tensor]:
+    gradient = {"weight": (rows * normalised).sum(axes)}
+    if layer.bias is not None:
+        gradient["bias"] = rows.sum(axes)
+    return _in_dtype_of(layer, gradient)
+
+
 def _in_dtype_of(layer: nn.Module, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
     """Under bf16 autocast products come out in bfloat16; an optimizer needs the parameter's own dtype."""
     return {name: value.to(layer.get_parameter(name).dtype) for name, value in gradient.items()}
+
+
+def has_weights(module: nn.Module) -> bool:
+    """Has it parameters and a weight gradient? A normalisation may have none."""
+    return is_contractible(module) and next(module.parameters(recurse=False), None) is not None
+
+
+def unit_norms(layer: nn.Module) -> Tensor:
+    """The 2-norm of the weights of each output unit, in a shape that broadcasts to the pre-activations [rows, *site].
+
+    The units of a convolution, or of a group normalisation of images, are its channels.
+    """
+    weight = layer.get_parameter("weight").detach()
+    norms = weight.flatten(1).norm(dim=1) if isinstance(layer, nn.Linear | nn.Conv2d) else weight.abs()
+    places = 2 if isinstance(layer, nn.Conv2d | nn.GroupNorm) else 0
+    return norms[(...,) + (None,) * places]
 
 
 def is_contractible(module: nn.Module) -> bool:

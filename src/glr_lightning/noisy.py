@@ -64,7 +64,7 @@ class NoiseAveraged(nn.Module):
                 u = random.open_uniform(v0.shape[2:], next(streams))
                 return self.noise.icdf(u.to(v0.dtype))[None]
 
-            logits, _ = chain.noisy(clean, sites, sigma, draw)
+            logits, *_ = chain.noisy(clean, sites, sigma, draw)
             passes.append(logits.log_softmax(1))
         return torch.logsumexp(torch.stack(passes), dim=0) - math.log(self.passes)
 

@@ -14,6 +14,7 @@ from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator, LikelihoodRatio
 from glr_lightning.estimators.base import per_site
+from glr_lightning.layers import unit_norms
 
 LearnSigma = Literal["layer", "neuron"]
 
@@ -36,7 +37,7 @@ def log_scales(estimator: Estimator, network: nn.Module, per: str) -> nn.Paramet
         )
     chain = Chain.of(network)
     scales = per_site(estimator.sigma, len(chain.sites))
-    shapes = [_units(chain.layer(site)) if per == "neuron" else () for site in range(len(scales))]
+    shapes = [unit_norms(chain.layer(site)).shape if per == "neuron" else () for site in range(len(scales))]
     return nn.ParameterList(torch.full(shape, math.log(s)) for shape, s in zip(shapes, scales, strict=True))
 
 
@@ -48,9 +49,3 @@ def summary(network: nn.Module, scales: list[Tensor]) -> dict[str, float]:
         if scale.dim():
             row |= {f"sigma_{name}_min": float(scale.min()), f"sigma_{name}_max": float(scale.max())}
     return row
-
-
-def _units(layer: nn.Module) -> tuple[int, ...]:
-    """A shape that broadcasts to the layer's pre-activations [rows, *site]: [out] or [channels, 1, 1]."""
-    weight = layer.get_parameter("weight")
-    return (weight.shape[0], *(1 for _ in weight.shape[2:]))

@@ -40,7 +40,7 @@ from glr_lightning.config import (
 )
 from glr_lightning.diagnostics import in_words
 from glr_lightning.errors import CheckpointError, ConfigurationError
-from glr_lightning.estimators.base import validated_count
+from glr_lightning.estimators.base import validated_copies
 from glr_lightning.plan import plan
 from glr_lightning.progress import TrainingProgress
 from glr_lightning.runs import (
@@ -183,7 +183,7 @@ def _check_root(config: dict[str, Any]) -> None:
     if unknown:
         words = ", ".join(unknown)
         raise ConfigurationError(f"the configuration has {words}, which glr-train does not know; leave it out.")
-    validated_count("copies", config["copies"])  # also where the estimator has none
+    validated_copies(config["copies"])  # also where the estimator has none
     if config["epochs"] < 1:
         raise ConfigurationError(f"epochs must be at least 1, got {config['epochs']}.")
     require_seed(config["seed"])

@@ -9,6 +9,7 @@ from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
 from glr_lightning.estimators.local_expectation import LocalExpectation
 from glr_lightning.estimators.noisy_backprop import NoisyBackprop
 from glr_lightning.estimators.straight_through import StraightThrough
+from glr_lightning.estimators.tiered import Tiered
 
 __all__ = [
     "Backprop",
@@ -22,4 +23,5 @@ __all__ = [
     "NoisyBackprop",
     "Objective",
     "StraightThrough",
+    "Tiered",
 ]

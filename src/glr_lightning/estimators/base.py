@@ -13,7 +13,7 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.losses import Loss
 from glr_lightning.sampling import Sampler
 
-Scale = TypeVar("Scale", float, float | Tensor)
+Value = TypeVar("Value")
 
 Objective = Literal["noise_free", "joint", "layerwise", "discontinuities", "weights"]
 """What an estimate is the gradient of: the plain loss; E[L] under noise at all sites; per layer E[L] under noise at
@@ -82,20 +82,20 @@ def accumulate(total: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
         total[name] = total[name] + gradient if name in total else gradient
 
 
-def per_site(sigma: Scale | Sequence[Scale], sites: int) -> tuple[Scale, ...]:
-    """One noise scale for each site.
+def per_site(values: Value | Sequence[Value], sites: int, name: str = "sigma") -> tuple[Value, ...]:
+    """One value for each site, such as a noise scale.
 
     Raises:
-        ConfigurationError: a list whose length is not the number of sites.
+        ConfigurationError: a list whose length is not the number of sites; `name` names it.
     """
-    if isinstance(sigma, Sequence):
-        if len(sigma) != sites:
+    if isinstance(values, Sequence):
+        if len(values) != sites:
             raise ConfigurationError(
-                f"sigma has {len(sigma)} values but the network has {sites} layers with weights; "
+                f"{name} has {len(values)} values but the network has {sites} layers with weights; "
                 f"give one value, or {sites} of them."
             )
-        return tuple(sigma)
-    return (sigma,) * sites
+        return tuple(values)
+    return (values,) * sites
 
 
 def check_sites(chain: Chain, sigma: float | Sequence[float], sampling: Sampler) -> None:
@@ -138,6 +138,15 @@ def validated_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
         raise ConfigurationError(f"{name} must be a whole number of at least 1 and at most {MOST:,}, got {value!r}.")
     return value
+
+
+def validated_copies(value: Any) -> int | tuple[int, ...]:
+    """A number of copies, or a tuple of one per layer. Raises ConfigurationError."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if not value:
+            raise ConfigurationError("copies is an empty list; give one number, or one per layer.")
+        return tuple(validated_count("copies", number) for number in value)
+    return validated_count("copies", value)
 
 
 def even_parts(total: int, largest: int) -> list[int]:

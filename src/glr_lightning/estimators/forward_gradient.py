@@ -129,7 +129,7 @@ def directional_derivatives(
             u = random_signs((copies, *v0.shape[1:]), value, generator)
             return forward_ad.make_dual(torch.zeros_like(u), u)
 
-        logits, seen = chain.noisy(clean, sites, (1.0,) * len(chain.sites), draw)
+        logits, seen, _ = chain.noisy(clean, sites, (1.0,) * len(chain.sites), draw)
         slopes = forward_ad.unpack_dual(loss(logits.to(seen[0].v.dtype), y.repeat(copies))).tangent
         directions = {at.site: forward_ad.unpack_dual(at.z).tangent for at in seen}
     return slopes.unflatten(0, (copies, len(y))), directions

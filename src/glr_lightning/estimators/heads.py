@@ -156,6 +156,12 @@ HEADS: dict[type[Loss], type[Head]] = {CrossEntropy: CrossEntropyHead, ZeroOne: 
 """By the very class of the loss: what derives from one of these may be another function."""
 
 
+def quiet_head(loss: Loss, noise: Noise, like: Tensor, labels: Tensor) -> Head:
+    """The head of a loss without noise at the logits, like [rows, classes]: no head that integrates it out."""
+    kind = CrossEntropyHead if type(loss) is CrossEntropy else Head
+    return kind(loss, noise, 1.0, torch.zeros_like(like), labels)
+
+
 def head_for(loss: Loss, noise: Noise, sigma: float, z: Tensor, labels: Tensor) -> Head:
     """The head of a loss, given the noise z [rows, classes] at the logits."""
     return HEADS.get(type(loss), Head)(loss, noise, sigma, z, labels)

@@ -100,7 +100,7 @@ class Hybrid(Estimator):
 
         draw = self.sampling.bound(self.noise, self.copies, generator)
         clean = chain.clean(x)
-        logits, seen = chain.noisy(clean, noisy_sites, sigma, draw)
+        logits, seen, _ = chain.noisy(clean, noisy_sites, sigma, draw)
         losses = loss(logits.to(seen[0].v.dtype), y.repeat(self.copies)).unflatten(0, (self.copies, len(y)))
         with torch.no_grad():
             clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None

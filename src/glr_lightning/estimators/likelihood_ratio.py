@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.chain import Chain, CleanPass, NoisySite, require_separate_samples
+from glr_lightning.chain import Chain, CleanPass, NoisyPass, NoisySite, require_separate_samples
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import (
     Estimate,
@@ -19,9 +19,11 @@ from glr_lightning.estimators.base import (
     accumulate,
     check_sites,
     per_site,
+    validated_copies,
     validated_count,
     validated_sigma,
 )
+from glr_lightning.estimators.reach import Fields, fields_of
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -31,6 +33,21 @@ Score = Literal["plain", "conditional", "coupled", "auto"]
 
 CHUNK_ELEMENTS = 2**22
 """Without a `chunk`, as many copies at once as keep the widest noisy layer below this many numbers (16 MiB)."""
+
+
+FEW_GROUPS = 4
+"""At least so many groups of copies are held at once, if there are as many."""
+
+
+@dataclass(frozen=True)
+class PassEstimate:
+    """What one noisy pass says: gradients by the network's names of the parameters, the mean loss, the number of noisy
+    samples, and by site the gradients of the log noise scales, in the shape of one sample's pre-activation."""
+
+    gradients: dict[str, Tensor]
+    loss: Tensor
+    forwards: int
+    log_sigma: dict[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,10 @@ class LikelihoodRatio(Estimator):
     scale: log f((v - A)/sigma)/sigma has the derivative s(z) z - 1 with respect to log(sigma), and E[s(z) z - 1] = 0
     lets b be subtracted. Where the score is conditional, so is this.
 
+    Reach. In a convolutional network a unit reaches a few places of the map that the logits read. What the loss would
+    be if these had no noise is independent of its own, and is the first baseline (`reach.py`, from the losses that
+    follow): same mean, and the noise of units elsewhere is gone. The other baseline acts on what is left.
+
     References. Peng, Xiao, Heidergott, Hong, Lam, INFORMS Journal on Computing 34(1), 2022 (joint injection);
     Jiang, Zhang, Xu, Yu, Peng, ICLR 2024 (layer-wise injection); Dong, Mnih, Tucker, DisARM, NeurIPS 2020 (the
     coupled score of a logistic threshold unit).
@@ -73,13 +94,15 @@ class LikelihoodRatio(Estimator):
     Args:
         noise: the standardised density.
         sigma: its scale, one value or one per layer, in units of the pre-activation.
-        copies: K, the noise copies per sample, whole groups of the sampler.
+        copies: K, the noise copies per sample, whole groups of the sampler; with layer-wise injection one number, or
+            one per layer.
         sampling: how the copies are drawn.
         baseline: what is subtracted from the losses.
         injection: which layers are noisy together.
         score: "plain"; "conditional", which needs a layer that a piecewise-constant activation follows; "coupled",
             which needs antithetic sampling as well, and is conditional where v_l's partners do not share A_l (above
             the first noisy layer); or "auto", conditional at every such layer, if there is one.
+        reach: where the logits read a map of places, subtract what a unit cannot reach (see above).
         chunk: copies held in memory at once, whole groups together and never fewer than the baseline needs, or
             None to choose by `CHUNK_ELEMENTS`. The leave-one-out baseline is taken within each chunk, which
             leaves the mean as it is.
@@ -90,32 +113,44 @@ class LikelihoodRatio(Estimator):
 
     noise: Noise = Gaussian()
     sigma: float | tuple[float, ...] = 1.0
-    copies: int = 32
+    copies: int | tuple[int, ...] = 32
     sampling: Sampler = Antithetic()
     baseline: Baseline = LeaveOneOut()
     injection: Injection = Joint()
     score: Score = "auto"
+    reach: bool = True
     chunk: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", validated_sigma(self.sigma))
-        validated_count("copies", self.copies)
+        object.__setattr__(self, "copies", validated_copies(self.copies))
         require_admissible(self.noise)
-        self.sampling.check(self.noise, self.copies)
+        if isinstance(self.copies, tuple) and not isinstance(self.injection, Layerwise):
+            raise ConfigurationError(
+                f"copies={list(self.copies)} are numbers for passes of single layers, and noise in all layers at once "
+                "is one pass; use injection=layerwise, or one number."
+            )
+        if not isinstance(self.reach, bool):
+            raise ConfigurationError(f"estimator.reach must be true or false, got {self.reach!r}.")
         if self.score not in get_args(Score):
             raise ConfigurationError(f"score must be one of {', '.join(get_args(Score))}, got {self.score!r}.")
-        group_size = self.sampling.group_size(self.copies)
         if self.score == "coupled" and not self.sampling.mirrored:
             raise ConfigurationError(
                 f"score=coupled needs mirrored pairs of copies, which {type(self.sampling).__name__.lower()} sampling "
                 "does not draw; use sampling=antithetic, or estimator.score=auto."
             )
+        for copies in self.copies if isinstance(self.copies, tuple) else (self.copies,):
+            self._check_copies(copies)
+
+    def _check_copies(self, copies: int) -> None:
+        self.sampling.check(self.noise, copies)
+        group_size = self.sampling.group_size(copies)
         if self.chunk is not None and validated_count("chunk", self.chunk) < group_size:
             raise ConfigurationError(
                 f"chunk={self.chunk} is smaller than one group of {group_size} dependent copies; "
                 f"use chunk={group_size} or more."
             )
-        self.baseline.check(self.copies // group_size)
+        self.baseline.check(copies // group_size)
 
     @property
     def objective(self) -> Objective:
@@ -130,6 +165,7 @@ class LikelihoodRatio(Estimator):
 
     def check_chain(self, chain: Chain) -> None:
         check_sites(chain, self.sigma, self.sampling)
+        per_site(self.copies, len(chain.sites), "copies")
         require_separate_samples(chain)
         self._check_score(chain)
 
@@ -163,30 +199,82 @@ class LikelihoodRatio(Estimator):
         chain = Chain.of(network)
         self.check_chain(chain)
         sigma = per_site(self.sigma, len(chain.sites)) if scales is None else tuple(scales)
-        by_log_sigma = [torch.zeros_like(scale) for scale in scales or ()]
         clean = chain.clean(x)
-        clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None
-        passes = self.injection.passes(len(chain.sites))
-
+        outcomes = [
+            self.of_pass(chain, clean, noisy_sites, sigma, loss, y, generator, with_scales=scales is not None)
+            for noisy_sites in self.injection.passes(len(chain.sites))
+        ]
         gradients: dict[str, Tensor] = {}
-        total = torch.zeros((), device=x.device)
-        for noisy_sites in passes:
-            for copies in self._chunks(self._chunk_for(clean)):
-                losses, group, seen = self._losses(chain, clean, noisy_sites, sigma, copies, loss, y, generator)
-                advantage = losses - self.baseline(losses, group, clean_loss)
-                weight = advantage / (self.copies * len(y))
-                for at in seen:
-                    score = self.score_of(chain, at, sigma[at.site])
-                    per_unit = weight[(...,) + (None,) * (score.dim() - 2)]
-                    signal = score * (per_unit / sigma[at.site])
-                    if scales is not None:
-                        by_unit = torch.tensordot(weight, self._scale_score(chain, at, sigma[at.site]), dims=2)
-                        by_log_sigma[at.site] = by_log_sigma[at.site] + by_unit.sum_to_size(scales[at.site].shape)
-                    accumulate(gradients, chain.contract(at.site, at.x, signal))
-                total = total + losses.sum()
-        noisy_samples = len(passes) * self.copies * len(y)
-        forwards = {"forwards": noisy_samples + len(y)}
-        return Estimate(gradients, total / noisy_samples, clean.logits, forwards, tuple(by_log_sigma))
+        for outcome in outcomes:
+            accumulate(gradients, outcome.gradients)
+        by_log_sigma = {site: gradient for outcome in outcomes for site, gradient in outcome.log_sigma.items()}
+        return Estimate(
+            gradients,
+            torch.stack([outcome.loss for outcome in outcomes]).mean(),
+            clean.logits,
+            {"forwards": len(y) + sum(outcome.forwards for outcome in outcomes)},
+            tuple(by_log_sigma[site].sum_to_size(scale.shape) for site, scale in enumerate(scales or ())),
+        )
+
+    def of_pass(
+        self,
+        chain: Chain,
+        clean: CleanPass,
+        noisy_sites: tuple[int, ...],
+        sigma: tuple[float | Tensor, ...],
+        loss: Loss,
+        y: Tensor,
+        generator: torch.Generator,
+        *,
+        with_scales: bool = False,
+    ) -> "PassEstimate":
+        """The gradients of the layers that are noisy together, from a pass with noise at these sites.
+
+        with_scales: also those of the logarithms of their noise scales, in the shape of one sample's pre-activation.
+        """
+        count = self.copies_at(noisy_sites, len(chain.sites))
+        clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None
+        fields = {site: fields_of(chain, clean, site) if self.reach else None for site in noisy_sites}
+        gradients: dict[str, Tensor] = {}
+        by_log_sigma: dict[int, Tensor] = {}
+        total = torch.zeros((), device=y.device)
+        for copies in self._chunks(count, self._chunk_for(clean, noisy_sites[0], count)):
+            noisy, losses, group = self._losses(chain, clean, noisy_sites, sigma, (copies, count), loss, y, generator)
+            for at in noisy.seen:
+                weight = self._weight(chain, clean, noisy, losses, group, clean_loss, fields[at.site], loss, y)
+                weight = weight[(...,) + (None,) * (at.v.dim() - weight.dim())] / (count * len(y))
+                signal = self.score_of(chain, at, sigma[at.site]) * (weight / sigma[at.site])
+                accumulate(gradients, chain.contract(at.site, at.x, signal))
+                if with_scales:
+                    by_unit = (weight * self._scale_score(chain, at, sigma[at.site])).sum((0, 1))
+                    by_log_sigma[at.site] = by_log_sigma.get(at.site, torch.zeros_like(by_unit)) + by_unit
+            total = total + losses.sum()
+        samples = count * len(y)
+        return PassEstimate(gradients, total / samples, samples, by_log_sigma)
+
+    def _weight(
+        self,
+        chain: Chain,
+        clean: CleanPass,
+        noisy: NoisyPass,
+        losses: Tensor,
+        group: Tensor,
+        clean_loss: Tensor | None,
+        fields: Fields | None,
+        loss: Loss,
+        y: Tensor,
+    ) -> Tensor:
+        """What the score of each draw is weighted with: L - b, [copies, batch] or, where units reach a part of the
+        readout only, [copies, batch, 1, height, width]."""
+        if fields is None:
+            return losses - self.baseline(losses, group, clean_loss)
+        own = losses[..., None] - fields.losses_without(chain, clean, noisy, loss, y)
+        nothing = torch.zeros_like(own[0]) if self.baseline.needs_clean else None  # what `own` is without noise
+        return fields.spread(own - self.baseline(own, group, nothing))
+
+    def copies_at(self, noisy_sites: tuple[int, ...], sites: int) -> int:
+        """K of the pass with noise at these sites, of a network with so many."""
+        return per_site(self.copies, sites, "copies")[noisy_sites[0]]
 
     def _losses(
         self,
@@ -194,24 +282,25 @@ class LikelihoodRatio(Estimator):
         clean: CleanPass,
         noisy_sites: tuple[int, ...],
         sigma: tuple[float | Tensor, ...],
-        copies: int,
+        copies_of: tuple[int, int],
         loss: Loss,
         y: Tensor,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, list[NoisySite]]:
-        """The losses [copies, batch] of one noisy pass, the copies' groups, and what its sites saw."""
+    ) -> tuple[NoisyPass, Tensor, Tensor]:
+        """One noisy pass with so many copies of a total, its losses [copies, batch], and the copies' groups."""
         groups: list[Tensor] = []
-        sampler = self.sampling.part(copies // self.sampling.group_size(self.copies))
+        copies, total = copies_of
+        sampler = self.sampling.part(copies // self.sampling.group_size(total))
 
         def draw(v0: Tensor) -> Tensor:
             draws = sampler(self.noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype)
             groups.append(draws.group)
             return draws.z
 
-        logits, seen = chain.noisy(clean, noisy_sites, sigma, draw)
+        noisy = chain.noisy(clean, noisy_sites, sigma, draw)
         # autocast may have lowered the logits; a leave-one-out mean over many copies needs the full precision
-        losses = loss(logits.to(seen[0].v.dtype), y.repeat(copies))
-        return losses.unflatten(0, (copies, len(y))), groups[0], seen  # a sampler groups all sites alike
+        losses = loss(noisy.logits.to(noisy.seen[0].v.dtype), y.repeat(copies))
+        return noisy, losses.unflatten(0, (copies, len(y))), groups[0]  # a sampler groups all sites alike
 
     def score_of(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
         """The score of each draw, [copies, batch, *site]: plain, or its mean over the cells of the activation."""
@@ -238,16 +327,18 @@ class LikelihoodRatio(Estimator):
         ]
         return activation.select(at.v, per_cell)
 
-    def _chunk_for(self, clean: CleanPass) -> int:
-        """The number of copies to hold at once."""
+    def _chunk_for(self, clean: CleanPass, first: int, copies: int) -> int:
+        """The number of copies to hold at once in a pass that starts at a site."""
         if self.chunk is not None:
             return self.chunk
-        return CHUNK_ELEMENTS // max(v0.numel() for v0 in clean.preactivations)
+        fitting = CHUNK_ELEMENTS // max(v0.numel() for v0 in clean.preactivations[first:])
+        # to leave one of two groups out doubles the variance, so a few go together whatever they take
+        return max(fitting, FEW_GROUPS * self.sampling.group_size(copies))
 
-    def _chunks(self, chunk: int) -> Iterator[int]:
+    def _chunks(self, copies: int, chunk: int) -> Iterator[int]:
         """Split the copies into chunks of at most `chunk`, whole groups together, as even as can be."""
-        size = self.sampling.group_size(self.copies)
-        groups = self.copies // size
+        size = self.sampling.group_size(copies)
+        groups = copies // size
         parts = min(-(-groups // max(chunk // size, 1)), groups // self.baseline.required_groups)
         return (size * (groups // parts + (part < groups % parts)) for part in range(parts))
 

@@ -1,14 +1,14 @@
 """Local expectation: every unit's own noise is integrated out, given the noise of all others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import PiecewiseConstant
-from glr_lightning.chain import Chain, CleanPass, NoisySite, require_separate_samples
+from glr_lightning.activations import ELEMENTWISE, PiecewiseConstant
+from glr_lightning.chain import Chain, CleanPass, NoisySite, State, require_separate_samples
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import (
     Estimate,
@@ -23,14 +23,9 @@ from glr_lightning.estimators.base import (
 )
 from glr_lightning.estimators.heads import Head, density_at_0, head_for
 from glr_lightning.losses import Loss
-from glr_lightning.networks import Shift
 from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.sampling import Independent, Sampler
 
-ELEMENTWISE = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, PiecewiseConstant)
-"""Activations of which a unit's output depends on its own pre-activation alone."""
-CARRIERS = (Shift, nn.Flatten, nn.Identity)
-"""Modules through which a change of a unit passes as it is."""
 MOVED_ELEMENTS = 2**22
 """So many numbers of moved units are held at once (16 MiB)."""
 
@@ -53,9 +48,10 @@ class LocalExpectation(Estimator):
     noise is unbiased by the tower rule: E[dE[L | others]/dv0] = dE[L]/dv0. Since nothing but a unit's own
     influence enters, the variance does not grow with the number of units, as that of a likelihood ratio does.
 
-    Cost. Under the last hidden layer a moved unit is a rank-one change of the logits: all units together cost about
-    one more matrix product per copy (`Head.after_jumps`). A unit of a deeper layer costs a forward pass of the
-    layers above; `units` evaluates that many at random for each sample and divides by their probability.
+    Cost. A moved unit of the last hidden layer, also of a convolutional one, is a rank-one change of the logits: all
+    units together cost about one more matrix product per copy (`Head.after_jumps`). A unit of a deeper layer costs a
+    forward pass of the layers above; `units` evaluates that many at random for each sample and divides by their
+    probability.
 
     At the logits the same holds with phi the identity; 0-1 loss is piecewise constant in each logit, and its noise is
     integrated out exactly (`ZeroOneHead`).
@@ -100,7 +96,7 @@ class LocalExpectation(Estimator):
             how = "own noise integrated out" if exact else "measure-valued derivative"
             if site == len(chain.sites) - 1:
                 words.append(f"local expectation at the logits, from loss values ({type(loss).__name__})")
-            elif _is_under_the_logits(chain, site):
+            elif is_under_the_logits(chain, site):
                 words.append(f"local expectation, from loss values: {how}, all units at once")
             else:
                 words.append(f"local expectation, from loss values: {how}, {self._share(chain.layer(site))}")
@@ -134,13 +130,13 @@ class LocalExpectation(Estimator):
         clean = chain.clean(x)
         gradients: dict[str, Tensor] = {}
         total, forwards = torch.zeros((), device=x.device), len(y)
-        for copies in self._chunks(clean):
+        for copies in self.parts(clean, self.copies, self.sampling.group_size(self.copies)):
             sampler = self.sampling.part(copies // self.sampling.group_size(self.copies))
             draw = sampler.bound(self.noise, copies, generator)
-            _, seen = chain.noisy(clean, tuple(range(len(chain.sites))), sigma, draw)
+            _, seen, _ = chain.noisy(clean, tuple(range(len(chain.sites))), sigma, draw)
             # differences of losses need the precision that autocast would take away
             with torch.autocast(x.device.type, enabled=False):
-                beyond = _Beyond.of(chain, seen, sigma, loss, self.noise, y)
+                beyond = Beyond.of(chain, seen, sigma, loss, self.noise, y)
                 forwards += beyond.losses.numel()
                 for at in seen:
                     signal, moved = self._signal(beyond, at, generator)
@@ -149,18 +145,18 @@ class LocalExpectation(Estimator):
                 total = total + beyond.losses.sum()
         return Estimate(gradients, total / (self.copies * len(y)), clean.logits, {"forwards": forwards})
 
-    def _chunks(self, clean: CleanPass) -> Iterator[int]:
-        """The copies, whole groups together, as even as can be, so that the moved logits of all units fit in memory."""
-        size = self.sampling.group_size(self.copies)
+    def parts(self, clean: CleanPass, copies: int, size: int) -> Iterator[int]:
+        """So many copies, whole groups of a size together, as even as can be, so that the moved logits of all units fit
+        in memory."""
         a_copy = max(v.numel() for v in clean.preactivations) * clean.logits.shape[1]
-        return (size * groups for groups in even_parts(self.copies // size, MOVED_ELEMENTS // (size * a_copy)))
+        return (size * groups for groups in even_parts(copies // size, MOVED_ELEMENTS // (size * a_copy)))
 
-    def _signal(self, beyond: "_Beyond", at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
+    def _signal(self, beyond: "Beyond", at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
         """dE[L]/dv0 [copies, batch, *site] at a site, and how many samples went through the layers above for it."""
         if at is beyond.seen[-1]:
             return beyond.head.signal(beyond.u, generator).view_as(at.z), 0
-        if _is_under_the_logits(beyond.chain, at.site):
-            return self._all_units(beyond, at, generator), 0
+        if is_under_the_logits(beyond.chain, at.site):
+            return self.all_units(beyond, at, generator), 0
         return self._some_units(beyond, at, generator)
 
     def _branches(
@@ -186,26 +182,26 @@ class LocalExpectation(Estimator):
             yield weight, at.v0 + r
             yield -weight, at.v0 - r
 
-    def _all_units(self, beyond: "_Beyond", at: NoisySite, generator: torch.Generator) -> Tensor:
-        """The signal [copies, batch, units] of the last hidden layer: every move is a rank-one change of the logits."""
+    def all_units(self, beyond: "Beyond", at: NoisySite, generator: torch.Generator) -> Tensor:
+        """The signal [copies, batch, *site] of the last hidden layer: every move is a rank-one change of the logits."""
         activation = beyond.chain.follower(at.site)
-        columns = beyond.chain.layer(at.site + 1).get_parameter("weight")
+        columns = beyond.chain.readout_weight(at.v0[0]).flatten(1)
         signal = torch.zeros_like(at.v)
         if isinstance(activation, PiecewiseConstant) and len(activation.levels) == 2:
             low, high = activation.levels
-            on = (at.v > activation.cuts[0]).flatten(0, 1)
+            on = (at.v > activation.cuts[0]).flatten(0, 1).flatten(1)
             losses = beyond.head.after_jumps(beyond.u, ~on, high - low, columns)
             ((weight, _),) = self._branches(activation, at, beyond.sigma[at.site], generator)
             return weight * (losses - beyond.losses[:, None]).view_as(at.v)
         assert activation is not None
         h = activation(at.v)
         for weight, target in self._branches(activation, at, beyond.sigma[at.site], generator):
-            step = (activation(target) - h).flatten(0, 1)
+            step = (activation(target) - h).flatten(0, 1).flatten(1)
             losses = beyond.head.after_steps(beyond.u, step, columns)
             signal += weight * (losses - beyond.losses[:, None]).view_as(at.v)
         return signal
 
-    def _some_units(self, beyond: "_Beyond", at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
+    def _some_units(self, beyond: "Beyond", at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
         """The signal [copies, batch, *site] of a deeper layer, and how many samples were sent through the rest.
 
         Unit j of a sample is chosen with probability m / n, so its term counts n / m times.
@@ -230,12 +226,12 @@ class LocalExpectation(Estimator):
 
 
 @dataclass(frozen=True)
-class _Beyond:
+class Beyond:
     """What lies above a layer: the chain, the noise that was drawn in it, and the loss as it was drawn."""
 
     chain: Chain
     seen: tuple[NoisySite, ...]
-    sigma: tuple[float, ...]
+    sigma: Mapping[int, float]  # by site
     head: Head
     u: Tensor  # [copies * batch, classes], the logits without their own noise
     losses: Tensor  # [copies * batch]
@@ -243,12 +239,12 @@ class _Beyond:
     @staticmethod
     def of(
         chain: Chain, seen: Sequence[NoisySite], sigma: tuple[float, ...], loss: Loss, noise: Noise, y: Tensor
-    ) -> "_Beyond":
+    ) -> "Beyond":
         """From a noisy pass with noise at all sites."""
         top = seen[-1]
         head = head_for(loss, noise, sigma[-1], top.z.flatten(0, 1), y.repeat(len(top.z)))
         u = top.v0.expand_as(top.z).flatten(0, 1)
-        return _Beyond(chain, tuple(seen), sigma, head, u, head.values(u))
+        return Beyond(chain, tuple(seen), dict(enumerate(sigma)), head, u, head.values(u))
 
     def after_moves(self, at: NoisySite, v: Tensor, chosen: Tensor, target: Tensor) -> Tensor:
         """The losses [copies, batch, m] with one unit moved at a time, all noise above being as it was drawn.
@@ -261,22 +257,17 @@ class _Beyond:
         m = chosen.shape[2]
         moved = v.repeat(m, 1, 1, 1)
         moved.scatter_(3, chosen.permute(2, 0, 1)[..., None], target.permute(2, 0, 1)[..., None])
-        h = moved.view(-1, *at.v.shape[2:])
+        state: State = (moved.view(-1, *at.v.shape[2:]), *at.waiting)
         for position in range(self.chain.sites[at.site] + 1, len(self.chain.modules)):
-            h = self.chain.modules[position](h)
+            state = self.chain.step(position, state)
             if position in self.chain.sites[:-1]:
                 site = self.chain.sites.index(position)
                 z = self.seen[site].z.flatten(0, 1)
-                h = (h.unflatten(0, (m, -1)) + self.sigma[site] * z).flatten(0, 1)
-        return self.head.values(h.unflatten(0, (m, -1))).view(m, *v.shape[:2]).permute(1, 2, 0)
+                state = ((state[0].unflatten(0, (-1, len(z))) + self.sigma[site] * z).flatten(0, 1), *state[1:])
+        return self.head.values(state[0].unflatten(0, (m, -1))).view(m, *v.shape[:2]).permute(1, 2, 0)
 
 
-def _is_under_the_logits(chain: Chain, site: int) -> bool:
-    """Does a unit of this layer reach the logits through its own activation and one linear layer alone?"""
-    if site != len(chain.sites) - 2:
-        return False
-    layer, last = chain.layer(site), chain.layer(site + 1)
-    activation, *rest = chain.modules[chain.sites[site] + 1 : chain.sites[site + 1]] or [None]
-    # equal widths: nothing between has flattened several places into one
-    flat = isinstance(layer, nn.Linear) and isinstance(last, nn.Linear) and layer.out_features == last.in_features
-    return flat and isinstance(activation, ELEMENTWISE) and all(isinstance(module, CARRIERS) for module in rest)
+def is_under_the_logits(chain: Chain, site: int) -> bool:
+    """Does a unit of this layer reach the logits through its own activation and what is affine alone?"""
+    position = chain.sites[site]
+    return isinstance(chain.modules[position + 1], ELEMENTWISE) and chain.readout == position + 2

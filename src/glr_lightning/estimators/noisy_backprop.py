@@ -60,6 +60,6 @@ class NoisyBackprop(Estimator):
 
         draw = self.sampling.bound(self.noise, self.copies, generator)
         clean = chain.clean(x)
-        logits, _ = chain.noisy(clean, sites, per_site(self.sigma, len(sites)), draw)
+        logits, *_ = chain.noisy(clean, sites, per_site(self.sigma, len(sites)), draw)
         mean_loss = loss(logits, y.repeat(self.copies)).mean()
         return differentiate(network, mean_loss, clean.logits, forwards=(self.copies + 1) * len(y))

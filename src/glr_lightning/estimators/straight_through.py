@@ -110,7 +110,7 @@ def with_slopes(chain: Chain, noise: Noise, sigma: float | Sequence[float | Tens
         ConfigurationError: a list of scales that is not one per layer, or an activation inside another module, where
             its derivative would silently stay 0.
     """
-    scales = per_site(sigma, len(chain.sites))
+    scales: tuple[float | Tensor, ...] = per_site(sigma, len(chain.sites))
     modules = list(chain.modules)
     for position, (name, module) in enumerate(zip(chain.names, chain.modules, strict=True)):
         layers_before = sum(at < position for at in chain.sites)

@@ -51,7 +51,7 @@ from torch import Tensor, nn
 from glr_lightning.chain import Chain, CleanPass, require_separate_samples
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import is_scale, validated_count
-from glr_lightning.networks.mlp import Shift
+from glr_lightning.networks import Shift
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.noisy import NoiseAveraged
 from glr_lightning.robustness import EXAMPLES, Examination, Judged
@@ -347,7 +347,7 @@ def _votes(
                 z = noise.icdf(random.open_uniform(v0.shape[2:], stream).to(v0.dtype))
             return z[:, None]
 
-        logits, _ = chain.noisy(clean, tuple(range(len(sigma))), sigma, draw)
+        logits, *_ = chain.noisy(clean, tuple(range(len(sigma))), sigma, draw)
         winners = logits.argmax(1).unflatten(0, (len(part), batch)).T
         counts.scatter_add_(1, winners, torch.ones_like(winners))
     return counts

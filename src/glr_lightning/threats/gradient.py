@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import LeaveOneOut
-from glr_lightning.chain import Chain
+from glr_lightning.chain import Chain, State
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import even_parts
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
 from glr_lightning.estimators.straight_through import with_slopes
+from glr_lightning.layers import unit_norms
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.sampling import Antithetic
@@ -69,15 +70,11 @@ def scales(chain: Chain, smoothing: float) -> tuple[Tensor, ...]:
     So they follow the network however it is scaled, and belong to no batch: what white noise of that standard deviation
     at the layer's inputs would do to the unit.
     """
-    found = []
-    for layer in map(chain.layer, range(len(chain.sites))):
-        norms = layer.get_parameter("weight").detach().flatten(1).norm(dim=1).clamp_min(1e-12)
-        places = 2 if isinstance(layer, nn.Conv2d) else 0
-        found.append(smoothing * norms[(...,) + (None,) * places])
-    return tuple(found)
+    layers = map(chain.layer, range(len(chain.sites)))
+    return tuple(smoothing * unit_norms(layer).clamp_min(1e-12) for layer in layers)
 
 
-def straight_through(network: nn.Module, smoothing: float) -> nn.Sequential:
+def straight_through(network: nn.Module, smoothing: float) -> nn.Module:
     """The network with a slope at every piecewise-constant activation: same scores, autograd sees the slopes.
 
     The slope is that of the activation's mean under Gaussian noise of `scales`: BPDA (Athalye, Carlini & Wagner, ICML
@@ -85,7 +82,7 @@ def straight_through(network: nn.Module, smoothing: float) -> nn.Sequential:
     activations comes back as it is. Raises ConfigurationError for a network that is no chain.
     """
     chain = Chain.of(network)
-    return nn.Sequential(*with_slopes(chain, Gaussian(), scales(chain, smoothing)).modules).eval()
+    return with_slopes(chain, Gaussian(), scales(chain, smoothing)).network().eval()
 
 
 def is_piecewise_constant(network: nn.Module) -> bool:
@@ -147,7 +144,7 @@ def likelihood_ratio_gradient(
         return torch.cat([z, -z])
 
     clean = chain.clean(x)
-    logits, seen = chain.noisy(clean, sites, at_sites, draw)
+    logits, seen, _ = chain.noisy(clean, sites, at_sites, draw)
     losses = loss(logits, y.repeat(copies)).unflatten(0, (copies, len(y)))
     baseline = LeaveOneOut()(losses, Antithetic().group(copies, x.device), None)
     score = estimator.score_of(chain, seen[0], at_sites[0])
@@ -155,9 +152,10 @@ def likelihood_ratio_gradient(
     signal = (weight * score).sum(0) / at_sites[0]
     with torch.enable_grad():
         image = x.detach().clone().requires_grad_()
-        v0 = image
-        for module in chain.modules[: chain.sites[0] + 1]:
-            v0 = module(v0)
+        state: State = (image,)
+        for position in range(chain.sites[0] + 1):
+            state = chain.step(position, state)
+        v0 = state[0]
         if not v0.requires_grad:
             return torch.zeros_like(x)
         (gradient,) = torch.autograd.grad(v0, image, signal)

@@ -1,0 +1,154 @@
+"""Tiered: noise in one layer at a time; for each layer the best estimate from loss values that its place allows."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.baselines import Baseline, LeaveOneOut
+from glr_lightning.chain import Chain, CleanPass
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, per_site
+from glr_lightning.estimators.heads import head_for, quiet_head
+from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, PassEstimate, Score
+from glr_lightning.estimators.local_expectation import Beyond, LocalExpectation, is_under_the_logits
+from glr_lightning.injection import Layerwise
+from glr_lightning.losses import Loss
+from glr_lightning.noise import Gaussian, Noise
+from glr_lightning.sampling import Antithetic, Sampler
+
+
+@dataclass(frozen=True)
+class Tiered(Estimator):
+    """Per layer the gradient of E[L] under noise at that layer alone: local expectation on top, likelihood ratio below.
+
+    The last two layers are within reach of `LocalExpectation`, which computes what each unit's own noise does in place
+    of sampling it, for all units at once:
+
+        the logits                  noise at the logits, see `heads.py`
+        the layer under them        noise there alone; a moved unit is a rank-one change of the noise-free logits
+
+    Every other layer gets the likelihood ratio of `LikelihoodRatio` with layer-wise injection: conditional score where
+    a threshold follows, what a unit cannot reach subtracted (`reach.py`), and the noise-free state below the layer
+    reused, so that the pass of a layer costs the forward pass from that layer on.
+
+    Unbiased layer by layer, since each tier is, for the objective of its own layer. Layer-wise objectives are not one
+    function: see `Layerwise`.
+
+    References. As for `LocalExpectation` and `LikelihoodRatio`.
+
+    Preconditions. As for both; the logits are a layer's output.
+
+    Args and errors as for `LikelihoodRatio`; for the last two layers a few copies are enough.
+    """
+
+    noise: Noise = Gaussian()
+    sigma: float | tuple[float, ...] = 1.0
+    copies: int | tuple[int, ...] = 8
+    sampling: Sampler = Antithetic()
+    baseline: Baseline = LeaveOneOut()
+    score: Score = "auto"
+    reach: bool = True
+    chunk: int | None = None
+
+    objective: ClassVar[Objective] = "layerwise"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", self._below.sigma)
+        object.__setattr__(self, "copies", self._below.copies)
+
+    @property
+    def _below(self) -> LikelihoodRatio:
+        """What serves the layers below the last two; it also validates the options."""
+        return LikelihoodRatio(
+            self.noise,
+            self.sigma,
+            self.copies,
+            self.sampling,
+            self.baseline,
+            Layerwise(),
+            self.score,
+            self.reach,
+            self.chunk,
+        )
+
+    @property
+    def _top(self) -> LocalExpectation:
+        return LocalExpectation(self.noise)
+
+    def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        chain = Chain.of(network)
+        words = ["likelihood ratio, from loss values"] * len(chain.sites)
+        words[-1] = f"local expectation at the logits, from loss values ({type(loss).__name__})"
+        if len(words) > 1 and is_under_the_logits(chain, len(words) - 2):
+            words[-2] = "local expectation, from loss values: all units at once"
+        return dict(zip(chain.site_names, words, strict=True))
+
+    def check(self, network: nn.Module, loss: Loss) -> None:
+        self.check_chain(Chain.of(network))
+
+    def check_chain(self, chain: Chain) -> None:
+        self._below.check_chain(chain)
+        if chain.sites[-1] != len(chain.modules) - 1:
+            raise ConfigurationError(
+                f"estimator=tiered needs logits that are a layer's output, but '{chain.names[-1]}' "
+                f"({type(chain.modules[-1]).__name__}) follows the last layer; remove it, or use "
+                "estimator=likelihood_ratio injection=layerwise."
+            )
+
+    @torch.no_grad()
+    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        chain = Chain.of(network)
+        self.check_chain(chain)
+        sites = len(chain.sites)
+        sigma = per_site(self.sigma, sites)
+        clean = chain.clean(x)
+        outcomes = []
+        for site in range(sites):
+            on_top = site == sites - 1 or is_under_the_logits(chain, site)
+            of_pass = self._of_top if on_top else self._below.of_pass
+            outcomes.append(of_pass(chain, clean, (site,), sigma, loss, y, generator))
+        gradients: dict[str, Tensor] = {}
+        for outcome in outcomes:
+            accumulate(gradients, outcome.gradients)
+        forwards = len(y) + sum(outcome.forwards for outcome in outcomes)
+        mean_loss = torch.stack([outcome.loss for outcome in outcomes]).mean()
+        return Estimate(gradients, mean_loss, clean.logits, {"forwards": forwards})
+
+    def _of_top(
+        self,
+        chain: Chain,
+        clean: CleanPass,
+        noisy_sites: tuple[int, ...],
+        sigma: tuple[float, ...],
+        loss: Loss,
+        y: Tensor,
+        generator: torch.Generator,
+    ) -> PassEstimate:
+        """As `LikelihoodRatio.of_pass`, for one of the last two layers."""
+        (site,) = noisy_sites
+        copies = self._below.copies_at(noisy_sites, len(chain.sites))
+        gradients: dict[str, Tensor] = {}
+        total = torch.zeros((), device=y.device)
+        for part in self._top.parts(clean, copies, self.sampling.group_size(copies)):
+            sampler = self.sampling.part(part // self.sampling.group_size(copies))
+            noisy = chain.noisy(clean, noisy_sites, sigma, sampler.bound(self.noise, part, generator))
+            (at,) = noisy.seen
+            labels = y.repeat(part)
+            # differences of losses need the precision that autocast would take away
+            with torch.autocast(y.device.type, enabled=False):
+                if site == len(chain.sites) - 1:
+                    u = at.v0.expand_as(at.z).flatten(0, 1)
+                    head = head_for(loss, self.noise, sigma[site], at.z.flatten(0, 1), labels)
+                    losses, signal = head.values(u), head.signal(u, generator).view_as(at.z)
+                else:
+                    u = noisy.logits.to(at.v.dtype)
+                    head = quiet_head(loss, self.noise, u, labels)
+                    losses = head.values(u)
+                    beyond = Beyond(chain, (at,), {site: sigma[site]}, head, u, losses)
+                    signal = self._top.all_units(beyond, at, generator)
+            accumulate(gradients, chain.contract(site, at.x, signal / (copies * len(y))))
+            total = total + losses.sum()
+        samples = copies * len(y)
+        return PassEstimate(gradients, total / samples, samples, {})
