@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import HardThreshold
 from glr_lightning.config import CONF_DIR, build, load_yaml
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.networks.mlp import Shift
+from glr_lightning.networks import Shift
 from glr_lightning.noise import Gaussian, Laplace, Noise
 from glr_lightning.noisy import NoiseAveraged
 from glr_lightning.robustness import Examination

@@ -103,8 +103,8 @@ def test_options_that_cannot_work_are_refused_with_what_to_do(options: dict[str,
             r"module '1\.1' \(Dropout\) draws noise of its own .* remove it",
         ),
         (
-            nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)),
-            r"module '1' \(LayerNorm\) holds parameters, .* freeze it \(requires_grad=False\), or register",
+            nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)),
+            r"module '1' \(PReLU\) holds parameters, .* freeze it \(requires_grad=False\), or register",
         ),
         (
             nn.Sequential(nn.Linear(3, 4), NotAChain(), nn.Linear(4, 2)),
@@ -113,7 +113,7 @@ def test_options_that_cannot_work_are_refused_with_what_to_do(options: dict[str,
         (NotAChain(), "got NotAChain; write the network as an nn.Sequential"),
         (nn.Sequential(nn.Flatten(), nn.Tanh()), "no layer with weights, so there is nothing to train"),
     ],
-    ids=["batch_norm", "dropout", "layer_norm", "custom", "not_a_chain", "no_weights"],
+    ids=["batch_norm", "dropout", "prelu", "custom", "not_a_chain", "no_weights"],
 )
 def test_a_network_that_the_estimator_cannot_train_is_refused_with_what_to_do(network: nn.Module, advice: str) -> None:
     estimator = LikelihoodRatio(copies=4)

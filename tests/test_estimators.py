@@ -43,6 +43,7 @@ from glr_lightning.estimators import (
     LocalExpectation,
     NoisyBackprop,
     StraightThrough,
+    Tiered,
 )
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
@@ -251,6 +252,7 @@ EACH = {
     "noisy_backprop": NoisyBackprop(copies=4),
     "backprop": Backprop(),
     "local_expectation": LocalExpectation(copies=2),
+    "tiered": Tiered(copies=4),
     "hybrid": Hybrid(copies=4),
     "straight_through": StraightThrough(),
     "forward_gradient": ForwardGradient(copies=4),

@@ -1,5 +1,6 @@
 """The local product: `contract` is the vector-Jacobian product of one layer, at the cost it should have."""
 
+import itertools
 from typing import Any, final
 
 import pytest
@@ -9,21 +10,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.layers import contract, is_contractible, rows_of
+from glr_lightning.layers import contract, has_weights, is_contractible, rows_of, unit_norms
 
 COPIES, BATCH = 3, 4
 LINEAR_INPUTS = [(5,), (2, 5), (3, 2, 5)]
+STRIDES, PADDINGS, DILATIONS = (1, 2, (3, 2)), (0, 1, (2, 0)), (1, 2, (1, 2))
+GROUPS = (1, 2, 4)
 CONVOLUTIONS: list[dict[str, Any]] = [
-    {},
-    {"bias": False},
-    {"stride": 2},
-    {"stride": (3, 2)},  # does not divide the image: pixels are left over
-    {"padding": 1},
-    {"padding": (2, 0), "stride": 2},
-    {"dilation": 2},
-    {"dilation": (1, 2), "stride": 2, "padding": 2},
-    {"groups": 2},
-    {"groups": 4, "stride": 2, "padding": 1, "dilation": 2, "bias": False},
+    {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    for stride, padding, dilation, groups in itertools.product(STRIDES, PADDINGS, DILATIONS, GROUPS)
+]
+"""Of 9 x 8 pixels, which strides of 2 and 3 do not divide: pixels are left over."""
+NORMALISATIONS: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.GroupNorm(2, 6), (6, 4, 3)),
+    (nn.GroupNorm(1, 6), (6, 4, 3)),
+    (nn.GroupNorm(6, 6), (6, 4, 3)),
+    (nn.GroupNorm(2, 6, eps=0.3), (6,)),
+    (nn.GroupNorm(3, 6), (6, 5)),
+    (nn.LayerNorm(6), (6,)),
+    (nn.LayerNorm(6, eps=0.3), (2, 5, 6)),
+    (nn.LayerNorm(6, bias=False), (6,)),
+    (nn.LayerNorm((5, 6), bias=False), (2, 5, 6)),
+    (nn.LayerNorm((2, 5, 6)), (2, 5, 6)),
 ]
 
 
@@ -67,9 +75,47 @@ def test_contract_is_the_vjp_of_a_linear_layer_inner_axes_included(x_shape: tupl
     check_contract(nn.Linear(5, 7, bias=bias).double(), *x_shape)
 
 
-@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
-def test_contract_is_the_vjp_of_a_convolution(options: dict[str, Any]) -> None:
-    check_contract(convolution(**options), 4, 9, 8)
+@pytest.mark.parametrize("bias", [True, False])
+def test_contract_is_the_vjp_of_a_convolution_in_every_combination_of_its_options(bias: bool) -> None:
+    for options in CONVOLUTIONS:
+        check_contract(convolution(**options, bias=bias), 4, 9, 8)
+
+
+@pytest.mark.parametrize(("layer", "x_shape"), NORMALISATIONS, ids=repr)
+def test_contract_is_the_vjp_of_a_normalisation(layer: nn.Module, x_shape: tuple[int, ...]) -> None:
+    layer = layer.double()
+    for parameter in layer.parameters():  # what they are at first would hide a factor of themselves
+        parameter.data = random(*parameter.shape)
+    check_contract(layer, *x_shape)
+
+
+def test_a_normalisation_has_weights_only_where_it_has_parameters() -> None:
+    for layer in (nn.GroupNorm(2, 6), nn.LayerNorm(6), nn.Conv2d(1, 2, 3, bias=False)):
+        assert has_weights(layer)
+    for layer in (nn.GroupNorm(2, 6, affine=False), nn.LayerNorm(6, elementwise_affine=False), nn.ReLU()):
+        assert not has_weights(layer)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x_shape"),
+    [
+        (nn.Linear(5, 7), (5,)),
+        (nn.Conv2d(4, 8, 3, groups=2), (4, 5, 5)),
+        (nn.GroupNorm(2, 6), (6, 4, 3)),
+        (nn.LayerNorm(6), (6,)),
+        (nn.LayerNorm((6, 4, 3)), (6, 4, 3)),
+    ],
+    ids=repr,
+)
+def test_unit_norms_broadcast_to_the_layers_output_and_are_those_of_its_units(
+    layer: nn.Module, x_shape: tuple[int, ...]
+) -> None:
+    weight = layer.get_parameter("weight")
+    weight.data = random(*weight.shape).float()
+    norms, site = unit_norms(layer), layer(torch.zeros(1, *x_shape)).shape[1:]
+    assert torch.broadcast_shapes(norms.shape, site) == site
+    of_units = weight.detach().flatten(1).norm(dim=1) if isinstance(layer, nn.Linear | nn.Conv2d) else weight.abs()
+    assert torch.equal(norms.flatten(), of_units.flatten())
 
 
 def test_an_input_common_to_all_copies_gives_what_its_tiled_copies_give() -> None:
@@ -144,7 +190,7 @@ def test_an_input_common_to_all_copies_is_never_tiled() -> None:
 # ---- refusals and registration --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", [nn.Conv1d(4, 8, 3), nn.LayerNorm(5), nn.Embedding(5, 7), nn.PReLU()], ids=repr)
+@pytest.mark.parametrize("layer", [nn.Conv1d(4, 8, 3), nn.BatchNorm1d(5), nn.Embedding(5, 7), nn.PReLU()], ids=repr)
 def test_a_layer_without_a_registered_product_is_refused_by_name(layer: nn.Module) -> None:
     assert not is_contractible(layer)
     with pytest.raises(

@@ -307,7 +307,7 @@ def test_copies_are_held_a_few_at_a_time_and_stay_unbiased(sampling: str, monkey
     monkeypatch.setattr(local_expectation, "MOVED_ELEMENTS", 2 * 2 * len(X) * 2)  # two copies of 2 units, 2 logits
     sampler = replace(member("sampling", sampling), **({"randomisations": 4} if sampling == "sobol" else {}))
     network, estimator = small_network(HardThreshold()), LocalExpectation(sigma=SIGMA, copies=8, sampling=sampler)
-    assert list(estimator._chunks(Chain.of(network).clean(X))) == [2] * 4
+    assert list(estimator.parts(Chain.of(network).clean(X), 8, sampler.group_size(8))) == [2] * 4
     samples = repetitions(estimator, network, CrossEntropy(), X, Y, number=2000)
     check_gradient(samples, reference(network, GAUSSIAN, Joint(), CrossEntropy()), 0.3, TOLERANCE)
     assert estimate(estimator, network, CrossEntropy()).diagnostics["forwards"] == 9 * len(X)

@@ -160,9 +160,9 @@ def losses_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
     right = LikelihoodRatio._losses
 
     def wrong(self: LikelihoodRatio, *args: Any) -> Any:
-        losses, group, seen = right(self, *args)
+        noisy, losses, group = right(self, *args)
         copies, batch = losses.shape
-        return losses.flatten().unflatten(0, (batch, copies)).T, group, seen
+        return noisy, losses.flatten().unflatten(0, (batch, copies)).T, group
 
     patch.setattr(LikelihoodRatio, "_losses", wrong)
 
@@ -262,24 +262,24 @@ def slope_radius_of_another_density(patch: pytest.MonkeyPatch) -> None:
 
 
 def share_of_the_units_not_divided_by_its_probability(patch: pytest.MonkeyPatch) -> None:
-    right = local_expectation._Beyond.after_moves
+    right = local_expectation.Beyond.after_moves
 
     def wrong(self: Any, at: Any, v: Tensor, chosen: Tensor, target: Tensor) -> Tensor:
         change = right(self, at, v, chosen, target) - self.losses.view(*v.shape[:2], 1)
         return self.losses.view(*v.shape[:2], 1) + change * chosen.shape[2] / v.shape[2]
 
-    patch.setattr(local_expectation._Beyond, "after_moves", wrong)
+    patch.setattr(local_expectation.Beyond, "after_moves", wrong)
 
 
 def fresh_noise_above_a_moved_unit(patch: pytest.MonkeyPatch) -> None:
     """Unbiased still, but not under common random numbers: the enumeration sees it."""
-    right = local_expectation._Beyond.after_moves
+    right = local_expectation.Beyond.after_moves
 
     def wrong(self: Any, at: Any, *args: Tensor) -> Tensor:
         seen = tuple(replace(site, z=-site.z) for site in self.seen)
         return right(replace(self, seen=seen), at, *args)
 
-    patch.setattr(local_expectation._Beyond, "after_moves", wrong)
+    patch.setattr(local_expectation.Beyond, "after_moves", wrong)
 
 
 def jumps_the_other_way(patch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from glr_lightning.estimators import Estimator, EvolutionStrategies, LikelihoodRatio, LocalExpectation
+from glr_lightning.estimators import Estimator, EvolutionStrategies, LikelihoodRatio, LocalExpectation, Tiered
 from glr_lightning.losses import Loss
 
 FALSE_ALARM = 1e-6
 ROUNDING = 1e-12
-MAPPED = (LikelihoodRatio, LocalExpectation, EvolutionStrategies)
+MAPPED = (LikelihoodRatio, LocalExpectation, EvolutionStrategies, Tiered)
 """Estimators of which `repetitions` makes thousands in one call."""
 
 

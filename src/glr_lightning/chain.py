@@ -50,6 +50,11 @@ class Merge(Step):
 
     def step(self, state: State) -> State:
         a, b = sorted(state[:2], key=len)
+        if a.shape[1:] != b.shape[1:]:
+            raise ConfigurationError(
+                f"a residual block adds tensors of one shape, got {list(a.shape[1:])} and {list(b.shape[1:])} of a "
+                "sample; give it a shortcut whose output is shaped like the body's, such as a 1 x 1 convolution."
+            )
         return ((b.unflatten(0, (-1, len(a))) + a).flatten(0, 1), *state[2:])
 
 
@@ -126,6 +131,8 @@ class Chain:
             ConfigurationError: the network is not a chain, has no site, or holds parameters that are not those of
                 exactly one site.
         """
+        if isinstance(network, _Chained):
+            return network.chain
         if not isinstance(network, nn.Sequential) or type(network).forward is not nn.Sequential.forward:
             raise ConfigurationError(
                 f"noise is injected into an nn.Sequential, got {type(network).__name__}; write the network as an "
@@ -237,8 +244,15 @@ class Chain:
             # noise and scores need the parameters' precision, which autocast may have lowered
             v0 = clean.preactivations[first] if site == first else module(h)
             v0 = v0.to(module.get_parameter("weight").dtype).unflatten(0, (-1, batch))
+            scale = sigma[site]
+            if isinstance(scale, Tensor) and scale.dim() > v0.dim() - 2:  # it would broadcast along the copies
+                raise ConfigurationError(
+                    f"noise scales of shape {list(scale.shape)} do not fit the pre-activations {list(v0.shape[2:])} of "
+                    f"'{self.names[position]}' ({type(module).__name__}); give the layer one scale "
+                    "(learn_sigma=layer), or normalise vectors by nn.LayerNorm."
+                )
             z = draw(v0)
-            v = v0 + sigma[site] * z
+            v = v0 + scale * z
             seen.append(NoisySite(site, h, v0, v, z, tuple(waiting)))
             state = (v.flatten(0, 1), *waiting)
         return NoisyPass(state[0], seen, readout)
@@ -272,7 +286,7 @@ def require_separate_samples(chain: Chain) -> None:
             raise ConfigurationError(
                 f"module '{name}' ({type(module).__name__}) is in train mode or keeps no statistics, and couples "
                 "the samples of a batch, which breaks an estimate from each sample's own loss; remove it, use a "
-                "per-sample normalisation (nn.GroupNorm without affine parameters), or put it in eval mode."
+                "per-sample normalisation (nn.GroupNorm), or put it in eval mode."
             )
     require_no_draws(inner)
 

@@ -72,6 +72,11 @@ class Annealing:
                     f"{name}_schedule changes {name}, which {type(self.estimator).__name__} does not have; "
                     f"use {name}_schedule=constant, or estimator=local_expectation."
                 )
+        if self.changes("copies") and isinstance(estimator.copies, tuple):
+            raise ConfigurationError(
+                f"copies={list(estimator.copies)} are one number for each layer, and a copies_schedule changes one "
+                "number for all; use copies_schedule=constant, or one number of copies."
+            )
         if self.changes("copies") and self.copies(estimator.copies, 1.0) % 1:
             raise ConfigurationError(
                 f"copies are whole numbers, and the schedule ends with {self.copies(estimator.copies, 1.0):g}; give "

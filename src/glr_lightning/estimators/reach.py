@@ -15,6 +15,7 @@ axis.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,11 +70,11 @@ class Fields:
 
 
 def fields_of(chain: Chain, clean: CleanPass, site: int) -> Fields | None:
-    """The fields of a layer, or None where they are of no use: its output or the readout is not a map of places, the
-    logits are not affine in the readout, or every place reaches every other."""
-    v0, top = clean.preactivations[site], clean.readout
+    """The fields of a layer, or None where they are of no use: from its output to the readout not all are maps of
+    places, the logits are not affine in the readout, or every place reaches every other."""
+    v0, start = clean.preactivations[site], chain.sites[site]
     last = chain.sites[-1] == len(chain.modules) - 1 and isinstance(chain.modules[-1], nn.Linear)
-    if not last or v0.dim() != 4 or top.dim() != 4 or chain.sites[site] >= chain.readout:
+    if not last or start >= chain.readout or any(len(shape) != 3 for shape in clean.shapes[start : chain.readout]):
         return None
     axes = [_axis(chain, clean, site, axis) for axis in (0, 1)]
     members, of_place = zip(*axes, strict=True)
@@ -127,8 +128,7 @@ def reached(module: nn.Module, low: Tensor, high: Tensor, axis: int) -> Interval
     The answer may be too large, never too small, and may go beyond the edges. A module that is not known here mixes
     all. Adding one: register it.
     """
-    everything = torch.iinfo(torch.int32).max
-    return torch.zeros_like(low), torch.full_like(high, everything)
+    return torch.zeros_like(low), torch.full_like(high, torch.iinfo(torch.int32).max)
 
 
 def _unmoved(module: nn.Module, low: Tensor, high: Tensor, axis: int) -> Interval:
@@ -141,6 +141,8 @@ for kind in (*ELEMENTWISE, Shift, Sine, Standardise, nn.Identity):
 
 @reached.register
 def _(module: nn.Conv2d, low: Tensor, high: Tensor, axis: int) -> Interval:
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        return reached.dispatch(object)(module, low, high, axis)
     return _window(module.kernel_size, module.stride, module.padding, module.dilation, low, high, axis)
 
 
@@ -156,6 +158,6 @@ def _(module: nn.AvgPool2d, low: Tensor, high: Tensor, axis: int) -> Interval:
 
 def _window(kernel: Any, stride: Any, padding: Any, dilation: Any, low: Tensor, high: Tensor, axis: int) -> Interval:
     """Output o reads the inputs o stride - padding + dilation t, t = 0 .. kernel - 1."""
-    k, s, p, d = (v[axis] if isinstance(v, tuple) else v for v in (kernel, stride, padding, dilation))
+    k, s, p, d = (v[axis] if isinstance(v, Sequence) else v for v in (kernel, stride, padding, dilation))
     first = -torch.div(d * (k - 1) - p - low, s, rounding_mode="floor")  # ceil((low + p - d (k - 1)) / s)
     return first, torch.div(high + p, s, rounding_mode="floor")

@@ -28,8 +28,8 @@ images is at most alpha n. What is given up is that images fail independently; w
 certificate does not depend on its batch, and that noise costs next to nothing.
 
 Preconditions, refused otherwise: Gaussian noise at the first layer, which is affine in the image, behind nothing but
-isometries. The theorem is about real numbers; float32 rounds (Jin, Ohrimenko & Rubinstein, "Getting a-round guarantees:
-floating-point attacks on certified robustness", arXiv:2205.10159, 2022).
+isometries and `Standardise`, which scales. The theorem is about real numbers; float32 rounds (Jin, Ohrimenko &
+Rubinstein, "Getting a-round guarantees: floating-point attacks on certified robustness", arXiv:2205.10159, 2022).
 
 Sources: Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via randomized smoothing", ICML 2019 (theorem and
 algorithm); Lecuyer et al., "Certified robustness to adversarial examples with differential privacy", IEEE S&P 2019
@@ -48,10 +48,10 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor, nn
 
-from glr_lightning.chain import Chain, CleanPass, require_separate_samples
+from glr_lightning.chain import Chain, CleanPass, Step, require_separate_samples
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import is_scale, validated_count
-from glr_lightning.networks import Shift
+from glr_lightning.networks import Shift, Standardise
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.noisy import NoiseAveraged
 from glr_lightning.robustness import EXAMPLES, Examination, Judged
@@ -147,8 +147,9 @@ def largest_shift(network: nn.Module, x: Tensor, sigma: float | Tensor, norm: st
     """An upper bound of ||diag(1/sigma) W d||_2 over all d of norm 1; a certificate's radius divided by it is one in
     that norm.
 
-    W is the first layer's, for images like x [B, C, H, W]. For a linear layer it is exact in L2, the largest singular
-    value. In L-infinity the maximum is NP-hard; the least of these is taken, with A = diag(1/sigma) W:
+    W is the first layer's, over the std of a `Standardise` before it, for images like x [B, C, H, W]. For a linear
+    layer it is exact in L2, the largest singular value. In L-infinity the maximum is NP-hard; the least of these is
+    taken, with A = diag(1/sigma) W:
 
         ||A d||_2 <= || row sums of |A| ||_2
         ||A d||_2 <= sqrt(sum_i c_i) || A diag(c)^-1/2 ||   for any c > 0: here 1, and the row sums of |A^T A|
@@ -170,6 +171,7 @@ def largest_shift(network: nn.Module, x: Tensor, sigma: float | Tensor, norm: st
         return 1.0 / float(scale.min())
     overlap, places = _patches(layer, site)
     matrix = layer.get_parameter("weight").detach().cpu().double().flatten(1)
+    matrix = matrix / math.prod(m.std for m in chain.modules[: chain.sites[0]] if isinstance(m, Standardise))
     matrix = matrix / scale.reshape(len(matrix), -1).amin(1)[:, None]  # a channel's smallest scale bounds the others
     l2 = math.sqrt(overlap) * float(torch.linalg.matrix_norm(matrix, 2))
     if norm == "l2":
@@ -357,13 +359,18 @@ def _require_affine_start(chain: Chain) -> None:
     """Refuse a network whose first layer is not an affine function of the image, image by image."""
     require_separate_samples(chain)
     before = chain.modules[: chain.sites[0]]
-    allowed = (*ISOMETRIES, nn.Linear, nn.Conv2d)
+    allowed = (*ISOMETRIES, Standardise, nn.Linear, nn.Conv2d)
     foreign = [module for module in (*before, chain.layer(0)) if type(module) not in allowed]
     if foreign:
         raise ConfigurationError(
             "a certificate needs a first layer that is affine in the image: nn.Linear or nn.Conv2d after nothing but "
-            f"nn.Flatten; got {type(foreign[0]).__name__}. Leave that module out, and scale the images in the data."
+            f"nn.Flatten and Standardise; got {_kind(foreign[0])}. Leave that out, and scale the images by Standardise "
+            "(preprocess=standardise) or in the data."
         )
+
+
+def _kind(module: nn.Module) -> str:
+    return "a residual block" if isinstance(module, Step) else type(module).__name__
 
 
 def _patches(layer: nn.Module, site: torch.Size) -> tuple[int, int]:

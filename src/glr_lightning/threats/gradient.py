@@ -118,7 +118,8 @@ def likelihood_ratio_gradient(
     sigma, noise: of the network that keeps its noise on at inference, one scale a layer, and the density; it then takes
         the place of the smoothing, at all layers. A density without a score (uniform) is replaced by the Gaussian.
 
-    Raises ConfigurationError for a network that is no chain, or copies that are not two pairs at least.
+    Raises ConfigurationError for a network that is no chain or begins with a residual block, or copies that are not two
+    pairs at least.
     """
     chain = Chain.of(network)
     widest = max(v.numel() for v in chain.clean(x[:1]).preactivations)
@@ -144,6 +145,12 @@ def likelihood_ratio_gradient(
         return torch.cat([z, -z])
 
     clean = chain.clean(x)
+    if clean.waiting[0]:
+        raise ConfigurationError(
+            f"the likelihood-ratio gradient of an image needs a first layer that all of the image goes through, but "
+            f"'{chain.site_names[0]}' is in a residual block; use gradient_source=straight_through, or put a layer "
+            "before the block."
+        )
     logits, seen, _ = chain.noisy(clean, sites, at_sites, draw)
     losses = loss(logits, y.repeat(copies)).unflatten(0, (copies, len(y)))
     baseline = LeaveOneOut()(losses, Antithetic().group(copies, x.device), None)
