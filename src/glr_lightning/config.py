@@ -46,6 +46,7 @@ class TrainConfig:
     epochs: int = MISSING
     batch_size: int = MISSING
     clip_norm: float | None = None
+    lr_factors: Any = None
     learn_sigma: str | None = None
     sigma_lr: float | None = None
     revive: float | None = None

@@ -136,6 +136,7 @@ def train(
         clip_norm=config["clip_norm"],
         learn_sigma=config["learn_sigma"],
         sigma_lr=config["sigma_lr"],
+        lr_factors=config["lr_factors"],
         annealing=Annealing(estimator, sigma, copies, config["epochs"]),
         revive=config["revive"],
         diagnostics=config["diagnostics"],

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -54,6 +54,8 @@ class GLRModule(pl.LightningModule):
             manual optimization.)
         learn_sigma: learn the noise scales, one per "layer" or per "neuron", or None: they stay the estimator's.
         sigma_lr: the learning rate of their logarithms, or None: the optimizer's own. They have no weight decay.
+        lr_factors: for every layer with weights, by what its learning rate differs from the optimizer's; None: by
+            nothing.
         annealing: the estimator of every epoch, or None: always the same.
         revive: lift the output bias of classes that are hardly predicted by so much, in units of the logits (see
             glr_lightning.revival); None: never.
@@ -77,6 +79,7 @@ class GLRModule(pl.LightningModule):
         clip_norm: float | None = None,
         learn_sigma: str | None = None,
         sigma_lr: float | None = None,
+        lr_factors: Sequence[float] | None = None,
         annealing: Annealing | None = None,
         revive: float | None = None,
         diagnostics: bool = False,
@@ -121,7 +124,22 @@ class GLRModule(pl.LightningModule):
         self.snr = SignalToNoise() if diagnostics else None
         self._watch: WatchedBaseline | None = None
         estimator.check(network, loss)
+        self._lr_factors = None if lr_factors is None else self._checked_factors(lr_factors)
         self._prepare(0)
+
+    def _checked_factors(self, factors: Sequence[float]) -> tuple[float, ...]:
+        sites = len(Chain.of(self.network).sites)
+        fine = isinstance(factors, Sequence) and all(
+            isinstance(f, int | float) and not isinstance(f, bool) and 0 <= f < math.inf for f in factors
+        )
+        if not fine or len(factors) != sites:
+            raise ConfigurationError(
+                f"lr_factors must be a factor of the learning rate for each of the {sites} layers with weights, as "
+                f"{[0.1] + [1.0] * (sites - 1)}, or null, got {factors!r}."
+            )
+        if self.log_sigma:
+            raise ConfigurationError("lr_factors and learn_sigma do not go together; leave out one of them.")
+        return tuple(factors)
 
     def _prepare(self, epoch: int) -> None:
         """The estimator of an epoch: a function of the epoch alone, so that a resumed run has the same."""
@@ -137,8 +155,19 @@ class GLRModule(pl.LightningModule):
         if self.log_sigma:
             lr = {} if self.sigma_lr is None else {"lr": self.sigma_lr}
             weights = [{"params": weights}, {"params": list(self.log_sigma), "weight_decay": 0.0, **lr}]
+        elif self._lr_factors is not None:
+            weights = self._weights_by_layer()
         optimizer = self._make_optimizer(weights)
+        for group, factor in zip(optimizer.param_groups, self._lr_factors or (), strict=False):
+            group["lr"] *= factor
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+
+    def _weights_by_layer(self) -> list[dict[str, Any]]:
+        """A parameter group for every layer, in their order."""
+        layers: dict[str, list[nn.Parameter]] = {name: [] for name in Chain.of(self.network).site_names}
+        for name in self._trained:
+            layers[name.rpartition(".")[0]].append(self._parameters_by_name[name])
+        return [{"params": parameters} for parameters in layers.values()]
 
     # ---- training -----------------------------------------------------------------------------------------
 

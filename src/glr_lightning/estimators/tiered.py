@@ -7,9 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.chain import Chain, CleanPass
+from glr_lightning.chain import Chain, CleanPass, require_separate_samples
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, per_site
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    accumulate,
+    check_sites,
+    per_site,
+    validated_copies,
+    validated_sigma,
+)
 from glr_lightning.estimators.heads import head_for, quiet_head
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, PassEstimate, Score
 from glr_lightning.estimators.local_expectation import Beyond, LocalExpectation, is_under_the_logits
@@ -40,7 +49,8 @@ class Tiered(Estimator):
 
     Preconditions. As for both; the logits are a layer's output.
 
-    Args and errors as for `LikelihoodRatio`; for the last two layers a few copies are enough.
+    Args and errors as for `LikelihoodRatio`; for the last two layers a few copies are enough, and with independent
+    sampling one is.
     """
 
     noise: Noise = Gaussian()
@@ -55,33 +65,22 @@ class Tiered(Estimator):
     objective: ClassVar[Objective] = "layerwise"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", self._below.sigma)
-        object.__setattr__(self, "copies", self._below.copies)
+        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
+        object.__setattr__(self, "copies", validated_copies(self.copies))
+        self._ratio(self.copies[0] if isinstance(self.copies, tuple) else self.copies)
 
-    @property
-    def _below(self) -> LikelihoodRatio:
-        """What serves the layers below the last two; it also validates the options."""
+    def _ratio(self, copies: int) -> LikelihoodRatio:
+        """What serves a layer below the last two; it also validates the options."""
+        injection = Layerwise()
         return LikelihoodRatio(
-            self.noise,
-            self.sigma,
-            self.copies,
-            self.sampling,
-            self.baseline,
-            Layerwise(),
-            self.score,
-            self.reach,
-            self.chunk,
+            self.noise, self.sigma, copies, self.sampling, self.baseline, injection, self.score, self.reach, self.chunk
         )
-
-    @property
-    def _top(self) -> LocalExpectation:
-        return LocalExpectation(self.noise)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         chain = Chain.of(network)
         words = ["likelihood ratio, from loss values"] * len(chain.sites)
         words[-1] = f"local expectation at the logits, from loss values ({type(loss).__name__})"
-        if len(words) > 1 and is_under_the_logits(chain, len(words) - 2):
+        if len(words) > 1 and _is_on_top(chain, len(words) - 2):
             words[-2] = "local expectation, from loss values: all units at once"
         return dict(zip(chain.site_names, words, strict=True))
 
@@ -89,7 +88,13 @@ class Tiered(Estimator):
         self.check_chain(Chain.of(network))
 
     def check_chain(self, chain: Chain) -> None:
-        self._below.check_chain(chain)
+        check_sites(chain, self.sigma, self.sampling)
+        for site, copies in enumerate(per_site(self.copies, len(chain.sites), "copies")):
+            if _is_on_top(chain, site):
+                self.sampling.check(self.noise, copies)
+            else:
+                self._ratio(copies).check_chain(chain)
+        require_separate_samples(chain)
         if chain.sites[-1] != len(chain.modules) - 1:
             raise ConfigurationError(
                 f"estimator=tiered needs logits that are a layer's output, but '{chain.names[-1]}' "
@@ -101,14 +106,14 @@ class Tiered(Estimator):
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
         chain = Chain.of(network)
         self.check_chain(chain)
-        sites = len(chain.sites)
-        sigma = per_site(self.sigma, sites)
+        sigma = per_site(self.sigma, len(chain.sites))
         clean = chain.clean(x)
         outcomes = []
-        for site in range(sites):
-            on_top = site == sites - 1 or is_under_the_logits(chain, site)
-            of_pass = self._of_top if on_top else self._below.of_pass
-            outcomes.append(of_pass(chain, clean, (site,), sigma, loss, y, generator))
+        for site, copies in enumerate(per_site(self.copies, len(chain.sites), "copies")):
+            if _is_on_top(chain, site):
+                outcomes.append(self._of_top(chain, clean, site, sigma[site], copies, loss, y, generator))
+            else:
+                outcomes.append(self._ratio(copies).of_pass(chain, clean, (site,), sigma, loss, y, generator))
         gradients: dict[str, Tensor] = {}
         for outcome in outcomes:
             accumulate(gradients, outcome.gradients)
@@ -120,35 +125,39 @@ class Tiered(Estimator):
         self,
         chain: Chain,
         clean: CleanPass,
-        noisy_sites: tuple[int, ...],
-        sigma: tuple[float, ...],
+        site: int,
+        sigma: float,
+        copies: int,
         loss: Loss,
         y: Tensor,
         generator: torch.Generator,
     ) -> PassEstimate:
         """As `LikelihoodRatio.of_pass`, for one of the last two layers."""
-        (site,) = noisy_sites
-        copies = self._below.copies_at(noisy_sites, len(chain.sites))
+        local, everywhere = LocalExpectation(self.noise), (sigma,) * len(chain.sites)
         gradients: dict[str, Tensor] = {}
         total = torch.zeros((), device=y.device)
-        for part in self._top.parts(clean, copies, self.sampling.group_size(copies)):
+        for part in local.parts(clean, copies, self.sampling.group_size(copies)):
             sampler = self.sampling.part(part // self.sampling.group_size(copies))
-            noisy = chain.noisy(clean, noisy_sites, sigma, sampler.bound(self.noise, part, generator))
+            noisy = chain.noisy(clean, (site,), everywhere, sampler.bound(self.noise, part, generator))
             (at,) = noisy.seen
             labels = y.repeat(part)
             # differences of losses need the precision that autocast would take away
             with torch.autocast(y.device.type, enabled=False):
                 if site == len(chain.sites) - 1:
                     u = at.v0.expand_as(at.z).flatten(0, 1)
-                    head = head_for(loss, self.noise, sigma[site], at.z.flatten(0, 1), labels)
+                    head = head_for(loss, self.noise, sigma, at.z.flatten(0, 1), labels)
                     losses, signal = head.values(u), head.signal(u, generator).view_as(at.z)
                 else:
                     u = noisy.logits.to(at.v.dtype)
                     head = quiet_head(loss, self.noise, u, labels)
                     losses = head.values(u)
-                    beyond = Beyond(chain, (at,), {site: sigma[site]}, head, u, losses)
-                    signal = self._top.all_units(beyond, at, generator)
+                    beyond = Beyond(chain, (at,), {site: sigma}, head, u, losses)
+                    signal = local.all_units(beyond, at, generator)
             accumulate(gradients, chain.contract(site, at.x, signal / (copies * len(y))))
             total = total + losses.sum()
         samples = copies * len(y)
         return PassEstimate(gradients, total / samples, samples, {})
+
+
+def _is_on_top(chain: Chain, site: int) -> bool:
+    return site == len(chain.sites) - 1 or is_under_the_logits(chain, site)
