@@ -248,7 +248,7 @@ class GLRModule(pl.LightningModule):
             row |= self.snr.compute_and_reset() | (self._watch.compute_and_reset() if self._watch else {})
         if self.revive is not None:
             row["lifts"], self._lifts = float(self._lifts), 0
-        row |= {"epoch": self.current_epoch, "lr": float(scheduler.get_last_lr()[0]), "forwards": self.forwards}
+        row |= {"epoch": self.current_epoch, "lr": self._lr_of(scheduler), "forwards": self.forwards}
         # Lightning would write it after the checkpoint, and an interruption between the two would lose it
         for logger in self.loggers:
             logger.log_metrics({k: v for k, v in row.items() if v == v}, step=self.global_step - 1)
@@ -256,6 +256,12 @@ class GLRModule(pl.LightningModule):
         now = time.perf_counter()
         self.train_seconds += now - self._clock
         self._clock = now
+
+    def _lr_of(self, scheduler: torch.optim.lr_scheduler.LRScheduler) -> float:
+        """The learning rate, before the factors of the layers."""
+        factors = self._lr_factors or (1.0,)
+        largest = max(range(len(factors)), key=factors.__getitem__)
+        return float(scheduler.get_last_lr()[largest]) / (factors[largest] or 1.0)
 
     def _noise_of_epoch(self) -> dict[str, float]:
         """What a schedule or learning has made of the noise."""
