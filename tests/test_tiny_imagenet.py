@@ -316,6 +316,19 @@ def test_other_settings_have_a_file_of_their_own(root: Path, monkeypatch: pytest
     assert_holds(ten(root), WNIDS[:10])
 
 
+def test_says_where_others_lie_and_how_much_they_take(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    TinyImageNet(root=root, batch_size=4, wnids=WNIDS[:2]).prepare_data()  # of another data set
+    ten(root).prepare_data()
+    assert capsys.readouterr().err == ""
+    ten(root, grey=True).prepare_data()
+    ten(root, wnids=WNIDS[:2]).prepare_data()
+    *_, line = capsys.readouterr().err.splitlines()
+    assert f"{root} holds 2 more tiny_imagenet_10-*.pixels, 0.00 GB" in line
+    assert len(list(root.glob("*.pixels"))) == 4
+    ten(root).prepare_data()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("same", ["size", "time"])
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_other_data_at_the_same_place_are_decoded(tmp_path: Path, kind: str, same: str) -> None:

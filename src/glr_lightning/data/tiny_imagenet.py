@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,7 +19,7 @@ import torch
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from glr_lightning.cli import console
+from glr_lightning.cli import console, say
 from glr_lightning.data import pixel_cache
 from glr_lightning.data.base import PublishedImages, resized
 from glr_lightning.data.decoding import decode
@@ -144,6 +144,7 @@ class TinyImageNetLike(PublishedImages):
                     continue
                 found = pixel_cache.load(path, key)
                 if found is not None:
+                    self._tell_of_others(path)
                     return found
                 failures.append(f"{path} is not what was written")
         raise DataError(
@@ -171,6 +172,16 @@ class TinyImageNetLike(PublishedImages):
 
     def _cache_name(self, key: str) -> str:
         return f"{self.name}-{key[:16]}.pixels"
+
+    def _tell_of_others(self, path: Path) -> None:
+        """They are of other settings or of data that have changed since; which ones are needed only the user knows."""
+        with suppress(OSError):  # another process may remove them meanwhile
+            others = [other.stat().st_size for other in path.parent.glob(self._cache_name("*")) if other != path]
+            if others:
+                say(
+                    f"{self.name}: {path.parent.absolute()} holds {len(others)} more {self._cache_name('*')}, "
+                    f"{sum(others) / 1e9:.2f} GB, of other settings or earlier data; what is not needed may be deleted."
+                )
 
     def _decoded(self, files: Files, listing: "Listing") -> Generator[Tensor, None, None]:
         """Batches [n, *image_shape] uint8 of all images, in order."""
