@@ -8,6 +8,7 @@ from typing import Any, final
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import Tensor, nn
 
@@ -44,7 +45,8 @@ from glr_lightning.findings import (
     read_findings,
 )
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
-from glr_lightning.reporting.figures import variance_against_time
+from glr_lightning.reporting import figures
+from glr_lightning.reporting.figures import png, variance_against_time
 from glr_lightning.runs import load_run
 from glr_lightning.sampling import Antithetic, Independent
 from glr_lightning.train import train
@@ -320,6 +322,23 @@ def test_the_figure_holds_eight_estimators_and_those_without_variance(tmp_path: 
     assert image.shape[1] > image.shape[0] > 300
 
 
+@pytest.mark.parametrize("variances", [{"linear1": 0.0, "linear2": None}, {"linear1": 0.0, "linear2": 2.0}], ids=str)
+def test_the_figure_says_where_nothing_varies(monkeypatch: pytest.MonkeyPatch, variances: dict[str, float]) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "png", lambda figure: drawn.append(figure) or png(figure))
+    found = [
+        Finding(layer, "backprop", None, UNBIASED, relative_variance=variance, milliseconds=1.0)
+        for layer, variance in variances.items()
+    ]
+    assert variance_against_time(found).startswith(b"\x89PNG")
+    (figure,) = drawn
+    for axes, variance in zip(figure.axes, variances.values(), strict=True):
+        assert axes.get_yscale() == ("log" if variance else "linear")
+        assert any(text.get_text() == "no variance to show" for text in axes.texts) == (not variance)
+    legend = [text.get_text() for text in figure.legends[0].texts]
+    assert legend == (["backprop", "equal variance × ms"] if any(variances.values()) else ["backprop (no variance)"])
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 FAST = ["copies=[4,8]", "repetitions=20", "reference.copies=64", "reference.repetitions=20", "batch_size=32"]
@@ -403,6 +422,15 @@ def test_a_trained_run_is_diagnosed_as_it_was_configured(diagnose: Any, tmp_path
     assert by["pinned", 8, "linear1"].objective == "layerwise"
     assert not [f for f in found if f.verdict == BIASED]
     assert "Reference of joint, sigma=0.1" in outcome.out  # another sigma is another objective
+
+
+def test_backpropagation_alone_needs_no_reference_of_the_smoothed_objective(diagnose: Any, tmp_path: Path) -> None:
+    outcome = diagnose("experiment=bp", "network.hidden=[6]", "estimators=[backprop]", *FAST)
+    assert outcome.code == 0, outcome.err
+    assert "Reference of joint" not in outcome.out
+    found = read_findings(tmp_path / "diagnosis/diagnosis.csv")
+    assert [(f.verdict, f.relative_variance, f.alignment) for f in found] == [(UNBIASED, 0.0, None)] * 2
+    assert imread(tmp_path / "diagnosis/diagnosis.png").size
 
 
 def test_the_command_flags_leave_one_out_across_antithetic_pairs(

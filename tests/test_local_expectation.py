@@ -105,6 +105,24 @@ def test_a_jump_that_costs_hundreds_of_nats_stays_finite() -> None:
     assert float(got) > 80
 
 
+@every_density
+@pytest.mark.parametrize("spread", [1.0, 40.0])  # 40: many a softmax is 1 but for rounding
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_signal_of_cross_entropy_is_that_of_any_loss_with_the_same_draws(
+    noise: Noise, spread: float, classes: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    u, z = torch.randn(2, 50, classes, generator=generator, dtype=torch.float64)
+    u *= spread  # and the noise too, else no draw would reach the other logits
+    labels = torch.randint(classes, (50,), generator=generator)
+    expected, got = (
+        kind(CrossEntropy(), noise, 0.7 * spread, z, labels).signal(u, torch.Generator().manual_seed(2))
+        for kind in (Head, CrossEntropyHead)
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
+    assert (got.abs() > 1e-4).any(1).float().mean() > 0.5
+
+
 def check_zero_one_signal(noise: Noise) -> None:
     """The derivative, by autograd, of the expectation over each logit's own noise, given that of the others."""
     head, u, _, _ = a_head(ZeroOne(), noise)

@@ -21,7 +21,16 @@ from PIL import Image
 from cli_runner import run_cli
 from glr_lightning import evaluate
 from glr_lightning.config import compose, config_hash
-from glr_lightning.data import TinyImageNet, TinyImageNet10, download, files, pixel_cache, tiny_imagenet
+from glr_lightning.data import (
+    TinyImageNet,
+    TinyImageNet10,
+    decoding,
+    download,
+    files,
+    jpeg,
+    pixel_cache,
+    tiny_imagenet,
+)
 from glr_lightning.data.files import Bounds
 from glr_lightning.errors import ConfigurationError, DataError
 from glr_lightning.rows import read_rows
@@ -34,7 +43,7 @@ TRAIN, TEST = 3, 2  # images of each class
 Layout = dict[str, bytes]
 
 
-def jpeg(seed: int, mode: str = "RGB", side: int = 64) -> bytes:
+def as_jpeg(seed: int, mode: str = "RGB", side: int = 64) -> bytes:
     channels = {"L": 1, "RGB": 3, "CMYK": 4}[mode]
     pixels = np.random.default_rng(seed).integers(0, 256, (side // 8, side // 8, channels), dtype=np.uint8)
     smooth = Image.fromarray(pixels.squeeze(), mode).resize((side, side), Image.Resampling.BICUBIC)
@@ -49,12 +58,12 @@ def layout() -> Layout:
     for place, wnid in enumerate(WNIDS):
         for number in range(TRAIN):
             mode = "L" if (place * TRAIN + number) % 5 == 0 else "CMYK" if (place, number) == (1, 1) else "RGB"
-            files[f"train/{wnid}/images/{wnid}_{number}.JPEG"] = jpeg(100 * place + number, mode)
+            files[f"train/{wnid}/images/{wnid}_{number}.JPEG"] = as_jpeg(100 * place + number, mode)
         files[f"train/{wnid}/{wnid}_boxes.txt"] = b""
     lines = []
     for number in range(TEST * len(WNIDS)):
         wnid = WNIDS[number * 5 % len(WNIDS)]
-        files[f"val/images/val_{number}.JPEG"] = jpeg(10_000 + number)
+        files[f"val/images/val_{number}.JPEG"] = as_jpeg(10_000 + number)
         lines.append(f"val_{number}.JPEG\t{wnid}\t0\t1\t62\t63\n")
     files["val/val_annotations.txt"] = "".join(lines).encode()
     files["test/images/test_0.JPEG"] = b"without a label, and never read"
@@ -182,7 +191,7 @@ def test_classes_are_the_first_ten_or_those_asked_for_in_their_order(root: Path)
 
 
 def test_the_two_hundred_classes(tmp_path: Path) -> None:
-    wnids, image = [f"n{number:08d}" for number in range(200)], jpeg(0)
+    wnids, image = [f"n{number:08d}" for number in range(200)], as_jpeg(0)
     files = {f"train/{wnid}/images/{wnid}_0.JPEG": image for wnid in wnids}
     files |= {f"val/images/val_{number}.JPEG": image for number in range(200)}
     files["val/val_annotations.txt"] = "".join(f"val_{n}.JPEG\t{wnid}\n" for n, wnid in enumerate(wnids)).encode()
@@ -284,7 +293,7 @@ def refuse_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(tiny_imagenet, "decoded", refuse)
+    monkeypatch.setattr(jpeg, "decoded", refuse)
 
 
 def test_decodes_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,11 +316,24 @@ def test_other_settings_have_a_file_of_their_own(root: Path, monkeypatch: pytest
     assert_holds(ten(root), WNIDS[:10])
 
 
+def test_says_where_others_lie_and_how_much_they_take(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    TinyImageNet(root=root, batch_size=4, wnids=WNIDS[:2]).prepare_data()  # of another data set
+    ten(root).prepare_data()
+    assert capsys.readouterr().err == ""
+    ten(root, grey=True).prepare_data()
+    ten(root, wnids=WNIDS[:2]).prepare_data()
+    *_, line = capsys.readouterr().err.splitlines()
+    assert f"{root} holds 2 more tiny_imagenet_10-*.pixels, 0.00 GB" in line
+    assert len(list(root.glob("*.pixels"))) == 4
+    ten(root).prepare_data()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("same", ["size", "time"])
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_other_data_at_the_same_place_are_decoded(tmp_path: Path, kind: str, same: str) -> None:
     name = f"train/{WNIDS[0]}/images/{WNIDS[0]}_0.JPEG"
-    other = jpeg(77)
+    other = as_jpeg(77)
     longest = max(len(other), len(LAYOUT[name])) + (10_000 if same == "time" else 0)
     for version, content in enumerate((LAYOUT[name], other.ljust(longest, b"\0"))):  # what follows an image is ignored
         content = content.ljust(longest, b"\0") if same == "size" else content
@@ -355,18 +377,18 @@ def test_a_damaged_file_is_made_again(root: Path, spoil: str) -> None:
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interruption_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     seen = []
-    real = tiny_imagenet.decoded
+    real = jpeg.decoded
 
-    def interrupted(*args: Any, **kwargs: Any) -> np.ndarray:
+    def interrupted(*args: Any) -> bytearray:
         seen.append(args)
-        if len(seen) == 20:
+        if len(seen) == 3:
             raise failure
-        return real(*args, **kwargs)
+        return real(*args)
 
     before = sorted(root.parent.rglob("*"))
-    monkeypatch.setattr(tiny_imagenet, "BATCH", 8)
+    in_batches(monkeypatch, processes=1)
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_imagenet, "decoded", interrupted)
+        patch.setattr(jpeg, "decoded", interrupted)
         patch.setattr(TinyImageNet10, "_cache_folders", lambda self: [root])
         with pytest.raises(KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else DataError) as caught:
             ten(root).prepare_data()
@@ -434,6 +456,90 @@ def test_says_where_the_file_could_not_be_written(root: Path) -> None:
         ten(root, cache=root / f"{TOP}.tar" / "below").prepare_data()
 
 
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def in_batches(monkeypatch: pytest.MonkeyPatch, processes: int, size: int = 8) -> list[decoding.Server]:
+    """Small batches, of which there are several here; the processes that will have been started."""
+    started = []
+
+    class Watched(decoding.Server):
+        def __init__(self) -> None:
+            super().__init__()
+            started.append(self)
+
+    monkeypatch.setattr(decoding, "BATCH", size)
+    monkeypatch.setattr(decoding, "processors", lambda: processes)
+    monkeypatch.setattr(decoding, "Server", Watched)
+    return started
+
+
+def assert_ended(servers: list[decoding.Server], number: int) -> None:
+    assert [server._process.returncode is None for server in servers] == [False] * number
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_any_number_of_processes_gives_the_same_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = []
+    for processes in (1, 3):
+        servers = in_batches(monkeypatch, processes)
+        ten(root, grey=True, resize=48).prepare_data()
+        assert_ended(servers, processes if processes > 1 else 0)
+        (path,) = root.glob("*.pixels")
+        contents.append(path.read_bytes())
+        path.unlink()
+    assert contents[0] == contents[1]
+    servers = in_batches(monkeypatch, processes=50, size=25)
+    ten(root).prepare_data()
+    assert_ended(servers, 2)  # as many as batches
+    assert_holds(ten(root), WNIDS[:10])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("places", [[0], [21, 5], [49]], ids=str)
+def test_the_first_damaged_file_is_named_in_whatever_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, places: list[int]
+) -> None:
+    lines = [line.split("\t") for line in LAYOUT["val/val_annotations.txt"].decode().splitlines()]
+    names = [f"train/{wnid}/images/{wnid}_{number}.JPEG" for wnid in WNIDS[:10] for number in range(TRAIN)]
+    names += [f"val/images/{line[0]}" for line in lines if line[1] in WNIDS[:10]]
+    write_tar(tmp_path / f"{TOP}.tar", LAYOUT | {names[place]: LAYOUT[names[place]][:-200] for place in places})
+    servers = in_batches(monkeypatch, processes)
+    with pytest.raises(DataError, match=f"{TOP}.tar: {names[min(places)]} is damaged: .* found .*truncated"):
+        ten(tmp_path).prepare_data()
+    assert_ended(servers, processes if processes > 1 else 0)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{TOP}.tar"]
+
+
+def test_an_interruption_ends_the_processes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = in_batches(monkeypatch, processes=2, size=2)
+
+    def interrupted(path: Path, key: str, labels: Any, shape: Any, batches: Any) -> None:
+        next(batches)
+        assert [server._process.poll() for server in servers] == [None, None]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pixel_cache, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ten(root).prepare_data()
+    assert_ended(servers, 2)
+
+
+def test_says_so_when_a_process_has_ended(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = in_batches(monkeypatch, processes=2, size=2)
+    real = decoding.Server.decoded
+
+    def killed(self: decoding.Server, *args: Any) -> bytearray:
+        self.stop()
+        return real(self, *args)
+
+    monkeypatch.setattr(decoding.Server, "decoded", killed)
+    with pytest.raises(DataError, match=r"a process that decodes images has ended \(.*Start again"):
+        ten(root).prepare_data()
+    assert_ended(servers, 2)
+    assert not list(root.glob("*.pixels"))
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -483,7 +589,7 @@ WRONG: dict[str, tuple[Layout, str]] = {
     "a PNG": (LAYOUT | {FIRST: b"\x89PNG\r\n\x1a\n" + bytes(50)}, f"{FIRST} is damaged: expected a complete JPEG"),
     "cut JPEG": (LAYOUT | {FIRST: LAYOUT[FIRST][:-200]}, f"{FIRST} is damaged: .* found .*truncated"),
     "size": (
-        LAYOUT | {FIRST: jpeg(0, side=32)},
+        LAYOUT | {FIRST: as_jpeg(0, side=32)},
         f"{FIRST} is damaged: expected an image of 64 x 64 pixels, found 32 x 32",
     ),
     "huge": (
@@ -515,7 +621,7 @@ WRONG: dict[str, tuple[Layout, str]] = {
     ),
     "no image": (without("val/images/val_7.JPEG"), r"lines of images that are there, found val/images/val_7\.JPEG"),
     "no line": (
-        LAYOUT | {"val/images/val_99.JPEG": jpeg(0)},
+        LAYOUT | {"val/images/val_99.JPEG": as_jpeg(0)},
         r"every image in val/images, found none for .*val_99\.JPEG",
     ),
     "double line": (
@@ -531,7 +637,7 @@ WRONG: dict[str, tuple[Layout, str]] = {
     "class without test images": (
         without("val/")
         | {"val/val_annotations.txt": f"val_0.JPEG\t{WNIDS[0]}\n".encode()}
-        | {"val/images/val_0.JPEG": jpeg(0)},
+        | {"val/images/val_0.JPEG": as_jpeg(0)},
         "val_annotations.txt is damaged: expected at least one image .* of the class",
     ),
 }

@@ -6,24 +6,23 @@ images have no labels.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from glr_lightning.cli import console
+from glr_lightning.cli import console, say
 from glr_lightning.data import pixel_cache
 from glr_lightning.data.base import PublishedImages, resized
+from glr_lightning.data.decoding import decode
 from glr_lightning.data.download import fetch
 from glr_lightning.data.files import Bounds, Files, identity, opened
 from glr_lightning.data.idx import damaged
@@ -40,7 +39,6 @@ SUFFIXES = tuple(Path(name).suffix for name in ARCHIVES)
 BOUNDS = Bounds(files=250_000, file_bytes=2**24, total_bytes=2**30)
 WNIDS, ANNOTATIONS = "wnids.txt", "val/val_annotations.txt"
 SIDE = 64
-BATCH = 512  # images that are decoded and written together
 _NEEDED = re.compile(
     rf"{re.escape(WNIDS)}|train/([^/]+/(images/([^/]+\.JPEG)?)?)?|val/({re.escape(ANNOTATIONS[4:])}|images/([^/]+\.JPEG)?)?"
 )
@@ -139,12 +137,14 @@ class TinyImageNetLike(PublishedImages):
             for folder in folders:
                 path = folder / self._cache_name(key)
                 try:
-                    pixel_cache.save(path, key, listing.labels, self.image_shape, self._decoded(files, listing))
+                    with closing(self._decoded(files, listing)) as batches:  # whatever fails, no process is left
+                        pixel_cache.save(path, key, listing.labels, self.image_shape, batches)
                 except OSError as error:
                     failures.append(f"{folder.absolute()}: {error.strerror or error}")
                     continue
                 found = pixel_cache.load(path, key)
                 if found is not None:
+                    self._tell_of_others(path)
                     return found
                 failures.append(f"{path} is not what was written")
         raise DataError(
@@ -173,24 +173,27 @@ class TinyImageNetLike(PublishedImages):
     def _cache_name(self, key: str) -> str:
         return f"{self.name}-{key[:16]}.pixels"
 
-    def _decoded(self, files: Files, listing: "Listing") -> Iterator[Tensor]:
-        """Batches [n, *image_shape] uint8 of all images, in order.
-
-        One process and one thread: so small a file is decoded in 0.1 ms, and threads take longer than that to hand the
-        interpreter to each other.
-        """
-        names = listing.names
-        columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(f"decoding {self.name}, once"))
-        with progress_bar(*columns, enabled=console.is_terminal) as bar:
-            task = bar.add_task("", total=len(names))
-            for start in range(0, len(names), BATCH):
-                batch = names[start : start + BATCH]
-                images = np.stack(
-                    [decoded(files.read(name), f"{files.place}: {name}", grey=self.grey) for name in batch]
+    def _tell_of_others(self, path: Path) -> None:
+        """They are of other settings or of data that have changed since; which ones are needed only the user knows."""
+        with suppress(OSError):  # another process may remove them meanwhile
+            others = [other.stat().st_size for other in path.parent.glob(self._cache_name("*")) if other != path]
+            if others:
+                say(
+                    f"{self.name}: {path.parent.absolute()} holds {len(others)} more {self._cache_name('*')}, "
+                    f"{sum(others) / 1e9:.2f} GB, of other settings or earlier data; what is not needed may be deleted."
                 )
-                pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def _decoded(self, files: Files, listing: "Listing") -> Generator[Tensor, None, None]:
+        """Batches [n, *image_shape] uint8 of all images, in order."""
+        columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(f"decoding {self.name}, once"))
+        with (
+            progress_bar(*columns, enabled=console.is_terminal) as bar,
+            closing(decode(files, listing.names, side=SIDE, mode="L" if self.grey else "RGB")) as batches,
+        ):
+            task = bar.add_task("", total=len(listing.names))
+            for pixels in batches:
                 yield pixels if self.resize is None else resized(pixels, self.resize)
-                bar.advance(task, len(batch))
+                bar.advance(task, len(pixels))
 
     def _not_there(self, reason: str) -> DataError:
         fetching = "" if self.download else " set data.download=true,"
@@ -258,24 +261,6 @@ class Listing:
             is_train: torch.tensor([label for _, label in part]) for is_train, part in ((True, train), (False, test))
         }
         return cls([name for name, _ in train + test], labels)
-
-
-def decoded(content: bytes, place: str, *, grey: bool) -> np.ndarray:
-    """The pixels [64, 64, 3] of a JPEG file, or [64, 64, 1] in grey, uint8. Grey and CMYK files are converted.
-
-    Raises:
-        DataError: if it is no JPEG, is damaged, or is of another size; `place` names it.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-            size = image.size
-            if size == (SIDE, SIDE):  # of a larger one not even the pixels are read
-                pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except Exception as error:  # Pillow reports damage in many ways
-        raise damaged(place, "a complete JPEG file", " ".join(str(error).split()) or type(error).__name__) from error
-    if size != (SIDE, SIDE):
-        raise damaged(place, f"an image of {SIDE} x {SIDE} pixels", f"{size[0]} x {size[1]}")
-    return pixels.reshape(SIDE, SIDE, -1)
 
 
 def _known_wnids(files: Files) -> list[str]:

@@ -92,6 +92,25 @@ class CrossEntropyHead(Head):
         before = -log_p.gather(1, self.labels[:, None])
         return before + torch.where(up, rise - own, fall + own)
 
+    def signal(self, u: Tensor, generator: torch.Generator) -> Tensor:
+        """As `Head.signal`, at the cost of one value for each logit, not of all classes: if v_c alone moves, so does
+        one term of log sum_c exp(v_c), and v_y where c = y."""
+        reach = self.sigma * self.noise.sample_slope(u.shape, generator=generator, dtype=u.dtype)
+        others = _log_sum_of_others(u + self.sigma * self.z)
+        rise = torch.logaddexp(others, u + reach) - torch.logaddexp(others, u - reach)
+        own = torch.zeros_like(u).scatter_(1, self.labels[:, None], 1.0)
+        return density_at_0(self.noise, u) / self.sigma * (rise - 2 * own * reach)
+
+
+def _log_sum_of_others(v: Tensor) -> Tensor:
+    """log sum_{k != c} exp(v_k) for every c; v and result [rows, classes].
+
+    It is log sum_k exp(v_k) + log(1 - p_c), where only the largest p_c may be near 1 and is summed by itself.
+    """
+    largest = v.argmax(1, keepdim=True)
+    rest = v.logsumexp(1, keepdim=True) + torch.log1p(-torch.softmax(v, 1))
+    return rest.scatter(1, largest, v.scatter(1, largest, -torch.inf).logsumexp(1, keepdim=True))
+
 
 @dataclass(frozen=True)
 class ZeroOneHead(Head):

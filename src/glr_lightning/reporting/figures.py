@@ -144,7 +144,8 @@ def variance_against_time(findings: Sequence[Finding]) -> bytes:
     """Of a diagnosis, a panel for each layer: relative variance against milliseconds, both logarithmic.
 
     A line is an estimator, its points the numbers of copies, the larger the more. Averaging moves along the grey
-    diagonals of equal variance x time: whoever is on a lower one is better. Without variance there is no point.
+    diagonals of equal variance x time: whoever is on a lower one is better. Without variance there is no point, and a
+    panel without points says so.
     """
     layers = layer_names(findings)
     labels = list(dict.fromkeys(f.estimator for f in findings if f.layer in layers))
@@ -164,11 +165,15 @@ def variance_against_time(findings: Sequence[Finding]) -> bytes:
                 biased = any(f.verdict == DECLARED for f in points)
                 face = "white" if biased else look.colour
                 axes.scatter(x, y, sizes, marker=look.marker, facecolor=face, edgecolor=look.colour, zorder=3)
-            axes.set(title=layer or "network", xscale="log", yscale="log", xlabel="milliseconds of one estimate")
+            axes.set_title(layer or "network")
+            if not own:  # matplotlib refuses a logarithmic axis without anything on it
+                axes.set(xticks=[], yticks=[])
+                axes.text(0.5, 0.5, "no variance to show", transform=axes.transAxes, ha="center", va="center")
+                continue
+            axes.set(xscale="log", yscale="log", xlabel="milliseconds of one estimate")
             axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
             axes.xaxis.set_major_formatter("{x:g}")
-            if own:
-                _iso_lines(axes)
+            _iso_lines(axes)
         for axes in list(grid.flat)[len(layers) :]:
             axes.remove()
         for axes in grid[:, 0]:
@@ -180,8 +185,9 @@ def variance_against_time(findings: Sequence[Finding]) -> bytes:
         if biased:
             handles.append(handle(Look("#555555", "o", "none"), hollow=True))
             names.append("hollow: biased (declared)")
-        handles.append(handle(Look("#bdbdbd", "", "--")))
-        names.append("equal variance × ms")
+        if drawn:
+            handles.append(handle(Look("#bdbdbd", "", "--")))
+            names.append("equal variance × ms")
         legend_above(figure, handles, names)
         return png(figure)
 
