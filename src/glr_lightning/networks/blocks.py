@@ -101,6 +101,11 @@ def whole_number(option: str, value: Any) -> int:
     return int(value)
 
 
+def is_positive(value: Any) -> bool:
+    """A positive and finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.networks.blocks import Builder, Init, initialise, whole_numbers
+from glr_lightning.networks.blocks import Builder, Init, initialise, is_positive, whole_numbers
 
 
 def mlp(
@@ -19,6 +19,7 @@ def mlp(
     centre: float = 0.0,
     bias: bool | Sequence[bool] = True,
     init: Init = "torch",
+    spread: float | Sequence[float] | None = None,
     preprocess: nn.Module | None = None,
 ) -> nn.Sequential:
     """Flatten -> (linear -> activation -> centre) x hidden -> linear, as a plain nn.Sequential.
@@ -35,10 +36,13 @@ def mlp(
             threshold prevents it.
         bias: for all layers, or one per layer (hidden layers, then the logit layer).
         init: see `initialise`.
+        spread: the biases of the hidden layers start uniform in [-spread, spread], one value or one per hidden layer;
+            None: as `init` has them. A centred network with small biases is nearly an odd function of its centred
+            input, whatever its weights, and an image and its negative show the same thing.
         preprocess: see `Builder`.
 
     Raises:
-        ConfigurationError: a width below 1, a bias list of the wrong length, an unknown init.
+        ConfigurationError: a width below 1, a list of biases or spreads of the wrong length, an unknown init.
     """
     hidden = whole_numbers("hidden", hidden, "[50]", at_least_one=False)
     widths = [math.prod(image_shape), *hidden, classes]
@@ -48,11 +52,22 @@ def mlp(
             f"network.bias has {len(biases)} values but the network has {len(widths) - 1} layers; "
             "give true, false, or one value per layer."
         )
+    spreads = list(spread) if isinstance(spread, Sequence) else [spread] * len(hidden)
+    if len(spreads) != len(hidden) or not all(value is None or is_positive(value) for value in spreads):
+        raise ConfigurationError(
+            f"network.spread must be null, a positive number, or one for each of the {len(hidden)} hidden layers, got "
+            f"{spread!r}."
+        )
+
     built = Builder(activation, centre, preprocess)
     built.add("flatten", nn.Flatten())
     *below, last = enumerate(zip(itertools.pairwise(widths), biases, strict=True), start=1)
     for number, ((fan_in, fan_out), with_bias) in below:
-        built.activated(f"linear{number}", initialise(nn.Linear(fan_in, fan_out, bias=with_bias), init))
+        linear = initialise(nn.Linear(fan_in, fan_out, bias=with_bias), init)
+        bound = spreads[number - 1]
+        if linear.bias is not None and bound is not None:
+            nn.init.uniform_(linear.bias, -bound, bound)
+        built.activated(f"linear{number}", linear)
     number, ((fan_in, fan_out), with_bias) = last
     built.add(f"linear{number}", initialise(nn.Linear(fan_in, fan_out, bias=with_bias), init))
     return built.network()
