@@ -7,11 +7,11 @@ THREAT ?= standard
 OUT ?= report
 ARGS ?=
 
-.PHONY: help install quickstart train evaluate sweep report diagnose bench study robustness estimators lint test clean
+.PHONY: help install quickstart train evaluate sweep report diagnose bench study robustness estimators convolutional lint test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed ## create .venv and install the package with its development tools
 
@@ -54,6 +54,9 @@ robustness: install ## what an honest attacker leaves of seven networks on real 
 estimators: install ## which estimator has the least variance x time, and what it reaches (an hour): make estimators DATA=DIR
 	DATA=$(DATA) BIN=$(BIN) sh experiments/estimators/accuracy.sh
 	DATA=$(DATA) BIN=$(BIN) sh experiments/estimators/diagnose.sh
+
+convolutional: install ## networks on images up to Tiny-ImageNet, trained without backpropagation (two hours): make convolutional DATA=DIR
+	DATA=$(DATA) BIN=$(BIN) sh experiments/convolutional/run.sh
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .

@@ -188,8 +188,11 @@ def model_of(run: Run) -> str:
     """The paper's name for what a run is, "" if it has none.
 
     LR, then S(igmoid) or T(hreshold), then Z for the zero-one loss, trained by any estimator that does not go through
-    the activations' derivatives; BP by backpropagation, BP+ by backpropagation through a noisy forward pass.
+    the activations' derivatives; BP by backpropagation, BP+ by backpropagation through a noisy forward pass. All are
+    perceptrons.
     """
+    if run.target("network") != "mlp":
+        return ""
     estimator = run.target("estimator")
     if estimator in ("Backprop", "NoisyBackprop"):
         return "BP" if estimator == "Backprop" else "BP+"
