@@ -1,4 +1,4 @@
-"""Estimates on convolutional networks, with poolings, residual blocks and normalisations, against hooks and autograd."""
+"""Estimates on networks with convolutions, poolings, blocks and normalisations, against hooks and autograd."""
 
 import functools
 from typing import Any
@@ -30,13 +30,13 @@ def oracle(network: str, kind: str, objective: str) -> dict[str, Tensor]:
     built = NETWORKS[network](activation)
     layers = list(weighted(built))
     passes = [layers] if objective == "joint" else [[layer] for layer in layers]
-    draw, rows = (pathwise, 2000) if kind == "tanh" else (plain_ratio, 90_000 if objective == "joint" else 24_000)
+    draw, rows = (pathwise, 2000) if kind == "tanh" else (plain_ratio, 100_000 if objective == "joint" else 24_000)
     return draw(built, loss, passes, SIGMA, PIXELS, CLASS, rows)
 
 
 def check_convolutional(estimator: Estimator, network: str, kind: str) -> None:
     activation, loss = KINDS[kind]
-    number = {LikelihoodRatio: 8000, Tiered: 3000, LocalExpectation: 1000}[type(estimator)]
+    number = {LikelihoodRatio: 9000, Tiered: 3000, LocalExpectation: 1000}[type(estimator)]
     samples = repetitions(estimator, NETWORKS[network](activation), loss, PIXELS, CLASS, number=number)
     check_against(samples, oracle(network, kind, estimator.objective), RESOLUTION, f"{network}, {kind}")
 
