@@ -30,6 +30,7 @@ from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import (
     Backprop,
+    EvolutionStrategies,
     ForwardGradient,
     Hybrid,
     LikelihoodRatio,
@@ -106,8 +107,12 @@ def test_the_chain_as_a_module_is_the_network_and_its_own_chain(make: Any) -> No
 def test_keys_are_those_of_the_plain_network_and_gradients_have_them(make: Any) -> None:
     network = make(HardThreshold())
     before = copy.deepcopy(network.state_dict())
-    got = estimate(LikelihoodRatio(copies=4), network, CrossEntropy(), PIXELS, CLASS).gradients
-    assert set(got) == set(before) == {name for name, _ in network.named_parameters()}
+    every = [LikelihoodRatio(copies=4), Tiered(copies=4), LocalExpectation(), EvolutionStrategies(copies=4)]
+    for estimator in (*every, StraightThrough(), Hybrid(copies=4), Backprop(), ForwardGradient(copies=4)):
+        trained = make(nn.Tanh()) if isinstance(estimator, Backprop | ForwardGradient) else network
+        got = estimate(estimator, trained, CrossEntropy(), PIXELS, CLASS).gradients
+        assert set(got) == set(before) == {name for name, _ in network.named_parameters()}
+        assert all(got[name].shape == value.shape for name, value in before.items())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 

@@ -322,7 +322,7 @@ def test_each_layer_is_averaged_over_its_own_copies(kind: Any) -> None:
             lambda: LikelihoodRatio(copies=[4, 4], injection=Layerwise()).check(normalised(nn.Tanh()), CrossEntropy()),
             "copies has 2 values but the network has 6 layers with weights; give one value, or 6",
         ),
-        (lambda: LikelihoodRatio(copies=[4, 4]), "use injection=layerwise, or one number"),
+        (lambda: LikelihoodRatio(copies=[4, 4]), "use one number, or estimator=likelihood_ratio injection=layerwise"),
         (lambda: Tiered(copies=[]), "copies is an empty list"),
         (lambda: Tiered(copies=[4, 0]), "copies must be a whole number of at least 1"),
         (lambda: Tiered(copies=[4, 3]), "antithetic sampling needs copies to be a positive multiple of 2"),

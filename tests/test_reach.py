@@ -309,6 +309,26 @@ def test_no_own_noise_is_in_the_baseline(make: Any, injection: Injection, sampli
     torch.testing.assert_close(change, (new_losses - losses)[2], rtol=1e-10, atol=1e-12)
 
 
+def test_under_bf16_autocast_the_baseline_is_computed_in_the_parameters_precision() -> None:
+    network = residual(HardThreshold()).float()
+    chain = Chain.of(network)
+    loss, sigma, generator = CrossEntropy(), (0.7,) * len(chain.sites), torch.Generator().manual_seed(0)
+    estimator = LikelihoodRatio(copies=4, baseline=Clean())
+    with torch.autocast("cpu", torch.bfloat16):
+        clean = chain.clean(PIXELS.float())
+        found = fields_of(chain, clean, 0)
+        assert found is not None
+        sites, copies = tuple(range(len(sigma))), (4, 4)
+        noisy, losses, group = estimator._losses(chain, clean, sites, sigma, copies, loss, CLASS, generator)
+        got = estimator._weight(chain, clean, noisy, losses, group, losses[0], found, loss, CLASS)
+        gradients = estimate(estimator, network, loss, PIXELS.float(), CLASS).gradients
+    wide = replace(clean, readout=clean.readout.float())
+    again = noisy._replace(readout=noisy.readout.float(), logits=noisy.logits.float())
+    expected = losses[..., None, None, None] - by_definition(chain, wide, again, found, loss)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
+
+
 # ---- what it is good for --------------------------------------------------------------------------------------------
 
 
