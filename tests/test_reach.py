@@ -77,7 +77,9 @@ def random_module(rng: random.Random, depth: int = 0) -> nn.Module:
         inner = [nn.Conv2d(2, 2, kernel, padding=kernel // 2), random_elementwise(rng)]
         if rng.random() < 0.4:
             inner.append(Residual(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1))))
-        return Residual(nn.Sequential(*inner), nn.Sequential(nn.Conv2d(2, 2, 1)) if rng.random() < 0.5 else None)
+        other = rng.choice([1, 3])  # the shortcut may reach further than the body
+        shortcut = nn.Sequential(nn.Conv2d(2, 2, other, padding=other // 2))
+        return Residual(nn.Sequential(*inner), shortcut if rng.random() < 0.5 else None)
     return random_elementwise(rng)
 
 
@@ -112,7 +114,7 @@ def check_never_too_small(seeds: Sequence[int] = range(80)) -> None:
                 inside += int((claimed(found) & ~changed).sum() == 0)
                 assert not (changed & ~claimed(found)).any(), f"a place is missing: seed {seed}, site {site}, {network}"
     assert known >= len(seeds)  # or nothing was tested
-    assert inside >= known // 3  # and most claims are no larger than they need be
+    assert inside > 0.8 * known  # most claims are no larger than they need be; dilated windows and maxima leave gaps
 
 
 def test_a_claim_is_never_too_small() -> None:
