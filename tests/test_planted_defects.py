@@ -6,34 +6,43 @@ A check is the very function that the other files call. Before the defect it pas
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import test_reach
+from convolutional_cases import pooled, projected, residual
 from estimator_cases import SIGMA, X, Y, check_unbiased, check_unbiased_with_stride, flat, reference, small_network
 from glr_lightning import chain, diagnostics, layers, sampling
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.baselines import Clean, LeaveOneOut, NoBaseline
-from glr_lightning.chain import Chain
+from glr_lightning.chain import Chain, CleanPass, Merge, State
 from glr_lightning.diagnostics import SignalToNoise
 from glr_lightning.estimators import (
     Backprop,
     Estimate,
     EvolutionStrategies,
     LikelihoodRatio,
+    Tiered,
     evolution_strategies,
     forward_gradient,
     heads,
     likelihood_ratio,
     local_expectation,
+    reach,
     straight_through,
 )
+from glr_lightning.estimators.reach import Fields
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
 from glr_lightning.sampling import Antithetic, Independent, Sobol
+from test_chain import check_passes
+from test_convolutional import ESTIMATORS as CONVOLUTIONAL
+from test_convolutional import check_convolutional
 from test_diagnostics import check_signal_to_noise
 from test_hybrid import check_above_a_threshold, check_below_a_zero_one_loss
 from test_layers import check_contract, convolution
@@ -45,6 +54,7 @@ from test_local_expectation import (
     check_zero_one_signal,
     threshold_network,
 )
+from test_networks import check_copies_per_layer
 from test_noise import (
     ADMISSIBLE,
     check_conditional_scale_score,
@@ -54,6 +64,7 @@ from test_noise import (
 )
 from test_peers import check_all_patterns, check_error_of_one_weight, check_noise_on_weights, check_straight_through
 from test_published import check_training_step
+from test_reach import check_never_too_small, check_own_noise_is_no_part_of_the_baseline
 from test_sampling import check_baseline_ignores_dependent_copies
 from test_scales import DEFAULT as SCALES
 from test_scales import check_scale_gradient
@@ -287,6 +298,81 @@ def jumps_the_other_way(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(heads.CrossEntropyHead, "after_jumps", lambda self, u, up, *args: right(self, u, ~up, *args))
 
 
+def reach_too_small_by_one_place(patch: pytest.MonkeyPatch) -> None:
+    right = reach._window
+
+    def wrong(*args: Any) -> tuple[Tensor, Tensor]:
+        first, last = right(*args)
+        return first, last - 1
+
+    patch.setattr(reach, "_window", wrong)
+
+
+def reach_of_nothing(patch: pytest.MonkeyPatch) -> None:
+    """The baseline is then the loss itself, own noise included."""
+    right = likelihood_ratio.fields_of
+
+    def wrong(*args: Any) -> Fields | None:
+        found = right(*args)
+        return found and replace(found, members=tuple(map(torch.zeros_like, found.members)))
+
+    patch.setattr(likelihood_ratio, "fields_of", wrong)
+    patch.setattr(test_reach, "fields_of", wrong)
+
+
+def reach_of_the_neighbours(patch: pytest.MonkeyPatch) -> None:
+    """Each place with the reach of the one before it: height and width right, rows shifted."""
+    right = likelihood_ratio.fields_of
+
+    def wrong(*args: Any) -> Fields | None:
+        found = right(*args)
+        return found and replace(found, of_place=(found.of_place[0].roll(1), found.of_place[1]))
+
+    patch.setattr(likelihood_ratio, "fields_of", wrong)
+    patch.setattr(test_reach, "fields_of", wrong)
+
+
+def sum_of_branches_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
+    """The rows of what has no noise yet are repeated one by one and not as a whole."""
+
+    def wrong(self: Merge, state: State) -> State:
+        a, b = sorted(state[:2], key=len)
+        return (b + a.repeat_interleave(len(b) // len(a), dim=0), *state[2:])
+
+    patch.setattr(Merge, "step", wrong)
+
+
+def waiting_tensor_of_another_site(patch: pytest.MonkeyPatch) -> None:
+    """A pass that starts in a block goes on with what waited before the network."""
+    right = Chain.clean
+
+    def wrong(self: Chain, x: Tensor) -> CleanPass:
+        clean = right(self, x)
+        return replace(clean, waiting=[tuple(map(torch.zeros_like, state)) for state in clean.waiting])
+
+    patch.setattr(Chain, "clean", wrong)
+
+
+def mean_over_the_copies_of_the_first_layer(patch: pytest.MonkeyPatch) -> None:
+    right = LikelihoodRatio.of_pass
+
+    def wrong(self: LikelihoodRatio, chain: Chain, clean: CleanPass, sites: Any, *args: Any, **kwargs: Any) -> Any:
+        outcome = right(self, chain, clean, sites, *args, **kwargs)
+        factor = self.copies_at(sites, len(chain.sites)) / self.copies_at((0,), len(chain.sites))
+        return replace(outcome, gradients={name: factor * g for name, g in outcome.gradients.items()})
+
+    patch.setattr(LikelihoodRatio, "of_pass", wrong)
+
+
+def normalisation_contracted_with_its_input(patch: pytest.MonkeyPatch) -> None:
+    """Not with what it has made of it."""
+
+    def as_it_is(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x
+
+    patch.setattr(layers, "functional", SimpleNamespace(group_norm=as_it_is, layer_norm=as_it_is))
+
+
 def cotangent_of_one_copy(patch: pytest.MonkeyPatch) -> None:
     """The likelihood ratio at the logits forgets its division by sigma."""
     right = LikelihoodRatio.score_of
@@ -446,6 +532,58 @@ CASES = {
     ),
     "hybrid: logits not divided by sigma": Case(cotangent_of_one_copy, check_below_a_zero_one_loss, GRADIENT),
     "hybrid: thresholds not divided by sigma": Case(cotangent_of_one_copy, check_above_a_threshold, GRADIENT),
+    # convolutional networks
+    "reach too small": Case(reach_too_small_by_one_place, check_never_too_small, "missing"),
+    "reach too small, own noise": Case(
+        reach_too_small_by_one_place,
+        partial(check_own_noise_is_no_part_of_the_baseline, Layerwise(), Antithetic(), make=pooled),
+        "own noise",
+    ),
+    "reach too small, mean": Case(
+        reach_too_small_by_one_place,
+        partial(check_convolutional, CONVOLUTIONAL["likelihood_ratio layerwise"], "pooled", "tanh"),
+        GRADIENT,
+    ),
+    "reach of nothing, own noise": Case(
+        reach_of_nothing, partial(check_own_noise_is_no_part_of_the_baseline, Joint(), Antithetic()), "own noise"
+    ),
+    "reach of nothing, mean": Case(
+        reach_of_nothing, partial(check_convolutional, CONVOLUTIONAL["tiered"], "projected", "tanh"), GRADIENT
+    ),
+    "reach of the neighbours": Case(
+        reach_of_the_neighbours, partial(check_own_noise_is_no_part_of_the_baseline, Joint(), Antithetic()), "own noise"
+    ),
+    "sum in sample-major rows, pass": Case(
+        sum_of_branches_in_sample_major_rows, partial(check_passes, projected), EQUAL
+    ),
+    "sum in sample-major rows, mean": Case(
+        sum_of_branches_in_sample_major_rows,
+        partial(check_convolutional, CONVOLUTIONAL["likelihood_ratio layerwise"], "residual", "tanh"),
+        GRADIENT,
+    ),
+    "nothing waits, pass": Case(waiting_tensor_of_another_site, partial(check_passes, residual), EQUAL),
+    "nothing waits, mean": Case(
+        waiting_tensor_of_another_site,
+        partial(check_convolutional, CONVOLUTIONAL["tiered"], "projected", "tanh"),
+        GRADIENT,
+    ),
+    "copies of the first layer": Case(
+        mean_over_the_copies_of_the_first_layer, partial(check_copies_per_layer, LikelihoodRatio), GRADIENT
+    ),
+    "copies of the first layer, tiered": Case(
+        mean_over_the_copies_of_the_first_layer, partial(check_copies_per_layer, Tiered), GRADIENT
+    ),
+    "normalisation's input, product": Case(
+        normalisation_contracted_with_its_input, partial(check_contract, nn.GroupNorm(2, 6).double(), 6, 4, 3), "weight"
+    ),
+    "normalisation's input, product of layer norm": Case(
+        normalisation_contracted_with_its_input, partial(check_contract, nn.LayerNorm(6).double(), 6), "weight"
+    ),
+    "normalisation's input, mean": Case(
+        normalisation_contracted_with_its_input,
+        partial(check_convolutional, CONVOLUTIONAL["tiered"], "normalised", "tanh"),
+        GRADIENT,
+    ),
     "twice the noise": Case(noise_of_twice_the_sigma_that_is_divided_by, partial(threshold, DEFAULT), GRADIENT),
 }
 

@@ -3,11 +3,13 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from convolutional_cases import CLASS, PARTS, PIXELS, check_against, noisy_logits, normalised, residual, sizes
 from estimator_cases import IMAGES, LABELS, SIGMA, X, Y, small_convnet, small_network
 from glr_lightning.activations import HardThreshold
 from glr_lightning.config import compose
@@ -63,9 +65,9 @@ def exact(injection: Injection, network: nn.Sequential, scales: list[Tensor], x:
     return [gradients[site] for site in range(len(scales))]
 
 
-def scales_of(network: nn.Module, per: str) -> list[Tensor]:
+def scales_of(network: nn.Module, per: str, estimator: LikelihoodRatio = DEFAULT) -> list[Tensor]:
     """Scales that all differ, so that taking another unit's shows."""
-    scales = [p.detach().double().exp() for p in log_scales(DEFAULT, network, per)]
+    scales = [p.detach().double().exp() for p in log_scales(estimator, network, per)]
     return [scale * torch.linspace(0.8, 1.2, scale.numel()).double().view_as(scale) for scale in scales]
 
 
@@ -110,6 +112,25 @@ def test_a_convolution_has_a_scale_for_each_channel(per: str) -> None:
     samples = log_sigma_gradients(DEFAULT, network, scales, IMAGES, LABELS, 40_000)
     for site, expected in enumerate(exact(Joint(), network, scales, IMAGES, LABELS)):
         assert_gradient(samples[site], expected.flatten(), resolution=0.4, what=f"log sigma of layer {site}")
+
+
+@pytest.mark.parametrize("make", [normalised, residual], ids=lambda make: make.__name__)
+def test_channels_of_blocks_and_normalisations_have_the_derivative_along_the_path(make: Any) -> None:
+    """Of a smooth network: dE[L(v + sigma z)] / d log sigma by autograd, noise in one layer at a time."""
+    network, loss, number = make(nn.Tanh()), CrossEntropy(), 12_000
+    scales = [0.5 * scale / SIGMA[0] for scale in scales_of(network, "neuron", replace(DEFAULT, sigma=SIGMA[0]))]
+    estimator = replace(DEFAULT, sigma=SIGMA[0], injection=Layerwise())
+    samples = log_sigma_gradients(estimator, network, scales, PIXELS, CLASS, number, loss)
+    generator = torch.Generator().manual_seed(1)
+    for (name, shape), scale, got in zip(sizes(network, PIXELS).items(), scales, samples, strict=True):
+        paths = []
+        for _ in range(PARTS):
+            leaf = scale.log().requires_grad_()
+            z = torch.randn(200, *shape, generator=generator, dtype=scale.dtype)
+            rows = PIXELS.repeat(100, 1, 1, 1)
+            mean = loss(noisy_logits(network, rows, {name: leaf.exp() * z}), CLASS.repeat(100)).mean()
+            paths.append(torch.autograd.grad(mean, leaf)[0].flatten())
+        check_against({f"{name}.s": got}, {f"{name}.s": torch.stack(paths)}, 1.0, "log sigma")
 
 
 @pytest.mark.parametrize("noise", ADMISSIBLE, ids=lambda noise: type(noise).__name__)

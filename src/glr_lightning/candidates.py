@@ -49,7 +49,8 @@ class Candidate:
     built: Estimator | ConfigurationError
 
     @property
-    def copies(self) -> int | None:
+    def copies(self) -> int | list[int] | None:
+        """One number, or one per layer; None of an estimator that has none."""
         return self.node.get("copies")
 
 

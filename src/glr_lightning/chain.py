@@ -101,7 +101,7 @@ class NoisySite:
 
 class NoisyPass(NamedTuple):
     """A pass with noise: logits [copies * batch, classes], copy-major; what each noisy site saw; the input of
-    `Chain.readout`, [copies * batch, ...]."""
+    `Chain.readout`, [copies * batch, ...] or, below all noise, [batch, ...]."""
 
     logits: Tensor
     seen: list[NoisySite]

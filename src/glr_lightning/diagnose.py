@@ -133,11 +133,11 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
     findings = []
     for contender, result, (_, missing) in zip(contenders, measured, found, strict=True):
         plan = contender.estimator.plan(subject.network, subject.loss)
-        for layer in layers:
+        for number, layer in enumerate(layers):
             finding = Finding(
                 layer,
                 contender.label,
-                contender.copies,
+                contender.copies[number] if isinstance(contender.copies, list) else contender.copies,
                 NO_REFERENCE,
                 objective=contender.estimator.objective,
                 source=plan.get(layer, ""),
@@ -227,7 +227,7 @@ def _refused(candidates: Sequence[Candidate]) -> list[Finding]:
     refusals: dict[tuple[str, str], list[int]] = {}
     for c in candidates:
         if not isinstance(c.built, Estimator):
-            refusals.setdefault((c.label, str(c.built)), []).extend([] if c.copies is None else [c.copies])
+            refusals.setdefault((c.label, str(c.built)), []).extend([c.copies] if isinstance(c.copies, int) else [])
     return [
         Finding("", label, copies[0] if len(copies) == 1 else None, REFUSED, note=words)
         for (label, words), copies in refusals.items()

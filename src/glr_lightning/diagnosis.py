@@ -244,7 +244,7 @@ class Contender:
     """An estimator to be diagnosed, with the reference of its objective by layer; None if there is none."""
 
     label: str
-    copies: int | None
+    copies: int | list[int] | None
     estimator: Estimator
     reference: Mapping[str, Reference] | None = None
 

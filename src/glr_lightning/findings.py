@@ -25,7 +25,8 @@ UNBIASED, UNCLEAR, DECLARED, BIASED, NO_REFERENCE, REFUSED = (
 class Finding:
     """One estimator at one number of copies on one layer; `diagnosis.py` defines the numbers.
 
-    None is a number that does not exist, as the copies of an estimator that has none. A refusal has no layer.
+    None is a number that does not exist, as the copies of an estimator that has none. Where layers have copies of their
+    own, they are the layer's. A refusal has no layer.
     """
 
     layer: str

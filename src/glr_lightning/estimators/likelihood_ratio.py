@@ -128,7 +128,7 @@ class LikelihoodRatio(Estimator):
         if isinstance(self.copies, tuple) and not isinstance(self.injection, Layerwise):
             raise ConfigurationError(
                 f"copies={list(self.copies)} are numbers for passes of single layers, and noise in all layers at once "
-                "is one pass; use injection=layerwise, or one number."
+                "is one pass; use one number, or estimator=likelihood_ratio injection=layerwise."
             )
         if not isinstance(self.reach, bool):
             raise ConfigurationError(f"estimator.reach must be true or false, got {self.reach!r}.")
@@ -268,7 +268,8 @@ class LikelihoodRatio(Estimator):
         readout only, [copies, batch, 1, height, width]."""
         if fields is None:
             return losses - self.baseline(losses, group, clean_loss)
-        own = losses[..., None] - fields.losses_without(chain, clean, noisy, loss, y)
+        with torch.autocast(y.device.type, enabled=False):  # what it took away of precision would be own noise left in
+            own = losses[..., None] - fields.losses_without(chain, clean, noisy, loss, y)
         nothing = torch.zeros_like(own[0]) if self.baseline.needs_clean else None  # what `own` is without noise
         return fields.spread(own - self.baseline(own, group, nothing))
 

@@ -50,7 +50,7 @@ class Fields:
         """L(u_k(i)) for every field, [copies, batch, fields]; noisy: a pass over K copies of the clean batch."""
         rows, columns = self.members
         batch, dtype = len(y), rows.dtype
-        weight = chain.readout_weight(clean.readout).to(dtype)
+        weight = chain.readout_weight(clean.readout.to(dtype))
         moved = (noisy.readout.unflatten(0, (-1, batch)) - clean.readout).flatten(0, 1).to(dtype)
         logits, labels = noisy.logits.to(dtype), y.repeat(len(noisy.logits) // batch)
         count = rows.shape[1] * columns.shape[1]
