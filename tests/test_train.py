@@ -24,19 +24,30 @@ from glr_lightning.threats.clean import clean
 from glr_lightning.train import PRECISIONS, main, train
 from glr_lightning.training import step_generator
 from interruption import assert_same_training, lasting, train_in_two_parts
+from tiny_layout import TOP, two_hundred_classes, write_folder
 
 EXPERIMENTS = sorted(
     str(path.relative_to(Path(CONF_DIR) / "experiment").with_suffix(""))
     for path in (Path(CONF_DIR) / "experiment").rglob("*.yaml")
+    if path.stem != "shared"  # what others build on
 )
 LIKELIHOOD_RATIO = ["estimator=likelihood_ratio", "sampling=antithetic", "copies=8"]
 LEARNING = [*LIKELIHOOD_RATIO, "learn_sigma=neuron"]
 FAST = ["progress=false", "copies=8", "epochs=2", "data.validation=0.1"]
 
 
+@pytest.fixture(scope="module")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Tiny-ImageNet of a few images for each of 200 classes."""
+    return write_folder(tmp_path_factory.mktemp("tiny") / TOP, two_hundred_classes())
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_one_step(experiment: str, tmp_path: Path) -> None:
-    config = compose([f"experiment={experiment}", "epochs=1", "batch_size=1500", "progress=false"])
+def test_every_experiment_runs_one_step(experiment: str, tmp_path: Path, tiny_root: Path) -> None:
+    options = [f"experiment={experiment}", "epochs=1", "batch_size=1500", "progress=false"]
+    if "tiny" in experiment:
+        options += [f"data.root={tiny_root}", f"data.cache={tmp_path}"]
+    config = compose(options)
     result = train(config, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 1
     assert 0 <= result["test_accuracy"] <= 1
