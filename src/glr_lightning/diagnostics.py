@@ -52,8 +52,9 @@ def news_of_classes(before: Sequence[int], now: Sequence[int], epoch: int, reviv
     do about it if all were alive before, or what is done already."""
     died, recovered = sorted(set(now) - set(before)), sorted(set(before) - set(now))
     one = len(died) == 1
-    lifts = f"revive lifts {'its bias' if one else 'their biases'} until {'it is' if one else 'they are'} predicted again."
-    advice = lifts if reviving else f"{'It' if one else 'They'} may recover; else try {REMEDY}."
+    lifts = "its bias until it is" if one else "their biases until they are"
+    recovers = f"{'It' if one else 'They'} may recover; else try {REMEDY}."
+    advice = f"revive lifts {lifts} predicted again." if reviving else recovers
     news = []
     if died:
         remedy = "" if before else f" {advice}"
