@@ -28,11 +28,12 @@ from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation
 from glr_lightning.estimators.heads import CrossEntropyHead, Head, ZeroOneHead, head_for
+from glr_lightning.estimators.local_expectation import Beyond
 from glr_lightning.injection import Joint
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
-from glr_lightning.networks import Shift, mlp
+from glr_lightning.networks import Residual, Shift, mlp
 from glr_lightning.noise import Gaussian, Noise, Uniform
-from glr_lightning.sampling import Draws, Sampler
+from glr_lightning.sampling import Draws, Independent, Sampler
 from groups import member, options
 from oracles import TOLERANCE, counted_loss
 from zscores import repetitions
@@ -419,3 +420,21 @@ def test_a_layer_applied_at_several_places_takes_the_long_way_and_is_right() -> 
     expected = {name: values.mean(0) for name, values in ratio.items()}
     error = max(float(values.std(0).max()) for values in ratio.values()) / 2000**0.5
     check_gradient(local, expected, resolution=0.3, tolerance=5 * error)
+
+
+def test_units_of_a_block_move_beside_a_shortcut_that_is_common_to_all_copies() -> None:
+    body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 2, 3, padding=1))
+    block = Residual(body, nn.Sequential(nn.Conv2d(1, 2, 1)))
+    chain = Chain.of(nn.Sequential(block, nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)).double())
+    x, y = torch.rand(5, 1, 4, 4, dtype=torch.float64), torch.arange(5) % 3
+    sigma = (0.5,) * len(chain.sites)
+    draw = Independent().bound(Gaussian(), 3, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        _, seen, _ = chain.noisy(chain.clean(x), tuple(range(len(sigma))), sigma, draw)
+        beyond = Beyond.of(chain, seen, sigma, CrossEntropy(), Gaussian(), y)
+        for at in seen[:-1]:  # moved to where they are
+            v = at.v.flatten(2)
+            chosen = torch.arange(v.shape[2]).expand(*v.shape)
+            torch.testing.assert_close(
+                beyond.after_moves(at, v, chosen, v), beyond.losses.view(3, 5, 1).expand(3, 5, v.shape[2])
+            )

@@ -1,3 +1,3 @@
 """Train neural networks without backpropagation, by the generalized likelihood ratio method."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

@@ -49,13 +49,19 @@ class Merge(Step):
     """Out of a block: body plus shortcut. Where one of them has no noise yet, it is common to all copies (Law 5)."""
 
     def step(self, state: State) -> State:
-        a, b = sorted(state[:2], key=len)
+        a, b = state[:2]
         if a.shape[1:] != b.shape[1:]:
             raise ConfigurationError(
                 f"a residual block adds tensors of one shape, got {list(a.shape[1:])} and {list(b.shape[1:])} of a "
                 "sample; give it a shortcut whose output is shaped like the body's, such as a 1 x 1 convolution."
             )
-        return ((b.unflatten(0, (-1, len(a))) + a).flatten(0, 1), *state[2:])
+        return (plus(a, b), *state[2:])
+
+
+def plus(a: Tensor, b: Tensor) -> Tensor:
+    """a + b, copy-major, where the rows of one may be common to all copies in the other."""
+    few, many = sorted((a, b), key=len)
+    return (many.unflatten(0, (-1, len(few))) + few).flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from glr_lightning.threats.clean import clean
 from glr_lightning.trials import Trial, trials
 
 CLEAN = Threat(clean, "clean")
-OF_TRAINING = {"batch_size", "seed", "validation", "flip", "crop"}
+OF_TRAINING = {"batch_size", "seed", "validation", "flip", "crop", "download", "cache"}
 """The options of a data set that change nothing about its test images."""
 CHECKPOINTS = {"best": BEST, "last": LAST}
 

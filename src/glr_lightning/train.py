@@ -179,7 +179,10 @@ def _check_root(config: dict[str, Any]) -> None:
         raise ConfigurationError(f"the configuration is damaged: {str(error).splitlines()[0]}") from None
     missing = sorted(fields - set(config))
     if missing:
-        raise ConfigurationError(f"the configuration has no {', '.join(missing)}; it is damaged or not of glr-train.")
+        raise ConfigurationError(
+            f"the configuration has no {', '.join(missing)}; it is damaged, or of an earlier glr-train. Train "
+            "again, or go on with the version that began."
+        )
     unknown = sorted(set(config) - fields - {"experiment"})
     if unknown:
         words = ", ".join(unknown)

@@ -23,6 +23,7 @@ from glr_lightning.data.idx import damaged
 from glr_lightning.errors import DataError
 
 BLOCK = 2**18  # bytes of a stream that are unpacked at once
+LONGEST_HEADER = 2**16  # bytes; of a tar's headers that have a content, a long name or a list of attributes
 
 
 @dataclass(frozen=True)
@@ -160,21 +161,42 @@ def _zip(archive: Path, members: _Members, wanted: Callable[[str], bool]) -> Ite
                 raise members.refuse(info.filename, "it is a link or a device; only files and folders are read")
             if info.flag_bits & 1:
                 raise members.refuse(info.filename, "it is encrypted")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+                raise members.refuse(info.filename, "it is compressed by another method than deflate")
             name = members.admit(info.orig_filename, info.file_size, is_folder=info.is_dir())
             if wanted(name) and not info.is_dir():
                 found[name] = info
 
         def read(name: str) -> bytes:
             try:
-                return file.read(found[name])
+                with file.open(found[name]) as stream:
+                    # a size, since without one all is unpacked first, also what is beyond the size that was admitted
+                    return stream.read(found[name].file_size)
             except Exception as error:
                 raise damaged(archive / name, "a complete member of the zip file", _words(error)) from error
 
         yield Files(archive, found.keys(), read)
 
 
+HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
 class _Member(tarfile.TarInfo):
-    """A header that is no header ends a tar silently in tarfile, as if its rest were not there; here it is an error."""
+    """A header that is no header ends a tar silently in tarfile, as if its rest were not there; here it is an error. So
+    is one that is followed by more than `LONGEST_HEADER` bytes of its own, which tarfile would hold in memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in HEADERS and member.size > LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size} bytes, {LONGEST_HEADER} are the most")
+        return member
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Member":
@@ -215,6 +237,7 @@ def _tar(archive: Path, members: _Members, wanted: Callable[[str], bool], unpack
                     name = members.admit(member.name, member.size, is_folder=member.isdir())
                     if wanted(name) and member.isreg():
                         contents[name] = file.extractfile(member).read()
+                    file.members.clear()  # else it keeps every header, of any number of folders too
             while bounded.read(BLOCK):  # the checksum is at the very end
                 pass
     except DataError:

@@ -34,7 +34,7 @@ def load(path: Path, key: str) -> Sets | None:
             header = json.loads(file.read(HEADER))
             size = os.fstat(file.fileno()).st_size
         counts, shape = [int(n) for n in header["counts"]], [int(n) for n in header["shape"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # the last two of odd JSON
         return None
     images = sum(counts)
     right = header.get("format") == FORMAT and header.get("key") == key and len(counts) == 2 and len(shape) == 3

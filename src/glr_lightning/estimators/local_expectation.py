@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import ELEMENTWISE, PiecewiseConstant
-from glr_lightning.chain import Chain, CleanPass, NoisySite, State, require_separate_samples
+from glr_lightning.chain import Chain, CleanPass, NoisySite, State, plus, require_separate_samples
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import (
     Estimate,
@@ -263,8 +263,7 @@ class Beyond:
             state = self.chain.step(position, state)
             if position in self.chain.sites[:-1]:
                 site = self.chain.sites.index(position)
-                z = self.seen[site].z.flatten(0, 1)
-                state = ((state[0].unflatten(0, (-1, len(z))) + self.sigma[site] * z).flatten(0, 1), *state[1:])
+                state = (plus(state[0], self.sigma[site] * self.seen[site].z.flatten(0, 1)), *state[1:])
         return self.head.values(state[0].unflatten(0, (m, -1))).view(m, *v.shape[:2]).permute(1, 2, 0)
 
 

@@ -28,7 +28,7 @@ from glr_lightning.losses import Loss
 from glr_lightning.networks import Shift, Sine, Standardise
 
 AT_ONCE = 2**24
-"""So many logits are held at once (64 MiB)."""
+"""So many logits, of fields or of places, are held at once (64 MiB)."""
 
 Interval = tuple[Tensor, Tensor]
 """For each place of the noisy layer the first and the last that it reaches along an axis; none if first > last."""
@@ -55,7 +55,7 @@ class Fields:
         logits, labels = noisy.logits.to(dtype), y.repeat(len(noisy.logits) // batch)
         count = rows.shape[1] * columns.shape[1]
         losses = []
-        part = max(1, AT_ONCE // (count * logits.shape[1]))
+        part = max(1, AT_ONCE // (max(count, moved[0, 0].numel()) * logits.shape[1]))
         for u, change, label in zip(logits.split(part), moved.split(part), labels.split(part), strict=True):
             places = torch.einsum("nchw,kchw->nhwk", change, weight)
             fields = torch.einsum("nhwk,hp,wq->npqk", places, rows, columns)
