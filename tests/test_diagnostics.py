@@ -74,6 +74,8 @@ def test_news_are_told_once() -> None:
     assert "try" not in another
     (lifted,) = news_of_classes([], [3], 0, reviving=True)
     assert lifted.endswith("revive lifts its bias until it is predicted again.")
+    (both,) = news_of_classes([], [3, 1], 0, reviving=True)
+    assert both.endswith("their labels. revive lifts their biases until they are predicted again.")
     (recovered,) = news_of_classes([3, 1], [1], 4)
     assert recovered == "class 3 recovered in epoch 5."
 

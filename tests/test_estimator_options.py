@@ -48,6 +48,12 @@ def test_one_scale_serves_all_layers_and_a_list_has_one_for_each() -> None:
                 refuse()
 
 
+@pytest.mark.parametrize("kind", [LocalExpectation, NoisyBackprop, ForwardGradient, EvolutionStrategies])
+def test_copies_for_each_layer_are_refused_where_all_layers_share_a_pass(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"got copies=\[4, 8\]; use one number, or estimator=tiered"):
+        kind(copies=[4, 8])
+
+
 @pytest.mark.parametrize("sigma", [0, -1.0, math.inf, math.nan, "1", None, True, [], [1.0, 0.0], [1.0, None]])
 @pytest.mark.parametrize(
     "kind",

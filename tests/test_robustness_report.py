@@ -13,12 +13,14 @@ from glr_lightning.report import report
 from glr_lightning.reporting.corruption_error import corruption_error, corruption_error_table
 from glr_lightning.reporting.results import (
     Column,
+    Run,
     all_columns,
     experiments,
     file_names,
     read_runs,
     table_cells,
 )
+from glr_lightning.reporting.robustbench import _architecture
 from glr_lightning.reporting.robustness_figures import accuracy_by_epsilon, certified, corruption_maps, draw_robustness
 from glr_lightning.reporting.tables import robustness_table, robustness_tables
 from glr_lightning.rows import Row
@@ -287,6 +289,24 @@ def test_the_baseline_is_an_option_of_the_command(tmp_path: Path, monkeypatch: p
 
 
 # --- RobustBench ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        ("convnet", "convnet (16, 32 channels), "),
+        ("vgg8", "vgg8 (4, 8 channels; 16 hidden units), "),
+        ("mlp", "mlp (50 hidden units), "),
+    ],
+)
+def test_robustbench_files_name_the_widths_of_any_network(tmp_path: Path, network: str, named: str) -> None:
+    own = {
+        "convnet": {"channels": [16, 32], "hidden": []},
+        "vgg8": {"channels": [4, 8], "hidden": 16},
+        "mlp": {"hidden": [50]},
+    }
+    config = {"network": {"_target_": f"glr_lightning.networks.{network}", **own[network]}}
+    assert _architecture(Run("run", tmp_path, config, {}, {}, [], {})).startswith(named)
 
 
 def test_robustbench_files_say_what_the_table_says(tmp_path: Path) -> None:

@@ -50,14 +50,18 @@ class ClassCounts(Metric):
 def news_of_classes(before: Sequence[int], now: Sequence[int], epoch: int, reviving: bool = False) -> list[str]:
     """What to say, once, about classes that died or recovered in an epoch, which is counted from 0; with what to
     do about it if all were alive before, or what is done already."""
-    advice = "revive lifts its bias until it is predicted again." if reviving else f"It may recover; else try {REMEDY}."
     died, recovered = sorted(set(now) - set(before)), sorted(set(before) - set(now))
+    one = len(died) == 1
+    lifts = "its bias until it is" if one else "their biases until they are"
+    recovers = f"{'It' if one else 'They'} may recover; else try {REMEDY}."
+    advice = f"revive lifts {lifts} predicted again." if reviving else recovers
     news = []
     if died:
         remedy = "" if before else f" {advice}"
+        labels = "the label" if one else "their labels"
         news.append(
             f"{in_words(died)} died in epoch {epoch + 1}: predicted for less than {DEAD_BELOW:.0%} as many training "
-            f"images as bear the label.{remedy}"
+            f"images as bear {labels}.{remedy}"
         )
     if recovered:
         news.append(f"{in_words(recovered)} recovered in epoch {epoch + 1}.")

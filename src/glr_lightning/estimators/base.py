@@ -149,6 +149,16 @@ def validated_copies(value: Any) -> int | tuple[int, ...]:
     return validated_count("copies", value)
 
 
+def validated_passes(copies: Any) -> int:
+    """A number of copies of all layers together. Raises ConfigurationError, with a list too."""
+    if isinstance(copies, Sequence) and not isinstance(copies, str):
+        raise ConfigurationError(
+            f"this estimator takes one number of copies for all layers, got copies={list(copies)!r}; use one number, "
+            "or estimator=tiered, or estimator=likelihood_ratio injection=layerwise."
+        )
+    return validated_count("copies", copies)
+
+
 def even_parts(total: int, largest: int) -> list[int]:
     """Split a count into parts of at most `largest` (at least 1), as even as can be."""
     parts = -(-total // max(largest, 1))

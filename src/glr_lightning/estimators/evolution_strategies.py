@@ -9,7 +9,15 @@ from torch.func import functional_call, vmap
 
 from glr_lightning.chain import require_no_draws
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, even_parts, is_scale, validated_count
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    even_parts,
+    is_scale,
+    validated_count,
+    validated_passes,
+)
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -63,7 +71,7 @@ class EvolutionStrategies(Estimator):
             )
         object.__setattr__(self, "sigma", float(self.sigma))
         require_admissible(self.noise)
-        if validated_count("copies", self.copies) % 2:
+        if validated_passes(self.copies) % 2:
             raise ConfigurationError(
                 f"evolution strategies perturb in mirrored pairs, got copies={self.copies}; "
                 f"use copies={self.copies + 1}."

@@ -14,6 +14,7 @@ from glr_lightning.estimators.base import (
     accumulate,
     even_parts,
     validated_count,
+    validated_passes,
     validated_sigma,
 )
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
@@ -66,7 +67,7 @@ class ForwardGradient(Estimator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", validated_sigma(self.sigma))
-        validated_count("copies", self.copies)
+        validated_passes(self.copies)
         if self.chunk is not None:
             validated_count("chunk", self.chunk)
 

@@ -19,6 +19,7 @@ from glr_lightning.estimators.base import (
     even_parts,
     per_site,
     validated_count,
+    validated_passes,
     validated_sigma,
 )
 from glr_lightning.estimators.heads import Head, density_at_0, head_for
@@ -82,7 +83,7 @@ class LocalExpectation(Estimator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", validated_sigma(self.sigma))
-        validated_count("copies", self.copies)
+        validated_passes(self.copies)
         if self.units is not None:
             validated_count("estimator.units (null: all)", self.units)
         require_admissible(self.noise)

@@ -14,7 +14,7 @@ from glr_lightning.estimators.base import (
     Objective,
     check_sites,
     per_site,
-    validated_count,
+    validated_passes,
     validated_sigma,
 )
 from glr_lightning.losses import Loss
@@ -43,7 +43,7 @@ class NoisyBackprop(Estimator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", validated_sigma(self.sigma))
-        validated_count("copies", self.copies)
+        validated_passes(self.copies)
         self.sampling.check(self.noise, self.copies)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:

@@ -67,7 +67,10 @@ class Tiered(Estimator):
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", validated_sigma(self.sigma))
         object.__setattr__(self, "copies", validated_copies(self.copies))
-        self._ratio(self.copies[0] if isinstance(self.copies, tuple) else self.copies)
+        counts = self.copies if isinstance(self.copies, tuple) else (self.copies,)
+        self._ratio(counts[0])
+        for copies in counts[1:]:
+            self.sampling.check(self.noise, copies)
 
     def _ratio(self, copies: int) -> LikelihoodRatio:
         """What serves a layer below the last two; it also validates the options."""

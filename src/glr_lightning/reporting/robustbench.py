@@ -74,9 +74,14 @@ def _entry(run: Run, column: Column, cells: list[Cell], threat_model: str, own: 
 
 def _architecture(run: Run) -> str:
     node = run.config.get("network")
-    hidden = node.get("hidden") if isinstance(node, dict) else None
-    widths = f" ({', '.join(map(str, hidden))} hidden units)" if isinstance(hidden, list) else ""
-    return f"{run.target('network')}{widths}, {run.target('activation')}, trained by {estimator(run)}"
+    options = node if isinstance(node, dict) else {}
+    widths = [
+        f"{', '.join(map(str, counts if isinstance(counts, list) else [counts]))} {what}"
+        for what, counts in (("channels", options.get("channels")), ("hidden units", options.get("hidden")))
+        if counts
+    ]
+    inside = f" ({'; '.join(widths)})" if widths else ""
+    return f"{run.target('network')}{inside}, {run.target('activation')}, trained by {estimator(run)}"
 
 
 def _percent(accuracy: float) -> str:
