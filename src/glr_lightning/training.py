@@ -54,8 +54,8 @@ class GLRModule(pl.LightningModule):
             manual optimization.)
         learn_sigma: learn the noise scales, one per "layer" or per "neuron", or None: they stay the estimator's.
         sigma_lr: the learning rate of their logarithms, or None: the optimizer's own. They have no weight decay.
-        lr_factors: for every layer with weights, by what its learning rate differs from the optimizer's; None: by
-            nothing.
+        lr_factors: for every layer with weights a factor of the optimizer's learning rate, with which the scheduler
+            starts (one that sets rates of its own undoes it); None: no factors.
         annealing: the estimator of every epoch, or None: always the same.
         revive: lift the output bias of classes that are hardly predicted by so much, in units of the logits (see
             glr_lightning.revival); None: never.

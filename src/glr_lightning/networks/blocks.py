@@ -2,6 +2,7 @@
 
 import copy
 import math
+import string
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -51,21 +52,24 @@ class Builder:
     def activated(self, name: str, layer: nn.Module) -> None:
         """A layer, its normalisation if it is a convolution, the activation, and the shift by `centre`."""
         self.normalised(name, layer)
-        number = name.lstrip("abcdefghijklmnopqrstuvwxyz")
-        self.modules[f"activation{number}"] = copy.deepcopy(self.activation)
+        self.modules[f"activation{_number(name)}"] = copy.deepcopy(self.activation)
         if self.centre:
-            self.modules[f"centre{number}"] = Shift(-self.centre)
+            self.modules[f"centre{_number(name)}"] = Shift(-self.centre)
 
     def normalised(self, name: str, layer: nn.Module) -> None:
         """A layer and its normalisation if it is a convolution."""
         self.modules[name] = layer
         if self.norm != "none" and isinstance(layer, nn.Conv2d):
             groups = groups_of(layer.out_channels) if self.norm == "group" else 1
-            number = name.lstrip("abcdefghijklmnopqrstuvwxyz")
-            self.modules[f"norm{number}"] = nn.GroupNorm(groups, layer.out_channels)
+            self.modules[f"norm{_number(name)}"] = nn.GroupNorm(groups, layer.out_channels)
 
     def network(self) -> nn.Sequential:
         return nn.Sequential(self.modules)
+
+
+def _number(name: str) -> str:
+    """conv12 -> 12"""
+    return name.lstrip(string.ascii_lowercase)
 
 
 def groups_of(channels: int) -> int:
