@@ -67,11 +67,7 @@ def _(layer: nn.Linear, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
 @contract.register
 def _(layer: nn.Conv2d, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     """The ordinary convolution weight gradient with the signal as cotangent; db = sum over rows and places."""
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        raise ConfigurationError(
-            f"a convolution here takes its padding as numbers, filled with zeros; got padding={layer.padding!r}, "
-            f"padding_mode={layer.padding_mode!r}."
-        )
+    require_plain_padding(layer)
     rows = rows_of(x, signal)
     gradient = {
         "weight": weight_gradients.conv2d_weight(
@@ -112,6 +108,15 @@ def _in_dtype_of(layer: nn.Module, gradient: dict[str, Tensor]) -> dict[str, Ten
 def has_weights(module: nn.Module) -> bool:
     """Has it parameters and a weight gradient? A normalisation may have none."""
     return is_contractible(module) and next(module.parameters(recurse=False), None) is not None
+
+
+def require_plain_padding(layer: nn.Module, name: str = "a convolution") -> None:
+    """Refuse a convolution whose padding is no number, or not of zeros. Raises ConfigurationError."""
+    if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
+        raise ConfigurationError(
+            f"{name} here takes its padding as numbers, filled with zeros; got padding={layer.padding!r}, "
+            f"padding_mode={layer.padding_mode!r}."
+        )
 
 
 def unit_norms(layer: nn.Module) -> Tensor:

@@ -68,8 +68,8 @@ class Tiered(Estimator):
         object.__setattr__(self, "sigma", validated_sigma(self.sigma))
         object.__setattr__(self, "copies", validated_copies(self.copies))
         counts = self.copies if isinstance(self.copies, tuple) else (self.copies,)
-        self._ratio(counts[0])
-        for copies in counts[1:]:
+        self._ratio(max(counts))  # the layers that need no leave-one-out may have fewer, see `check_chain`
+        for copies in counts:
             self.sampling.check(self.noise, copies)
 
     def _ratio(self, copies: int) -> LikelihoodRatio:
