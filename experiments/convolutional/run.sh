@@ -40,6 +40,7 @@ for experiment in bp straight_through lrt; do
 done
 
 # what reach and the local expectation are worth: variance and time of each layer's gradient
-"$BIN/glr-diagnose" "run=$RUNS/tiny_imagenet_10/conv/lrt/0" repetitions=30 reference.repetitions=20 reference.copies=128 copies=8 batch_size=32 "out=$HERE/diagnosis" \
+"$BIN/glr-diagnose" "run=$RUNS/tiny_imagenet_10/conv/lrt/0" repetitions=30 reference.repetitions=20 reference.copies=128 \
+    copies=8 batch_size=32 "reference.estimator.joint='estimator=likelihood_ratio injection=joint'" "out=$HERE/diagnosis" \
     "estimators=[tiered,{reach:'estimator=likelihood_ratio'},{plain:'estimator=likelihood_ratio estimator.reach=false'}]"
 "$BIN/glr-report" "runs=$RUNS" "out=$HERE"
