@@ -364,6 +364,18 @@ def mean_over_the_copies_of_the_first_layer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LikelihoodRatio, "of_pass", wrong)
 
 
+def mean_over_a_number_of_copies_for_all_layers(patch: pytest.MonkeyPatch) -> None:
+    """Where every layer has a likelihood ratio of its own."""
+    right = LikelihoodRatio.of_pass
+
+    def wrong(self: LikelihoodRatio, chain: Chain, clean: CleanPass, sites: Any, *args: Any, **kwargs: Any) -> Any:
+        outcome = right(self, chain, clean, sites, *args, **kwargs)
+        factor = self.copies_at(sites, len(chain.sites)) / 2000
+        return replace(outcome, gradients={name: factor * g for name, g in outcome.gradients.items()})
+
+    patch.setattr(LikelihoodRatio, "of_pass", wrong)
+
+
 def normalisation_contracted_with_its_input(patch: pytest.MonkeyPatch) -> None:
     """Not with what it has made of it."""
 
@@ -570,8 +582,8 @@ CASES = {
     "copies of the first layer": Case(
         mean_over_the_copies_of_the_first_layer, partial(check_copies_per_layer, LikelihoodRatio), GRADIENT
     ),
-    "copies of the first layer, tiered": Case(
-        mean_over_the_copies_of_the_first_layer, partial(check_copies_per_layer, Tiered), GRADIENT
+    "copies of no layer, tiered": Case(
+        mean_over_a_number_of_copies_for_all_layers, partial(check_copies_per_layer, Tiered), GRADIENT
     ),
     "normalisation's input, product": Case(
         normalisation_contracted_with_its_input, partial(check_contract, nn.GroupNorm(2, 6).double(), 6, 4, 3), "weight"

@@ -190,7 +190,7 @@ REFUSED = {
     "half a list": (["sigma=[1"], "no viable alternative"),
     "wrong type": (["copies=many"], "got 'many'"),
     "wrong type where there are none": (["experiment=bp", "copies=many"], "copies must be a whole number"),
-    "several copies": (["copies=[4,8]"], "got [4, 8]"),
+    "several copies": (["copies=[4,8]"], "got copies=[4, 8]"),
     "sigma zero": (["sigma=0"], "sigma must be a positive finite number"),
     "sigma negative in a list": (["sigma=[1.0,-1.0]"], "sigma must be a positive"),
     "sigma of wrong length": (["sigma=[1.0,1.0,1.0]"], "3 values but the network has 2 layers"),
