@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.layers import contract, has_weights, is_contractible, require_plain_padding
+from glr_lightning.layers import contract, has_weights, is_contractible
 from glr_lightning.networks.modules import Residual, Shift
 
 State = tuple[Tensor, ...]
@@ -349,7 +349,6 @@ def _check_parameters(pairs: list[tuple[str, nn.Module]]) -> None:
                 f"{kind} computes its weight from other parameters, whose gradient is not estimated; remove that "
                 "(torch.nn.utils.parametrize.remove_parametrizations)."
             )
-        require_plain_padding(module, kind)
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if trainable and not is_contractible(module):
             raise ConfigurationError(

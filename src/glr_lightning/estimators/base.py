@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.layers import require_plain_padding
 from glr_lightning.losses import Loss
 from glr_lightning.sampling import Sampler
 
@@ -105,7 +106,9 @@ def check_sites(chain: Chain, sigma: float | Sequence[float], sampling: Sampler)
         ConfigurationError: either.
     """
     per_site(sigma, len(chain.sites))
-    for layer in map(chain.layer, range(len(chain.sites))):
+    for site, name in enumerate(chain.site_names):
+        layer = chain.layer(site)
+        require_plain_padding(layer, f"module '{name}'")
         if isinstance(layer, nn.Linear):  # a convolution's site is known once it has seen an input
             sampling.check_site(layer.out_features)
 
