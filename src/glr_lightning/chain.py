@@ -8,6 +8,7 @@ turns to it for the modules of the shortcut, `Merge` adds the two. So what trave
 present tensor and those that wait, and every position of it can be a start or an end of a pass.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,11 +25,12 @@ State = tuple[Tensor, ...]
 """The present tensor, and behind it those that wait for the end of a residual block, the innermost first."""
 
 
-class Step(nn.Module):
+class Step(nn.Module, ABC):
     """A step of a residual block: of the state, not of a tensor."""
 
+    @abstractmethod
     def step(self, state: State) -> State:
-        raise NotImplementedError
+        """The state behind it."""
 
 
 class Fork(Step):
@@ -206,11 +208,11 @@ class Chain:
         """Run without noise, keeping what the sites saw. x [batch, ...]."""
         inputs, preactivations, waiting, shapes = [], [], [], []
         state: State = (x,)
-        readout = x
+        start, readout = self.readout, x
         for position in range(len(self.modules)):
             before, state = state, self.step(position, state)
             shapes.append(state[0].shape[1:])
-            if position == self.readout:
+            if position == start:
                 readout = before[0]
             if position in self.sites:
                 inputs.append(before[0])
@@ -237,9 +239,9 @@ class Chain:
         first = noisy_sites[0]
         state: State = (clean.inputs[first], *clean.waiting[first])
         seen: list[NoisySite] = []
-        readout = clean.readout
+        start, readout = self.readout, clean.readout
         for position in range(self.sites[first], len(self.modules)):
-            if position == self.readout:
+            if position == start:
                 readout = state[0]
             site = self.sites.index(position) if position in self.sites else -1
             if site not in noisy_sites:

@@ -5,8 +5,8 @@ to each other. Nor would multiprocessing: it imports __main__ once more, which m
 takes seconds to start.
 """
 
+import json
 import os
-import pickle
 import subprocess
 import sys
 from collections import deque
@@ -101,17 +101,21 @@ class Server:
     def decoded(self, contents: Sequence[bytes], side: int, mode: str) -> bytearray:
         """As `jpeg.decoded`. Raises DataError if the process is gone."""
         try:
-            pickle.dump((contents, side, mode), self._requests, protocol=5)
-            self._requests.flush()
-            answer = pickle.load(self._answers)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
-            raise DataError(
-                f"a process that decodes images has ended ({error or type(error).__name__}), perhaps for want of "
-                "memory. Start again."
-            ) from error
-        if isinstance(answer, tuple):
+            jpeg.send(self._requests, [list(map(len, contents)), side, mode], *contents)
+            answer = json.loads(self._answers.readline())
+            pixels = bytearray(answer if isinstance(answer, int) else 0)
+            complete = self._answers.readinto(pixels) == len(pixels)  # type: ignore[attr-defined]
+        except (OSError, ValueError) as error:  # ValueError: half an answer, or none
+            raise _ended(error) from error
+        if not complete:
+            raise _ended("half an answer")
+        if isinstance(answer, list):
             raise jpeg.Undecodable(*answer)
-        return answer
+        return pixels
+
+
+def _ended(why: object) -> DataError:
+    return DataError(f"a process that decodes images has ended ({why}), perhaps for want of memory. Start again.")
 
 
 def processors() -> int:
