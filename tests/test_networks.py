@@ -334,7 +334,7 @@ def test_each_layer_is_averaged_over_its_own_copies(kind: Any) -> None:
         (lambda: LocalExpectation(copies=[4, 4]), "takes one number of copies"),  # type: ignore[arg-type]
         (
             lambda: Tiered().check(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), CrossEntropy()),
-            "estimator=tiered needs logits that are a layer's output, but '1' .* injection=layerwise",
+            "local expectation needs logits that are a layer's output, but '1' .* estimator=likelihood_ratio",
         ),
     ],
 )

@@ -116,12 +116,7 @@ class LocalExpectation(Estimator):
     def check_chain(self, chain: Chain) -> None:
         check_sites(chain, self.sigma, self.sampling)
         require_separate_samples(chain)
-        if chain.sites[-1] != len(chain.modules) - 1:
-            raise ConfigurationError(
-                f"local expectation needs logits that are a layer's output, but '{chain.names[-1]}' "
-                f"({type(chain.modules[-1]).__name__}) follows the last layer; remove it, or use "
-                "estimator=likelihood_ratio."
-            )
+        require_logits_of_a_layer(chain)
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
@@ -271,3 +266,13 @@ def is_under_the_logits(chain: Chain, site: int) -> bool:
     """Does a unit of this layer reach the logits through its own activation and what is affine alone?"""
     position = chain.sites[site]
     return isinstance(chain.modules[position + 1], ELEMENTWISE) and chain.readout == position + 2
+
+
+def require_logits_of_a_layer(chain: Chain) -> None:
+    """Refuse a network in which something follows the last layer. Raises ConfigurationError."""
+    if chain.sites[-1] != len(chain.modules) - 1:
+        raise ConfigurationError(
+            f"local expectation needs logits that are a layer's output, but '{chain.names[-1]}' "
+            f"({type(chain.modules[-1]).__name__}) follows the last layer; remove it, or use "
+            "estimator=likelihood_ratio."
+        )

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.chain import Chain, CleanPass, require_separate_samples
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import (
     Estimate,
     Estimator,
@@ -21,7 +20,12 @@ from glr_lightning.estimators.base import (
 )
 from glr_lightning.estimators.heads import head_for, quiet_head
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, PassEstimate, Score
-from glr_lightning.estimators.local_expectation import Beyond, LocalExpectation, is_under_the_logits
+from glr_lightning.estimators.local_expectation import (
+    Beyond,
+    LocalExpectation,
+    is_under_the_logits,
+    require_logits_of_a_layer,
+)
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
@@ -98,12 +102,7 @@ class Tiered(Estimator):
             else:
                 self._ratio(copies).check_chain(chain)
         require_separate_samples(chain)
-        if chain.sites[-1] != len(chain.modules) - 1:
-            raise ConfigurationError(
-                f"estimator=tiered needs logits that are a layer's output, but '{chain.names[-1]}' "
-                f"({type(chain.modules[-1]).__name__}) follows the last layer; remove it, or use "
-                "estimator=likelihood_ratio injection=layerwise."
-            )
+        require_logits_of_a_layer(chain)
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
