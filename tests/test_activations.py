@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.errors import ConfigurationError
-from groups import member, options
+from tests.checks.groups import member, options
 
 STAIRS = PiecewiseConstant(cuts=(-1.0, 0.5, 2.0), levels=(3.0, -1.0, 0.25, 7.0))
 CONSTANT = [m for m in (member("activation", o) for o in options("activation")) if isinstance(m, PiecewiseConstant)]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from glr_lightning.config import CONF_DIR, build, compose, config_hash, cpu_threads, load_yaml
+from glr_lightning.config import CONF_DIR, build, compose, config_hash, load_yaml
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.runs.environment import cpu_threads
 
 
 def options(group: str) -> list[str]:
@@ -68,7 +69,7 @@ def test_the_hash_identifies_what_is_trained_and_not_where() -> None:
         "os.system",
         "builtins.eval",
         "subprocess.run",
-        "glr_lightning.runs.torch.load",  # reached through a trusted module, not defined in one
+        "glr_lightning.runs.trained_run.torch.load",  # reached through a trusted module, not defined in one
         "glr_lightning.config.hydra.utils.instantiate",
         "torch.load",
         "torch.nn.modules.module.torch.load",
@@ -89,7 +90,7 @@ def test_a_target_that_this_package_and_torch_do_not_define_is_refused(target: s
     [
         {"_target_": "hydra.utils.get_method", "path": "os.system"},
         {
-            "_target_": "glr_lightning.rows.write_rows",
+            "_target_": "glr_lightning.evaluation.row.write_rows",
             "path": "x",
             "rows": [],
         },

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
-from groups import member, options
+from tests.checks.groups import member, options
 
 every_loss = pytest.mark.parametrize("name", options("loss"))
 

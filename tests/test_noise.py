@@ -11,8 +11,8 @@ from torch import Tensor
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT, Uniform, require_admissible
-from groups import member, options
-from zscores import assert_distribution
+from tests.checks.groups import member, options
+from tests.checks.zscores import assert_distribution
 
 ALL = {name: member("noise", name) for name in options("noise")}
 ADMISSIBLE = {name: noise for name, noise in ALL.items() if noise.admissible}

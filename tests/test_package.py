@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cli_runner import run_cli
-from glr_lightning import diagnose, evaluate, report, train
+from glr_lightning.cli import diagnose, evaluate, report, train
 from glr_lightning.config import CONF_DIR
+from tests.checks.cli_runner import run_cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,12 +27,12 @@ def test_the_wheel_works_in_another_folder_without_the_checkout(tmp_path: Path) 
     (tmp_path / "elsewhere").mkdir()
     script = (
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
-        "from glr_lightning import config, train\n"
+        "from glr_lightning import config\nfrom glr_lightning.cli import train\n"
         f"assert config.CONF_DIR.startswith({str(target)!r}), config.CONF_DIR\n"
         "sys.argv = ['glr-train', 'epochs=1', 'copies=4', 'progress=false', 'run_dir=run']\n"
         "train.main()\n"
         "from pathlib import Path\n"
-        "from glr_lightning.report import report\n"
+        "from glr_lightning.reporting.report import report\n"
         "report([Path('run')], Path('report'))\n"  # its page is made from files of the package
     )
     done = subprocess.run(

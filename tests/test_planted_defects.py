@@ -13,14 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import test_reach
-from convolutional_cases import pooled, projected, residual
-from estimator_cases import SIGMA, X, Y, check_unbiased, check_unbiased_with_stride, flat, reference, small_network
-from glr_lightning import chain, diagnostics, layers, sampling
+from glr_lightning import sampling
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.baselines import Clean, LeaveOneOut, NoBaseline
-from glr_lightning.chain import Chain, CleanPass, Merge, State
-from glr_lightning.diagnostics import SignalToNoise
 from glr_lightning.estimators import (
     Backprop,
     Estimate,
@@ -29,46 +24,68 @@ from glr_lightning.estimators import (
     Tiered,
     evolution_strategies,
     forward_gradient,
-    heads,
     likelihood_ratio,
     local_expectation,
-    reach,
     straight_through,
 )
-from glr_lightning.estimators.reach import Fields
+from glr_lightning.estimators import output_loss as heads
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
+from glr_lightning.propagation import chain
+from glr_lightning.propagation import layer_vjp as layers
+from glr_lightning.propagation import receptive_field as reach
+from glr_lightning.propagation.chain import Chain, CleanPass, Merge, State
+from glr_lightning.propagation.receptive_field import Fields
 from glr_lightning.sampling import Antithetic, Independent, Sobol
-from test_chain import check_passes
-from test_convolutional import ESTIMATORS as CONVOLUTIONAL
-from test_convolutional import check_convolutional
-from test_diagnostics import check_signal_to_noise
-from test_hybrid import check_above_a_threshold, check_below_a_zero_one_loss
-from test_layers import check_contract, convolution
-from test_likelihood_ratio import check_coupled_score, check_variance_never_larger
-from test_local_expectation import (
+from glr_lightning.training.callbacks import gradient_quality as diagnostics
+from glr_lightning.training.callbacks.gradient_quality import SignalToNoise
+from tests.checks.convolutional_cases import pooled, projected, residual
+from tests.checks.estimator_cases import (
+    SIGMA,
+    X,
+    Y,
+    check_unbiased,
+    check_unbiased_with_stride,
+    flat,
+    reference,
+    small_network,
+)
+from tests.checks.zscores import assert_mean, repetitions
+from tests.estimators.test_hybrid import check_above_a_threshold, check_below_a_zero_one_loss
+from tests.estimators.test_likelihood_ratio import check_coupled_score, check_variance_never_larger
+from tests.estimators.test_local_expectation import (
     check_deep,
     check_enumeration,
     check_local,
     check_zero_one_signal,
     threshold_network,
 )
-from test_networks import check_copies_per_layer
-from test_noise import (
+from tests.estimators.test_peers import (
+    check_all_patterns,
+    check_error_of_one_weight,
+    check_noise_on_weights,
+    check_straight_through,
+)
+from tests.networks.test_convolutional import ESTIMATORS as CONVOLUTIONAL
+from tests.networks.test_convolutional import check_convolutional
+from tests.networks.test_networks import check_copies_per_layer
+from tests.propagation import test_receptive_field as test_reach
+from tests.propagation.test_chain import check_passes
+from tests.propagation.test_layer_vjp import check_contract, convolution
+from tests.propagation.test_receptive_field import check_never_too_small, check_own_noise_is_no_part_of_the_baseline
+from tests.test_noise import (
     ADMISSIBLE,
     check_conditional_scale_score,
     check_conditional_score,
     check_score,
     check_slope_radius,
 )
-from test_peers import check_all_patterns, check_error_of_one_weight, check_noise_on_weights, check_straight_through
-from test_published import check_training_step
-from test_reach import check_never_too_small, check_own_noise_is_no_part_of_the_baseline
-from test_sampling import check_baseline_ignores_dependent_copies
-from test_scales import DEFAULT as SCALES
-from test_scales import check_scale_gradient
-from zscores import assert_mean, repetitions
+from tests.test_sampling import check_baseline_ignores_dependent_copies
+from tests.training.test_gradient_quality import check_signal_to_noise
+from tests.training.test_learned_sigma import DEFAULT as SCALES
+from tests.training.test_learned_sigma import check_scale_gradient
+from tests.training.test_published import check_training_step
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 Check = Callable[[], None]

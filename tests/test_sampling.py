@@ -16,8 +16,8 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.injection import Injection
 from glr_lightning.noise import Gaussian, Laplace, Noise, Uniform
 from glr_lightning.sampling import Antithetic, Independent, Sampler, Sobol
-from groups import member, options
-from zscores import assert_distribution, assert_mean
+from tests.checks.groups import member, options
+from tests.checks.zscores import assert_distribution, assert_mean
 
 SAMPLERS = {name: member("sampling", name) for name in options("sampling")}
 BASELINES = {name: member("baseline", name) for name in options("baseline")}

@@ -11,10 +11,11 @@ from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, LikelihoodRatio, LocalExpectation, NoisyBackprop
 from glr_lightning.reporting.results import read_metrics
-from glr_lightning.schedules import Annealing, Constant, Geometric, Schedule
-from glr_lightning.train import train
-from groups import member, options
-from interruption import assert_same_training, train_in_two_parts
+from glr_lightning.schedules import Constant, Geometric, Schedule
+from glr_lightning.training.callbacks.annealing import Annealing
+from glr_lightning.training.fit import train
+from tests.checks.groups import member, options
+from tests.checks.interruption import assert_same_training, train_in_two_parts
 
 SCHEDULES = [member(group, option) for group in ("sigma_schedule", "copies_schedule") for option in options(group)]
 

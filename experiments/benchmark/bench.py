@@ -17,15 +17,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from glr_lightning.baselines import NoBaseline
-from glr_lightning.cli import quiet_libraries
 from glr_lightning.config import build, compose
 from glr_lightning.data import ImageDataModule
 from glr_lightning.estimators import Backprop, LikelihoodRatio
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.noise import Laplace
+from glr_lightning.randomness import step_generator
 from glr_lightning.sampling import Independent
-from glr_lightning.train import train
-from glr_lightning.training import step_generator
+from glr_lightning.terminal import quiet_libraries
+from glr_lightning.training.fit import train
 
 BATCH, COPIES = 128, (10, 100)
 LOSS = CrossEntropy()

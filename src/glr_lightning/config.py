@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -77,22 +76,6 @@ class TrainConfig:
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-
-
-@contextmanager
-def cpu_threads(number: int | None) -> Iterator[None]:
-    """Let torch use so many CPU threads within the block; None leaves it as it is. Raises ConfigurationError."""
-    if number is None:
-        yield
-        return
-    if number < 1:
-        raise ConfigurationError(f"threads must be at least 1, or null for torch's own choice, got {number}.")
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def require_seed(seed: int) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from glr_lightning.data.augmentation import Augmentation
 from glr_lightning.data.batches import ImageSet, OrderedLoader, Shuffled, ShuffledLoader
 from glr_lightning.errors import ConfigurationError, DataError
-from glr_lightning.streams import step_generator
+from glr_lightning.randomness import step_generator
 
 EVALUATION_BATCH = (
     1000  # at least this many: evaluation is not multiplied by noisy copies, and has no batch size to tune

@@ -19,7 +19,6 @@ import torch
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from glr_lightning.cli import console, say
 from glr_lightning.data import pixel_cache
 from glr_lightning.data.base import PublishedImages, resized
 from glr_lightning.data.decoding import decode
@@ -28,7 +27,7 @@ from glr_lightning.data.files import Bounds, Files, identity, opened
 from glr_lightning.data.idx import damaged
 from glr_lightning.data.pixel_cache import Sets
 from glr_lightning.errors import ConfigurationError, DataError
-from glr_lightning.progress import progress_bar
+from glr_lightning.terminal import console, progress_bar, say
 
 TOP = "tiny-imagenet-200"
 # the published file; size and md5 are of the copy at this address

@@ -7,20 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from glr_lightning.chain import require_no_draws
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Objective,
-    even_parts,
-    is_scale,
-    validated_count,
-    validated_passes,
-)
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, even_parts
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
+from glr_lightning.propagation.chain import require_no_draws
+from glr_lightning.validation import is_scale, validated_count, validated_passes
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from glr_lightning.chain import Chain, CleanPass, require_separate_samples
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Objective,
-    accumulate,
-    even_parts,
-    validated_count,
-    validated_passes,
-    validated_sigma,
-)
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, even_parts
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.estimators.straight_through import has_slopes, require_loss_with_derivative, with_slopes
 from glr_lightning.injection import Injection, Joint
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
+from glr_lightning.propagation.chain import Chain, CleanPass, require_separate_samples
+from glr_lightning.validation import validated_count, validated_passes, validated_sigma
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import jumps
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
+from glr_lightning.propagation.chain import Chain
 from glr_lightning.sampling import Antithetic, Sampler
 
 

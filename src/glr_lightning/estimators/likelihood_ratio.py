@@ -10,24 +10,15 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.chain import Chain, CleanPass, NoisyPass, NoisySite, require_separate_samples
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Objective,
-    accumulate,
-    check_sites,
-    per_site,
-    validated_copies,
-    validated_count,
-    validated_sigma,
-)
-from glr_lightning.estimators.reach import Fields, fields_of
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, check_sites, per_site
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
+from glr_lightning.propagation.chain import Chain, CleanPass, NoisyPass, NoisySite, require_separate_samples
+from glr_lightning.propagation.receptive_field import Fields, fields_of
 from glr_lightning.sampling import Antithetic, Sampler
+from glr_lightning.validation import validated_copies, validated_count, validated_sigma
 
 Score = Literal["plain", "conditional", "coupled", "auto"]
 

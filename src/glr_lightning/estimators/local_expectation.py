@@ -8,24 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import ELEMENTWISE, PiecewiseConstant
-from glr_lightning.chain import Chain, CleanPass, NoisySite, State, plus, require_separate_samples
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Objective,
-    accumulate,
-    check_sites,
-    even_parts,
-    per_site,
-    validated_count,
-    validated_passes,
-    validated_sigma,
-)
-from glr_lightning.estimators.heads import Head, density_at_0, head_for
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, check_sites, even_parts, per_site
+from glr_lightning.estimators.output_loss import Head, density_at_0, head_for
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
+from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite, State, plus, require_separate_samples
 from glr_lightning.sampling import Independent, Sampler
+from glr_lightning.validation import validated_count, validated_passes, validated_sigma
 
 MOVED_ELEMENTS = 2**22
 """So many numbers of moved units are held at once (16 MiB)."""

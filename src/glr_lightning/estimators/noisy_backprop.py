@@ -6,20 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.chain import Chain
 from glr_lightning.estimators.backprop import differentiate, require_derivatives
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Objective,
-    check_sites,
-    per_site,
-    validated_passes,
-    validated_sigma,
-)
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, check_sites, per_site
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
+from glr_lightning.propagation.chain import Chain
 from glr_lightning.sampling import Independent, Sampler
+from glr_lightning.validation import validated_passes, validated_sigma
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
-from glr_lightning.chain import Chain
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.backprop import differentiate
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site, validated_sigma
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
+from glr_lightning.propagation.chain import Chain
+from glr_lightning.validation import validated_sigma
 
 
 @dataclass(frozen=True)

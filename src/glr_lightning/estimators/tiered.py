@@ -7,18 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.chain import Chain, CleanPass, require_separate_samples
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Objective,
-    accumulate,
-    check_sites,
-    per_site,
-    validated_copies,
-    validated_sigma,
-)
-from glr_lightning.estimators.heads import head_for, quiet_head
+from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, check_sites, per_site
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, PassEstimate, Score
 from glr_lightning.estimators.local_expectation import (
     Beyond,
@@ -26,10 +15,13 @@ from glr_lightning.estimators.local_expectation import (
     is_under_the_logits,
     require_logits_of_a_layer,
 )
+from glr_lightning.estimators.output_loss import head_for, quiet_head
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
+from glr_lightning.propagation.chain import Chain, CleanPass, require_separate_samples
 from glr_lightning.sampling import Antithetic, Sampler
+from glr_lightning.validation import validated_copies, validated_sigma
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from glr_lightning.findings import DECLARED, Finding, layer_names
+from glr_lightning.diagnosis.finding import DECLARED, Finding, layer_names
+from glr_lightning.evaluation.row import Row
 from glr_lightning.reporting.results import Cell, Column, Run, is_marked
-from glr_lightning.rows import Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS, LINES = "osD^v<>", ("-", "--", ":", "-.")

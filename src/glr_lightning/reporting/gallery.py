@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from glr_lightning.evidence import Evidence
+from glr_lightning.evaluation.per_image import Evidence
+from glr_lightning.evaluation.row import Row
 from glr_lightning.reporting.document import Picture
 from glr_lightning.reporting.figures import STYLE, png, wrapped
 from glr_lightning.reporting.results import Column, Run, file_names
-from glr_lightning.rows import Row
 
 GALLERY = "gallery"
 ATTACKS, IMAGES = 6, 8  # at most, of a run

@@ -11,9 +11,9 @@ what describes the model. `autoattack_acc` stays null: the ensemble of attacks h
 import json
 from typing import Any
 
+from glr_lightning.evaluation.worst_case import WORST_CASE
 from glr_lightning.reporting.results import Cell, Column, Run
 from glr_lightning.reporting.tables import estimator
-from glr_lightning.worst_case import WORST_CASE
 
 FOLDER = "robustbench"
 THREAT_MODELS = {"linf": "Linf", "l2": "L2"}

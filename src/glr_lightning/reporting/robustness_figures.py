@@ -13,6 +13,8 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from glr_lightning.evaluation.certification import NORMS
+from glr_lightning.evaluation.worst_case import WORST_CASE
 from glr_lightning.reporting.figures import (
     PANEL,
     STYLE,
@@ -28,8 +30,6 @@ from glr_lightning.reporting.figures import (
 )
 from glr_lightning.reporting.results import Cell, Column, Run
 from glr_lightning.reporting.tables import one_of_each_seed
-from glr_lightning.threats.certify import NORMS
-from glr_lightning.worst_case import WORST_CASE
 
 CAPTIONS = {
     "epsilon.png": "Accuracy by the budget epsilon of each attack, from the clean images at 0 on, the mean over seeds; "

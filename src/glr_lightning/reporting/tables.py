@@ -10,8 +10,8 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
+from glr_lightning.evaluation.worst_case import WORST_CASE
 from glr_lightning.reporting.results import Cell, Column, Run, accuracy_interval, differences, t_interval
-from glr_lightning.worst_case import WORST_CASE
 
 NONE = "—"
 WIDEST = 14  # columns of threats

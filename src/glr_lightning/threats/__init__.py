@@ -3,7 +3,7 @@
 A new threat is one file here and one YAML file in conf/threat. `robustness.evaluate` runs and judges them.
 """
 
+from glr_lightning.randomness import ImageRandom
 from glr_lightning.threats.base import Threat, attack, corruption
-from glr_lightning.threats.random import ImageRandom
 
 __all__ = ["ImageRandom", "Threat", "attack", "corruption"]

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from glr_lightning.threats.random import ImageRandom
+from glr_lightning.randomness import ImageRandom
 
 
 def clean(model: nn.Module | None, x: Tensor, y: Tensor | None, *, random: ImageRandom | None) -> Tensor:

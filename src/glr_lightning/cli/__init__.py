@@ -1,0 +1,1 @@
+"""The commands: Hydra and the screen; what they do lies in the packages below."""

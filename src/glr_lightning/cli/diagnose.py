@@ -1,0 +1,94 @@
+"""glr-diagnose: bias, variance and cost of gradient estimators on one batch of one network.
+
+diagnosis.md      the tables, what they are measured on, the figure
+diagnosis.csv     every number, unrounded
+diagnosis.png     relative variance against milliseconds
+environment.json  versions, device, threads, command
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import MISSING, DictConfig
+
+from glr_lightning import terminal
+from glr_lightning.config import CONF_DIR, TrainConfig, resolve
+from glr_lightning.diagnosis.diagnose import TEXT, write_diagnosis
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.reporting.tables import show
+from glr_lightning.runs.environment import cpu_threads
+
+
+@dataclass
+class ReferenceConfig:
+    """How the gradient of an objective is found that has no exact one."""
+
+    copies: int = MISSING
+    repetitions: int = MISSING
+    estimator: dict[str, str] = field(default_factory=dict)
+
+
+OWN: list[tuple[str, Any, Any]] = [
+    ("run", Any, None),
+    ("checkpoint", str, MISSING),
+    ("estimators", Any, MISSING),
+    ("repetitions", int, MISSING),
+    ("reference", ReferenceConfig, field(default_factory=ReferenceConfig)),
+    ("trusted", list[str], MISSING),
+    ("out", str, MISSING),
+]
+SHARED = {"copies", "batch_size", "seed", "device", "threads", "progress", "data.root"}
+"""Options of glr-train that have a meaning of their own here, so that they may stand beside run=FOLDER."""
+
+# The root of conf/diagnose.yaml: what glr-train takes, and `OWN`. It comes after conf/train.yaml and the experiment,
+# so it has no values that could replace theirs.
+DiagnoseConfig = make_dataclass(
+    "DiagnoseConfig", [*((f.name, f.type, MISSING) for f in fields(TrainConfig)), *OWN], bases=(TrainConfig,)
+)
+ConfigStore.instance().store(name="diagnose_schema", node=DiagnoseConfig)
+
+
+def _require_one_subject(run: Any, overrides: Sequence[str]) -> None:
+    """Either a run or an experiment. Raises ConfigurationError."""
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    own = {name for name, _, _ in OWN}
+    training = [key for key in keys if key.split(".")[0] not in own and key not in SHARED]
+    if run is not None and training:
+        raise ConfigurationError(
+            f"run={run} brings its own configuration; leave out {', '.join(training)}, or leave out run to diagnose an "
+            "untrained network, with experiment=NAME."
+        )
+    if run is None and "experiment" not in keys:
+        raise ConfigurationError(
+            "what is to be diagnosed? Give run=FOLDER, a trained run, or experiment=NAME, the untrained network of "
+            "that experiment."
+        )
+
+
+@hydra.main(config_path=CONF_DIR, config_name="diagnose", version_base="1.3")
+def _main(composed: DictConfig) -> None:
+    def job() -> None:
+        _require_one_subject(composed.run, HydraConfig.get().overrides.task)
+        config = resolve(composed)
+        config["experiment"] = HydraConfig.get().runtime.choices.get("experiment")
+        out = Path(config["out"]).expanduser()
+        with cpu_threads(config["threads"]):
+            tables = write_diagnosis(config, out, ["glr-diagnose", *sys.argv[1:]])
+        show(tables)
+        print(f"\ndiagnosis: {out / TEXT}")
+
+    terminal.run_job(job)
+
+
+def main() -> None:
+    terminal.run_main(_main)
+
+
+if __name__ == "__main__":
+    main()

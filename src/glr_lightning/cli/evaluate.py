@@ -1,0 +1,67 @@
+"""glr-evaluate: reload trained runs, test them under threats, leave a table in each run folder."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+
+from glr_lightning import terminal
+from glr_lightning.config import CONF_DIR, resolve
+from glr_lightning.errors import CheckpointError
+from glr_lightning.evaluation.evaluate import evaluate_runs
+from glr_lightning.reporting.results import all_columns, read_runs
+from glr_lightning.reporting.tables import robustness_tables, show
+from glr_lightning.runs.environment import cpu_threads
+from glr_lightning.runs.trained_run import find_runs
+
+
+@dataclass
+class EvaluateConfig:
+    """The root of conf/evaluate.yaml; Hydra refuses other keys and other types."""
+
+    run: Any = MISSING
+    checkpoint: str = "best"
+    seed: int = 0
+    limit: int | None = None
+    again: bool = False
+    noisy_passes: int | None = None
+    inference_noise: bool = False
+    batch_size: int = 1000
+    device: str = "auto"
+    threads: int | None = 1
+    progress: bool = True
+    trusted: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    surrogate: dict[str, Any] = field(default_factory=dict)
+    threat: Any = None
+
+
+ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+
+
+@hydra.main(config_path=CONF_DIR, config_name="evaluate", version_base="1.3")
+def _main(composed: DictConfig) -> None:
+    def job() -> None:
+        if "run" not in composed:
+            raise CheckpointError('which run? Give run=FOLDER, a glob such as "run=runs/*", or a list.')
+        config = resolve(composed)
+        try:
+            with cpu_threads(config["threads"]):
+                evaluate_runs(config)
+        except KeyboardInterrupt as interrupt:
+            kept = "The rows so far are kept; the same command goes on from there."
+            raise KeyboardInterrupt(" ".join(filter(None, [str(interrupt), kept]))) from None
+        runs = read_runs(find_runs(config["run"]))
+        show(robustness_tables(runs, all_columns(runs)))
+
+    terminal.run_job(job)
+
+
+def main() -> None:
+    terminal.run_main(_main)
+
+
+if __name__ == "__main__":
+    main()

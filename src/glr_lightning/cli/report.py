@@ -1,0 +1,60 @@
+"""glr-report: compare runs, in tables and figures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+
+from glr_lightning import terminal
+from glr_lightning.config import CONF_DIR, resolve
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.reporting.report import PAGE, REPORT, report
+from glr_lightning.reporting.tables import (
+    show,
+)
+from glr_lightning.runs.trained_run import find_runs
+
+
+@dataclass
+class ReportConfig:
+    """The root of conf/report.yaml; Hydra refuses other keys and other types."""
+
+    runs: Any = MISSING
+    out: str = "report"
+    mce_baseline: str | None = None
+
+
+ConfigStore.instance().store(name="report_schema", node=ReportConfig)
+
+
+def _patterns(runs: Any) -> list[str]:
+    patterns = [runs] if isinstance(runs, str | int) else runs
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str | int) for p in patterns):
+        raise ConfigurationError(
+            f'runs must be a folder, a glob such as "runs=runs/*", or a list of them, got runs={runs!r}.'
+        )
+    return [str(pattern) for pattern in patterns]
+
+
+@hydra.main(config_path=CONF_DIR, config_name="report", version_base="1.3")
+def _main(composed: DictConfig) -> None:
+    def job() -> None:
+        if "runs" not in composed or composed.runs is None:
+            raise ConfigurationError('which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.')
+        config = resolve(composed)
+        out = Path(config["out"]).expanduser()
+        show(report(find_runs(_patterns(config["runs"]), option="runs"), out, config["mce_baseline"]))
+        print(f"\nreport: {out / REPORT}\npage: {out / PAGE}")
+
+    terminal.run_job(job)
+
+
+def main() -> None:
+    terminal.run_main(_main)
+
+
+if __name__ == "__main__":
+    main()

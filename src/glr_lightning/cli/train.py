@@ -1,0 +1,89 @@
+"""glr-train: train one network and leave a run folder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.table import Column, Table
+
+from glr_lightning import terminal
+from glr_lightning.config import CONF_DIR, load_yaml, resolve
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.runs.environment import cpu_threads
+from glr_lightning.runs.trained_run import CONFIG, at_root
+from glr_lightning.training.callbacks.class_collapse import in_words
+from glr_lightning.training.fit import train
+
+_finished: list[tuple[Path, dict[str, Any]]] = []  # the jobs of a sweep
+RUN_DIR_OF_RANK_0 = "GLR_RUN_DIR"
+
+
+def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
+    """The configuration of a run to resume, with what may differ from machine to machine taken from the call."""
+    for override in HydraConfig.get().overrides.task:
+        key = override.split("=")[0]
+        if key == "data.root":
+            config["data"] = at_root(config["data"], composed.data.root)
+        elif key in {"progress", "threads", "device", "devices", "strategy"}:
+            config[key] = composed[key]
+        elif key != "resume":
+            raise ConfigurationError(f"resume takes the run's own configuration; leave out {override}.")
+    return config
+
+
+def _show(result: dict[str, Any], run_dir: Path) -> None:
+    table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a long path whole, to be copied
+    table.add_row(
+        "test accuracy",
+        f"[bold]{100 * result['test_accuracy']:.2f} %[/] (epoch {result['best_epoch'] + 1} of {result['epochs']})",
+    )
+    table.add_row("training", f"{result['train_seconds']:.1f} s, {result['forwards']:,} forward passes of one image")
+    if result["dead_classes"]:
+        table.add_row("dead", f"{in_words(result['dead_classes'])}, hardly predicted")
+    table.add_row("run folder", str(run_dir))
+    terminal.console.print(table)
+
+
+@hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")
+def _main(composed: DictConfig) -> None:
+    def job() -> None:
+        if composed.resume is not None:
+            run_dir = Path(composed.resume)
+            config = _with_place(load_yaml(run_dir / CONFIG), composed)
+        else:
+            config = resolve(composed)
+            config["experiment"] = HydraConfig.get().runtime.choices.get("experiment")
+            run_dir = Path(HydraConfig.get().runtime.output_dir if terminal.is_multirun() else config["run_dir"])
+            if "LOCAL_RANK" in os.environ:  # a process that strategy=ddp started: its own run_dir has a later time
+                run_dir = Path(os.environ.get(RUN_DIR_OF_RANK_0, run_dir))
+            os.environ[RUN_DIR_OF_RANK_0] = str(run_dir)
+        if terminal.is_multirun():
+            terminal.console.print(f"job {HydraConfig.get().job.num}: {run_dir.name}", highlight=False)
+        with cpu_threads(config.get("threads")):
+            result = train(config, run_dir, resume=composed.resume is not None, notify=terminal.say)
+        if result:
+            _show(result, run_dir)
+            _finished.append((run_dir, result))
+
+    terminal.run_job(job)
+
+
+def main() -> None:
+    try:
+        terminal.run_main(_main)
+    finally:
+        if len(_finished) > 1:
+            table = Table(Column("run", overflow="fold"), "test accuracy / %", title="sweep")
+            for run_dir, result in _finished:
+                table.add_row(run_dir.name, f"{100 * result['test_accuracy']:.2f}")
+            terminal.console.print(table)
+        _finished.clear()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What a diagnosis tries, on what, and against what: the candidates, the network with its batch, the references."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from glr_lightning.config import build
+from glr_lightning.diagnosis.overrides import estimator_node, keys_of
+from glr_lightning.diagnosis.statistics import Reference, drawing, estimated_reference, layers_of, vectors
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators import Backprop, Estimate, Estimator
+from glr_lightning.losses import Loss
+from glr_lightning.randomness import generator_for
+from glr_lightning.validation import validated_count
+
+LARGEST_ERROR = 0.3
+"""Of a reference; above it the user is told."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the estimators are tried on. `base` is the training configuration that they are relative to."""
+
+    name: str
+    base: dict[str, Any]
+    network: nn.Module
+    loss: Loss
+    x: Tensor
+    y: Tensor
+    trusted: tuple[str, ...] | None
+
+    def built(self, node: Mapping[str, Any]) -> Estimator:
+        """An estimator that takes this network and loss and has made one estimate. Raises ConfigurationError."""
+        estimator: Estimator = build(node, trusted=self.trusted)
+        estimator.check(self.network, self.loss)
+        generator = generator_for(self.x.device, "trial")
+        drawing(estimator, self.network, self.loss, self.x, self.y, generator)()
+        return estimator
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An entry of `estimators` at one number of copies, and what was built of it: an estimator, or a refusal."""
+
+    label: str
+    node: dict[str, Any]
+    built: Estimator | ConfigurationError
+
+    @property
+    def copies(self) -> int | list[int] | None:
+        """One number, or one per layer; None of an estimator that has none."""
+        return self.node.get("copies")
+
+
+def entries_of(estimators: Any) -> list[tuple[str, list[str]]]:
+    """(label, overrides) of each entry: `NAME`, `KEY=VALUE KEY=VALUE`, or either under a label of its own."""
+    found = []
+    for entry in estimators if isinstance(estimators, list) else [estimators]:
+        items = list(entry.items()) if isinstance(entry, dict) else [(entry, entry)]
+        if len(items) != 1 or not isinstance(items[0][1], str) or not items[0][1].split():
+            raise ConfigurationError(
+                "estimators must be a list of names, of overrides such as 'estimator=likelihood_ratio copies=8', or "
+                f"of either under a label {{LABEL: ...}}; got {entry!r}."
+            )
+        label, words = items[0]
+        found.append((str(label), [f"estimator={words}"] if "=" not in words else words.split()))
+    labels = [label for label, _ in found]
+    if not found or len(set(labels)) < len(labels):
+        raise ConfigurationError(f"estimators must be at least one entry, each with a label of its own; got {labels}.")
+    return found
+
+
+def tried(subject: Subject, label: str, overrides: list[str], config: Mapping[str, Any]) -> list[Candidate]:
+    """The candidates of an entry: one for each number of copies, unless it has none or names its own."""
+    node = estimator_node(subject.base, overrides)
+    own = {"copies", "estimator.copies"} & set(keys_of(overrides))
+    chosen = config["copies"] if isinstance(config["copies"], list) else [config["copies"]]
+    for copies in chosen:
+        validated_count("copies", copies)
+    nodes = [node] if "copies" not in node or own else [node | {"copies": copies} for copies in dict.fromkeys(chosen)]
+    if not nodes:
+        raise ConfigurationError("copies is an empty list; give for example copies=[4,16,64].")
+    return [Candidate(label, node, _built(subject, node)) for node in nodes]
+
+
+def _built(subject: Subject, node: Mapping[str, Any]) -> Estimator | ConfigurationError:
+    try:
+        return subject.built(node)
+    except ConfigurationError as error:
+        return error
+
+
+class References:
+    """The reference gradients of the objectives that occur, each found once."""
+
+    def __init__(self, subject: Subject, config: Mapping[str, Any], tick: Callable[[], None]) -> None:
+        self.notes: list[str] = []
+        self._subject = subject
+        self._copies, self._repetitions = config["reference"]["copies"], config["reference"]["repetitions"]
+        self._seed, self._estimators, self._tick = config["seed"], config["reference"]["estimator"], tick
+        self._layers = layers_of(subject.network)
+        self._known: dict[str, tuple[dict[str, Reference] | None, str]] = {}
+
+    def of_candidate(self, candidate: Candidate) -> tuple[dict[str, Reference] | None, str]:
+        assert isinstance(candidate.built, Estimator)
+        return self.of(candidate.built.objective, candidate.node, candidate.label)
+
+    def of(self, objective: str, node: Mapping[str, Any], label: str = "") -> tuple[dict[str, Reference] | None, str]:
+        """The reference of each layer for an estimator's objective, or None and why there is none.
+
+        An objective depends on the noise and its scale too, which are those of `node`.
+        """
+        smoothing = {key: node[key] for key in ("noise", "sigma") if key in node}
+        configured = self._estimators.get(objective)
+        if configured:
+            chosen = estimator_node(self._subject.base, configured.split())
+            chosen |= {key: value for key, value in smoothing.items() if key in chosen}
+            words = configured
+            if label and chosen["_target_"] == node["_target_"]:
+                self._note(f"{label}: its reference is of its own kind, which shows consistency and not correctness.")
+        elif objective == "noise_free":
+            chosen, words, smoothing = {}, "backpropagation, exact", {}
+        else:
+            chosen, words = dict(node), f"{label} itself with other draws, which shows consistency and not correctness"
+        if "copies" in chosen:
+            chosen["copies"] = self._copies
+        key = json.dumps([objective, chosen], sort_keys=True, default=str)
+        if key not in self._known:
+            differs = [f"{name}={value}" for name, value in smoothing.items() if value != self._subject.base.get(name)]
+            title = f"Reference of {', '.join([objective, *differs])}"
+            self._known[key] = self._found(objective, chosen, title, words)
+        return self._known[key]
+
+    def _note(self, words: str) -> None:
+        if words not in self.notes:
+            self.notes.append(words)
+
+    def _found(
+        self, objective: str, node: dict[str, Any], title: str, words: str
+    ) -> tuple[dict[str, Reference] | None, str]:
+        s = self._subject
+        generator = generator_for(s.x.device, self._seed, "reference", title)
+        try:
+            estimator = s.built(node) if node else Backprop()
+            estimator.check(s.network, s.loss)
+        except ConfigurationError as error:
+            self.notes.append(f"{title}: none. {error}")
+            return None, str(error)
+        draw = drawing(estimator, s.network, s.loss, s.x, s.y, generator)
+        if not node:
+            self.notes.append(f"{title}: {words}.")
+            gradients = vectors(draw(), self._layers)
+            return {layer: Reference.exact(gradient, generator) for layer, gradient in gradients.items()}, ""
+        bias = estimator.bias(s.network)
+        if estimator.objective != objective or (bias and objective in self._estimators):
+            raise ConfigurationError(
+                f"reference.estimator.{objective}={words!r} is no reference: it estimates the gradient of "
+                f"{estimator.objective}{', and is biased: ' if bias else ''}{bias}."
+            )
+
+        def counted() -> Estimate:
+            self._tick()
+            return draw()
+
+        found = estimated_reference(counted, self._layers, self._repetitions, generator)
+        worst = max(reference.error for reference in found.values())
+        copies = f", K = {node['copies']}" if "copies" in node else ""
+        advice = "; too noisy, raise reference.repetitions or reference.copies" if worst > LARGEST_ERROR else ""
+        self.notes.append(
+            f"{title}: {words}{copies}, {self._repetitions} draws; its relative error is at most {worst:.1%}{advice}."
+        )
+        return found, ""

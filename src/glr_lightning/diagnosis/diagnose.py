@@ -1,0 +1,270 @@
+"""TODO-DOC diagnosis.diagnose."""
+
+import json
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import pytorch_lightning as pl
+import torch
+from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+from glr_lightning.config import TRUSTED, build, config_hash, require_seed
+from glr_lightning.data.base import scaled
+from glr_lightning.diagnosis.candidates import LARGEST_ERROR, Candidate, References, Subject, entries_of, tried
+from glr_lightning.diagnosis.finding import (
+    BIASED,
+    DECLARED,
+    NO_REFERENCE,
+    REFUSED,
+    UNBIASED,
+    UNCLEAR,
+    Finding,
+    finding_tables,
+    findings_csv,
+)
+from glr_lightning.diagnosis.statistics import (
+    SIGNS,
+    Comparison,
+    Contender,
+    alignment,
+    compare,
+    critical_z,
+    layers_of,
+    measure,
+)
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators import Estimator, Objective
+from glr_lightning.evaluation.evaluate import checkpoint_path
+from glr_lightning.randomness import generator_for
+from glr_lightning.reporting.figures import variance_against_time
+from glr_lightning.reporting.report import ENVIRONMENT
+from glr_lightning.reporting.tables import Table, escape
+from glr_lightning.runs.environment import PACKAGES, torch_device
+from glr_lightning.runs.trained_run import TrainedRun, build_data, build_network, find_runs, load_run
+from glr_lightning.storage import require_folder, write_files
+from glr_lightning.terminal import progress_bar
+from glr_lightning.training.trained_noise import trained_sigma
+from glr_lightning.validation import validated_count
+
+TEXT, TABLE, FIGURE = "diagnosis.md", "diagnosis.csv", "diagnosis.png"
+
+
+LEAST_REPETITIONS = 20
+
+
+def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]:
+    """Diagnose what a resolved configuration names.
+
+    Returns:
+        The findings, notes on how to read them, and what they are about.
+
+    Raises:
+        ConfigurationError, CheckpointError, DataError: an option, a run or data that cannot be used.
+    """
+    _check(config)
+    subject = _subject(config)
+    candidates = [
+        c for label, overrides in entries_of(config["estimators"]) for c in tried(subject, label, overrides, config)
+    ]
+    runnable = [c for c in candidates if isinstance(c.built, Estimator)]
+    if not runnable:
+        refusals = "\n".join(f"  {finding.refusal}" for finding in _refused(candidates))
+        raise ConfigurationError(f"every estimator refuses this network and loss:\n{refusals}")
+    columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with progress_bar(*columns, enabled=config["progress"]) as bar:
+        task = bar.add_task("references", total=None)
+        references = References(subject, config, lambda: bar.advance(task))
+        # only for the alignment, and by far the dearest with many classes: not for noise-free gradients alone
+        smoothed = any(c.built.objective != "noise_free" for c in runnable)  # type: ignore[union-attr]
+        truth = references.of("joint", subject.base)[0] if smoothed else None
+        found = [references.of_candidate(c) for c in runnable]
+        contenders = [Contender(c.label, c.copies, c.built, r) for c, (r, _) in zip(runnable, found, strict=True)]  # type: ignore[arg-type]
+        bar.update(task, description="estimators", completed=0, total=len(contenders) * config["repetitions"])
+        options = {"repetitions": config["repetitions"], "seed": config["seed"], "tick": lambda: bar.advance(task)}
+        measured = measure(contenders, subject.network, subject.loss, subject.x, subject.y, **options)
+    layers = layers_of(subject.network)
+    judged = sum(c.reference is not None and not c.estimator.bias(subject.network) for c in contenders)
+    tests = max(judged, 1) * len(layers) * (1 + SIGNS)
+    critical = critical_z(tests)
+    rounding = 100 * torch.finfo(next(subject.network.parameters()).dtype).eps
+    findings = []
+    for contender, result, (_, missing) in zip(contenders, measured, found, strict=True):
+        plan = contender.estimator.plan(subject.network, subject.loss)
+        for number, layer in enumerate(layers):
+            finding = Finding(
+                layer,
+                contender.label,
+                contender.copies[number] if isinstance(contender.copies, list) else contender.copies,
+                NO_REFERENCE,
+                objective=contender.estimator.objective,
+                source=plan.get(layer, ""),
+                alignment=alignment(result.moments[layer], truth[layer]) if truth else None,
+                forwards=result.forwards,
+                milliseconds=result.milliseconds,
+                note=missing or "its gradient is 0, or lost in noise",
+            )
+            compared = contender.reference and compare(result.moments[layer], contender.reference[layer], rounding)
+            bias = contender.estimator.bias(subject.network)
+            findings.append(_judged(finding, compared, critical, bias) if compared else finding)
+    refused = _refused(candidates)
+    if config["run"] is not None and subject.base.get("learn_sigma") == "neuron":
+        references.notes.append("The noise scales were learned per neuron; here each layer has the mean of its own.")
+    notes = [_how_to_read(critical, tests), *references.notes, *_remarks(findings), *(f.refusal for f in refused)]
+    return findings + refused, notes, subject
+
+
+def _judged(finding: Finding, compared: Comparison, critical: float, bias: str) -> Finding:
+    verdict = DECLARED if bias else BIASED if compared.z > critical else UNBIASED
+    if verdict == UNBIASED and compared.relative_bias_error > LARGEST_ERROR:  # a bias of that size would pass unseen
+        verdict = UNCLEAR
+    variance_time = compared.relative_variance * (finding.milliseconds or 0.0)
+    numbers = vars(compared) | {"critical": critical, "variance_time": variance_time}
+    return replace(finding, verdict=verdict, note=bias, **numbers)
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    validated_count("batch_size", config["batch_size"])
+    require_seed(config["seed"])
+    validated_count("reference.copies", config["reference"]["copies"])
+    unknown = set(config["reference"]["estimator"]) - set(get_args(Objective))
+    if unknown:
+        raise ConfigurationError(
+            f"reference.estimator has {', '.join(sorted(unknown))}; objectives are {', '.join(get_args(Objective))}."
+        )
+    for name, value in {"": config["repetitions"], "reference.": config["reference"]["repetitions"]}.items():
+        if value < LEAST_REPETITIONS:
+            raise ConfigurationError(
+                f"{name}repetitions={value} are too few to estimate a standard error; use {LEAST_REPETITIONS} or more."
+            )
+
+
+def _subject(config: dict[str, Any]) -> Subject:
+    device, trusted = torch_device(config["device"]), None
+    if config["run"] is not None:
+        folders = find_runs(config["run"] if isinstance(config["run"], list) else str(config["run"]))
+        if len(folders) > 1:
+            raise ConfigurationError(f"run={config['run']} names {len(folders)} runs; one at a time is diagnosed.")
+        trusted = (*TRUSTED, *(f"{package}." for package in config["trusted"]))
+        where = {"root": config["data"]["root"], "checkpoint": checkpoint_path(config["checkpoint"])}
+        run = load_run(folders[0], trusted=trusted, **where)
+        name, base, network, data = f"run {folders[0]}", with_trained_sigma(run, trusted), run.network, run.data
+    else:
+        pl.seed_everything(config["seed"], verbose=False)
+        base, data = config, build_data(config, None)
+        network = build_network(config, data, None)
+        name = f"experiment {config['experiment']}, untrained"
+    missing = {"estimator", "loss", "precision"} - set(base)
+    if missing:
+        raise ConfigurationError(f"the configuration has no {', '.join(missing)}; it is damaged or not of glr-train.")
+    network = network.train().to(device, torch.float64 if base["precision"] == "64-true" else torch.float32)
+    images = data.part("train")
+    order = torch.randperm(len(images), generator=generator_for(torch.device("cpu"), config["seed"], "batch"))
+    x, y = images[order[: config["batch_size"]]]
+    dtype = next(network.parameters()).dtype
+    loss = build(base["loss"], trusted=trusted)
+    return Subject(name, base, network, loss, scaled(x).to(device, dtype), y.to(device), trusted)
+
+
+def with_trained_sigma(run: TrainedRun, trusted: tuple[str, ...]) -> dict[str, Any]:
+    """A run's configuration with the noise scales that its checkpoint was trained with, learned or scheduled ones.
+
+    Of scales learned per neuron, which no option can hold, the mean of each layer.
+    """
+    node = run.config.get("estimator")
+    if not isinstance(node, dict) or "sigma" not in node:
+        return run.config
+    scales = trained_sigma(run, build(node, trusted=trusted), trusted)
+    sigma = [float(torch.as_tensor(scale).mean()) for scale in scales]
+    one = sigma[0] if len(set(sigma)) == 1 else sigma
+    return run.config | {"sigma": one, "estimator": node | {"sigma": one}}
+
+
+def _refused(candidates: Sequence[Candidate]) -> list[Finding]:
+    """One finding for each different refusal of an estimator."""
+    refusals: dict[tuple[str, str], list[int]] = {}
+    for c in candidates:
+        if not isinstance(c.built, Estimator):
+            refusals.setdefault((c.label, str(c.built)), []).extend([c.copies] if isinstance(c.copies, int) else [])
+    return [
+        Finding("", label, copies[0] if len(copies) == 1 else None, REFUSED, note=words)
+        for (label, words), copies in refusals.items()
+    ]
+
+
+def _how_to_read(critical: float, tests: int) -> str:
+    return (
+        f"Largest |z|: of the bias along {1 + SIGNS} directions, the reference's and random ones, the error of the "
+        f"reference included. Above {critical:.2f} an estimator is biased: if none is, one diagnosis in a hundred "
+        f"holds such a value (1 % critical value of {tests} tests, Sidak). "
+        "Bias, variance and cosine are relative to the objective's own reference, the bias along it; alignment is the "
+        "cosine of the mean estimate with the gradient of the joint objective. Variance × ms is the figure of merit: "
+        "half of it takes half the time to the same accuracy."
+    )
+
+
+def _remarks(findings: Sequence[Finding]) -> list[str]:
+    """The biases that are declared, and the estimators without a reference, each once."""
+    notes: dict[str, None] = {}
+    for f in findings:
+        if f.verdict == DECLARED:
+            notes[f"{f.estimator} declares a bias: {f.note}"] = None
+        if f.verdict == NO_REFERENCE:
+            notes[f"{f.estimator}, {f.layer}: no reference: {f.note}"] = None
+    if any(f.verdict == BIASED for f in findings):
+        names = dict.fromkeys(f.estimator for f in findings if f.verdict == BIASED)
+        notes[
+            f"{BIASED}: {', '.join(names)} — declared unbiased, and the mean is not the gradient of the objective."
+        ] = None
+    return list(notes)
+
+
+def markdown(tables: Sequence[Table], subject: Subject, config: Mapping[str, Any]) -> str:
+    """The text of diagnosis.md."""
+    shape = "–".join(
+        str(len(subject.network.get_parameter(names[-1]))) for names in layers_of(subject.network).values()
+    )
+    about = (
+        f"{subject.name} (configuration {config_hash(subject.base)}): outputs by layer {shape}, loss "
+        f"{type(subject.loss).__name__}, {len(subject.y)} training images, {config['repetitions']} estimates of each, "
+        f"seed {config['seed']}, {_device_in_words(subject.x.device)}."
+    )
+    parts = [
+        "# Diagnosis",
+        escape(about),
+        *(table.markdown() for table in tables),
+        f"![variance against time]({FIGURE})",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def environment(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "device": _device_in_words(device),
+        "threads": torch.get_num_threads(),
+        "command": shlex.join(command),
+    }
+
+
+def _device_in_words(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})"
+
+
+def write_diagnosis(config: dict[str, Any], out: Path, command: Sequence[str]) -> list[Table]:
+    """Diagnose and write everything into `out`; the tables, for the screen."""
+    require_folder(out)  # before everything is measured
+    findings, notes, subject = diagnose(config)
+    tables = finding_tables(findings, notes)
+    texts = {
+        TEXT: markdown(tables, subject, config),
+        TABLE: findings_csv(findings),
+        ENVIRONMENT: json.dumps(environment(subject.x.device, command), indent=2) + "\n",
+    }
+    files = {name: text.encode() for name, text in texts.items()} | {FIGURE: variance_against_time(findings)}
+    write_files(out, files)
+    return tables

@@ -1,0 +1,163 @@
+"""What a unit can reach: the losses that a likelihood ratio needs of a network whose logits read a map of places.
+
+A unit of a convolutional network reaches a few places of the map under the logits, and the noise of all other units
+only blurs what it does. The logits are affine in that map, so what they would be if the places R(i) that unit i can
+reach had no noise costs no forward pass:
+
+    u_k(i) = u_k - sum_{p in R(i)} W_p (h_kp - h_p),   h the map in the noise-free pass, h_k in copy k.
+
+L(u_k(i)) does not depend on the noise of unit i, so it may be subtracted from L(u_k) as a baseline (Law 2), and
+whatever happened outside R(i) is in both. The signal of unit i is left with the noise of the units that share a place
+with it.
+
+R(i) is found from the geometry of the modules between, place by place and not unit by unit: an interval along each
+axis.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import ELEMENTWISE
+from glr_lightning.losses import Loss
+from glr_lightning.networks import Shift, Sine, Standardise
+from glr_lightning.propagation.chain import Chain, CleanPass, Fork, Merge, NoisyPass, Swap
+
+AT_ONCE = 2**24
+"""So many logits, of fields or of places, are held at once (64 MiB)."""
+
+Interval = tuple[Tensor, Tensor]
+"""For each place of the noisy layer the first and the last that it reaches along an axis; none if first > last."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The sets R(i) of a layer. Along each axis, the distinct intervals and which of them each place has.
+
+    Attributes:
+        members: for each axis [places of the readout, intervals], 1 where the interval holds the place, else 0.
+        of_place: for each axis [places of the layer] int64.
+    """
+
+    members: tuple[Tensor, Tensor]
+    of_place: tuple[Tensor, Tensor]
+
+    def losses_without(self, chain: Chain, clean: CleanPass, noisy: NoisyPass, loss: Loss, y: Tensor) -> Tensor:
+        """L(u_k(i)) for every field, [copies, batch, fields]; noisy: a pass over K copies of the clean batch."""
+        rows, columns = self.members
+        batch, dtype = len(y), rows.dtype
+        weight = chain.readout_weight(clean.readout.to(dtype))
+        moved = (noisy.readout.unflatten(0, (-1, batch)) - clean.readout).flatten(0, 1).to(dtype)
+        logits, labels = noisy.logits.to(dtype), y.repeat(len(noisy.logits) // batch)
+        count = rows.shape[1] * columns.shape[1]
+        losses = []
+        part = max(1, AT_ONCE // (max(count, moved[0, 0].numel()) * logits.shape[1]))
+        for u, change, label in zip(logits.split(part), moved.split(part), labels.split(part), strict=True):
+            places = torch.einsum("nchw,kchw->nhwk", change, weight)
+            fields = torch.einsum("nhwk,hp,wq->npqk", places, rows, columns)
+            without = u[:, None] - fields.flatten(1, 2)
+            losses.append(loss(without.flatten(0, 1), label.repeat_interleave(count)).view(-1, count))
+        return torch.cat(losses).unflatten(0, (-1, batch))
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[copies, batch, fields] -> [copies, batch, 1, height, width]: each place gets its field's value."""
+        grid = values.unflatten(2, (self.members[0].shape[1], -1))
+        return grid.index_select(2, self.of_place[0]).index_select(3, self.of_place[1])[:, :, None]
+
+
+def fields_of(chain: Chain, clean: CleanPass, site: int) -> Fields | None:
+    """The fields of a layer, or None where they are of no use: from its output to the readout not all are maps of
+    places, the logits are not affine in the readout, or every place reaches every other."""
+    v0, start = clean.preactivations[site], chain.sites[site]
+    last = chain.sites[-1] == len(chain.modules) - 1 and isinstance(chain.modules[-1], nn.Linear)
+    if not last or start >= chain.readout or any(len(shape) != 3 for shape in clean.shapes[start : chain.readout]):
+        return None
+    axes = [_axis(chain, clean, site, axis) for axis in (0, 1)]
+    members, of_place = zip(*axes, strict=True)
+    if all(part.shape[1] == 1 and bool(part.all()) for part in members):
+        return None
+    at = {"device": v0.device}
+    dtype = chain.layer(site).get_parameter("weight").dtype
+    rows, columns = (part.to(dtype=dtype, **at) for part in members)
+    return Fields((rows, columns), (of_place[0].to(**at), of_place[1].to(**at)))
+
+
+def _axis(chain: Chain, clean: CleanPass, site: int, axis: int) -> tuple[Tensor, Tensor]:
+    """(members, of_place) along an axis."""
+    own = torch.arange(clean.preactivations[site].shape[2 + axis])
+    nothing: Interval = (torch.ones_like(own), torch.zeros_like(own))
+    state: tuple[Interval, ...] = ((own, own), *(nothing for _ in clean.waiting[site]))
+    for position in range(chain.sites[site] + 1, chain.readout):
+        state = _behind(chain.modules[position], state, clean.shapes[position][1 + axis], axis)
+    low, high = state[0]
+    place = torch.arange(clean.readout.shape[2 + axis])[:, None]
+    intervals, of_place = torch.unique(torch.stack([low, high]), dim=1, return_inverse=True)
+    return (place >= intervals[0]) & (place <= intervals[1]), of_place
+
+
+def _behind(module: nn.Module, state: tuple[Interval, ...], size: int, axis: int) -> tuple[Interval, ...]:
+    """The intervals behind a module that returns `size` places along an axis."""
+    if isinstance(module, Fork):
+        return (state[0], *state)
+    if isinstance(module, Swap):
+        return (state[1], state[0], *state[2:])
+    if isinstance(module, Merge):
+        return (_hull(state[0], state[1]), *state[2:])
+    low, high = reached(module, *state[0], axis)
+    inside = (low.clamp(min=0), high.clamp(max=size - 1))
+    empty = state[0][0] > state[0][1]
+    return ((torch.where(empty, 1, inside[0]), torch.where(empty, 0, inside[1])), *state[1:])
+
+
+def _hull(a: Interval, b: Interval) -> Interval:
+    """The smallest interval that holds both, of which one may be empty."""
+    no_a, no_b = a[0] > a[1], b[0] > b[1]
+    low = torch.where(no_a, b[0], torch.where(no_b, a[0], torch.minimum(a[0], b[0])))
+    high = torch.where(no_a, b[1], torch.where(no_b, a[1], torch.maximum(a[1], b[1])))
+    return low, high
+
+
+@functools.singledispatch
+def reached(module: nn.Module, low: Tensor, high: Tensor, axis: int) -> Interval:
+    """Which places of a module's output depend on the places low..high of its input, along an axis (0: height).
+
+    The answer may be too large, never too small, and may go beyond the edges. A module that is not known here mixes
+    all. Adding one: register it.
+    """
+    return torch.zeros_like(low), torch.full_like(high, torch.iinfo(torch.int32).max)
+
+
+def _unmoved(module: nn.Module, low: Tensor, high: Tensor, axis: int) -> Interval:
+    return low, high
+
+
+for kind in (*ELEMENTWISE, Shift, Sine, Standardise, nn.Identity):
+    reached.register(kind, _unmoved)
+
+
+@reached.register
+def _(module: nn.Conv2d, low: Tensor, high: Tensor, axis: int) -> Interval:
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        return reached.dispatch(object)(module, low, high, axis)
+    return _window(module.kernel_size, module.stride, module.padding, module.dilation, low, high, axis)
+
+
+@reached.register
+def _(module: nn.MaxPool2d, low: Tensor, high: Tensor, axis: int) -> Interval:
+    return _window(module.kernel_size, module.stride, module.padding, module.dilation, low, high, axis)
+
+
+@reached.register
+def _(module: nn.AvgPool2d, low: Tensor, high: Tensor, axis: int) -> Interval:
+    return _window(module.kernel_size, module.stride, module.padding, 1, low, high, axis)
+
+
+def _window(kernel: Any, stride: Any, padding: Any, dilation: Any, low: Tensor, high: Tensor, axis: int) -> Interval:
+    """Output o reads the inputs o stride - padding + dilation t, t = 0 .. kernel - 1."""
+    k, s, p, d = (v[axis] if isinstance(v, Sequence) else v for v in (kernel, stride, padding, dilation))
+    first = -torch.div(d * (k - 1) - p - low, s, rounding_mode="floor")  # ceil((low + p - d (k - 1)) / s)
+    return first, torch.div(high + p, s, rounding_mode="floor")

@@ -1,0 +1,1 @@
+"""Run folders and the machine that they were made on."""

@@ -1,0 +1,39 @@
+"""The machine that a run is on: its devices, its threads, the versions of what computes there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from glr_lightning.errors import ConfigurationError
+
+PACKAGES = ("glr-lightning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
+"""Whose versions are written into results."""
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads within the block; None leaves it as it is. Raises ConfigurationError."""
+    if number is None:
+        yield
+        return
+    if number < 1:
+        raise ConfigurationError(f"threads must be at least 1, or null for torch's own choice, got {number}.")
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def torch_device(name: str) -> torch.device:
+    """auto, cpu, gpu, or a device of torch. Raises ConfigurationError if there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device="cuda" if name == "gpu" else name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(
+            f"device={name} cannot be used: {str(error).splitlines()[0]}; use device=cpu."
+        ) from None

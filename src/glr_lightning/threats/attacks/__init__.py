@@ -1,0 +1,1 @@
+"""Attacks, one function a file, and what they share."""

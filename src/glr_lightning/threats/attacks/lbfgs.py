@@ -1,0 +1,87 @@
+"""The published protocol's L-BFGS attack."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.randomness import ImageRandom
+from glr_lightning.threats.attacks.input_gradient import Scores, cross_entropy
+from glr_lightning.threats.attacks.objective import Goal
+from glr_lightning.threats.attacks.quasi_newton import InverseHessian, dot
+from glr_lightning.threats.attacks.query import Attacked
+from glr_lightning.validation import validated_count
+
+HISTORY = 100  # and the tolerances: torch.optim.LBFGS's defaults
+TOLERANCE_GRADIENT = 1e-7
+TOLERANCE_CHANGE = 1e-9
+
+
+def lbfgs(
+    model: Scores,
+    x: Tensor,
+    y: Tensor,
+    *,
+    random: ImageRandom | None,
+    learning_rate: float = 0.05,
+    iterations: int = 20,
+    target: Tensor | None = None,
+) -> Tensor:
+    """One call of torch.optim.LBFGS(lr=0.05, max_iter=20).step on the pixels, for each image by itself.
+
+    It maximises the cross-entropy, or with a target, int64 [B], minimises that against it; there is no distance term
+    and no bound, and only the result, x' [B, C, H, W], is clamped to [0, 1]. So this is not the attack of Szegedy et
+    al., which looks for a small change: that is `penalised_lbfgs`. `random` is ignored.
+
+    Steps are learning_rate * H g without line search, the first learning_rate * min(1, 1 / ||g||_1) * g, with torch's
+    history and tolerances. torch takes one loss for all it is given; which reduction over which batch the publication
+    took is not said, and curvature shared by a batch would make an image's result depend on its company. Here every
+    image has its own loss, curvature and end, as in a batch of one.
+
+    Source of the parameters: the protocol of Jiang et al., "One forward is enough for neural network training via
+    likelihood ratio method", ICLR 2024. Raises ConfigurationError unless learning_rate > 0 and iterations are
+    1..100, the history.
+    """
+    attacked = Attacked.of(model, x)
+    if not 0 < learning_rate < math.inf:
+        raise ConfigurationError(f"learning_rate must be a finite number > 0, got {learning_rate!r}.")
+    if validated_count("iterations", iterations) > HISTORY:
+        raise ConfigurationError(f"iterations must be at most {HISTORY}, the history, got {iterations}.")
+    goal = Goal.of(y, target)
+    result, rows = x.clone(), torch.arange(len(x), device=x.device)
+
+    def evaluate(pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss [m, 1] and gradient [m, N] of what is minimised."""
+        here, own, images = attacked.take(rows), goal.take(rows), pixels.view(len(rows), *x.shape[1:])
+        loss = -own.height(here(images).detach(), cross_entropy)
+        return loss[:, None], -own.uphill(here, images, cross_entropy).flatten(1)
+
+    pixels = x.flatten(1)
+    loss, gradient = evaluate(pixels, rows)
+    hessian = InverseHessian(HISTORY)
+    moving = gradient.abs().amax(1) > TOLERANCE_GRADIENT
+    for number in range(iterations):
+        rows, pixels, loss, gradient = rows[moving], pixels[moving], loss[moving], gradient[moving]
+        hessian.take(moving)
+        direction = -(hessian @ gradient)
+        first = (1.0 / gradient.abs().sum(1, keepdim=True)).clamp_max(1.0) if number == 0 else 1.0
+        step = learning_rate * first * direction
+        downhill = (dot(gradient, direction) <= -TOLERANCE_CHANGE).squeeze(1)
+        rows, pixels, loss, gradient, step = (each[downhill] for each in (rows, pixels, loss, gradient, step))
+        hessian.take(downhill)
+        if not len(rows):
+            break
+        pixels = pixels + step
+        result[rows] = pixels.view(len(rows), *x.shape[1:])
+        if number == iterations - 1:
+            break
+        old_loss, old_gradient = loss, gradient
+        loss, gradient = evaluate(pixels, rows)
+        hessian.update(step, gradient - old_gradient)
+        moving = (
+            (gradient.abs().amax(1) > TOLERANCE_GRADIENT)
+            & (step.abs().amax(1) > TOLERANCE_CHANGE)
+            & ((loss - old_loss).abs() >= TOLERANCE_CHANGE).squeeze(1)
+        )
+    return result.clamp(0.0, 1.0)

@@ -1,0 +1,1 @@
+"""Corruptions, one function a file, and the filters that they share."""

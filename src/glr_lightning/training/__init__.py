@@ -1,0 +1,1 @@
+"""Training: the LightningModule, the fit of a run, and callbacks around the estimator."""

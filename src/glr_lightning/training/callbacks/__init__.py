@@ -1,0 +1,1 @@
+"""What surrounds the estimator while it trains."""

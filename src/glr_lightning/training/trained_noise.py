@@ -1,0 +1,68 @@
+"""The noise that a run was trained with, read back from its run folder."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glr_lightning.config import TRUSTED, build
+from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.estimators.base import per_site
+from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.noise_averaged import NoiseAveraged
+from glr_lightning.runs.trained_run import TrainedRun
+from glr_lightning.schedules import Constant
+from glr_lightning.training.callbacks.annealing import Annealing
+from glr_lightning.training.callbacks.learned_sigma import log_scales
+from glr_lightning.validation import validated_count
+
+
+def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUSTED) -> NoiseAveraged | None:
+    """A run's network with the noise that it was trained with: learned scales come from its checkpoint, scheduled ones
+    are those of its epoch; at all layers at once, whichever way they were injected. None if its neurons had no noise.
+
+    Raises:
+        ConfigurationError, CheckpointError: a number of passes below 1; a run whose files do not fit each other.
+    """
+    validated_count("noisy_passes", passes)
+    estimator: Any = build(run.config.get("estimator"), trusted=trusted)
+    names = {field.name for field in dataclasses.fields(estimator)} if dataclasses.is_dataclass(estimator) else set()
+    if not {"noise", "sigma", "copies"} <= names or estimator.objective not in ("joint", "layerwise"):
+        return None
+    return NoiseAveraged(run.network, estimator.noise, trained_sigma(run, estimator, trusted), passes).eval()
+
+
+def trained_sigma(run: TrainedRun, estimator: Any, trusted: tuple[str, ...] = TRUSTED) -> tuple[float | Tensor, ...]:
+    """The noise scale of every layer in the epoch of a run's checkpoint. Errors as for `noise_averaged`."""
+    per = run.config.get("learn_sigma")
+    if per is not None:
+        return _learned(run, estimator, per)
+    if run.config.get("sigma_schedule") is not None:
+        schedule, epochs = build(run.config["sigma_schedule"], trusted=trusted), run.config.get("epochs")
+        epochs = validated_count("epochs", epochs)
+        estimator = Annealing(estimator, schedule, Constant(), epochs).at(min(run.checkpoint["epoch"], epochs - 1))
+    return per_site(estimator.sigma, len(Chain.of(run.network).sites))
+
+
+def _learned(run: TrainedRun, estimator: Any, per: Any) -> tuple[Tensor, ...]:
+    scales = []
+    for site, start in enumerate(log_scales(estimator, run.network, per)):
+        value = run.checkpoint["state_dict"].get(f"log_sigma.{site}")
+        if not isinstance(value, Tensor) or value.shape != start.shape or not torch.isfinite(value).all():
+            raise CheckpointError(
+                f"the checkpoint of {run.folder} has no valid log_sigma.{site}, which learn_sigma={per} asks for; "
+                "it is damaged. Train again."
+            )
+        scales.append(value.exp())
+    return tuple(scales)
+
+
+def require_noise(models: dict[str, NoiseAveraged | None]) -> None:
+    """Refuse noisy passes of runs, by name, that have no noise. Raises ConfigurationError."""
+    without = [name for name, model in models.items() if model is None]
+    if without:
+        raise ConfigurationError(
+            f"noisy_passes needs runs that were trained with noise at the neurons of all layers, and these were not: "
+            f"{', '.join(without)}. Leave them out of run=..., or leave out noisy_passes for them."
+        )

@@ -1,0 +1,38 @@
+"""Networks, images and threats that the tests of the harness share."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.evaluation.row import Row
+from glr_lightning.threats import Threat, attack
+from glr_lightning.threats.attacks.fgsm import fgsm
+from glr_lightning.threats.clean import clean
+
+CLEAN = {"clean": Threat(clean, "clean")}
+
+
+def linear(shape: tuple[int, int, int], classes: int = 4, seed: int = 0) -> nn.Sequential:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(generator=generator)
+    return network.eval()
+
+
+def images(n: int = 60, shape: tuple[int, int, int] = (1, 8, 8)) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(n, *shape, generator=generator), torch.randint(0, 4, (n,), generator=generator)
+
+
+def white_box(function: Callable[..., Tensor] = fgsm, epsilon: float = 0.1, **parameters: Any) -> dict[str, Threat]:
+    return {"attack": attack(function, epsilon, "linf", "autograd", ["autograd"], **parameters)}
+
+
+def only(rows: Any) -> Row:
+    (row,) = rows
+    return row

@@ -1,0 +1,216 @@
+"""The estimators: options and networks that cannot work are refused with what to do; memory stays bounded."""
+
+import math
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from glr_lightning.activations import HardThreshold
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators import (
+    EvolutionStrategies,
+    ForwardGradient,
+    Hybrid,
+    LikelihoodRatio,
+    LocalExpectation,
+    NoisyBackprop,
+    StraightThrough,
+)
+from glr_lightning.injection import Layerwise
+from glr_lightning.losses import CrossEntropy, ZeroOne
+from glr_lightning.noise import Uniform
+from glr_lightning.sampling import Independent, Sobol
+from tests.checks.estimator_cases import NotAChain, X, estimate, network_for, small_network
+
+# ---- options and refusals -------------------------------------------------------------------------------------------
+
+
+def test_one_scale_serves_all_layers_and_a_list_has_one_for_each() -> None:
+    network = small_network(HardThreshold())
+    same, listed, other = (
+        estimate(LikelihoodRatio(sigma=sigma, copies=4), network, ZeroOne()).gradients
+        for sigma in (0.7, [0.7, 0.7], [0.7, 0.9])
+    )
+    assert all(torch.equal(same[name], listed[name]) for name in same)
+    assert not torch.equal(same["2.weight"], other["2.weight"])
+    refused = [LikelihoodRatio(sigma=[1.0, 1.0, 1.0]), NoisyBackprop(sigma=[1.0])]
+    for estimator in (*refused, StraightThrough(sigma=[1.0]), ForwardGradient(sigma=[1.0]), Hybrid(sigma=[1.0])):
+        for refuse in (
+            lambda e=estimator: e.check(network_for(e), CrossEntropy()),
+            lambda e=estimator: estimate(e, network_for(e), CrossEntropy()),
+        ):
+            with pytest.raises(ConfigurationError, match="the network has 2 layers with weights; give one value, or 2"):
+                refuse()
+
+
+@pytest.mark.parametrize("kind", [LocalExpectation, NoisyBackprop, ForwardGradient, EvolutionStrategies])
+def test_copies_for_each_layer_are_refused_where_all_layers_share_a_pass(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"got copies=\[4, 8\]; use one number, or estimator=tiered"):
+        kind(copies=[4, 8])
+
+
+@pytest.mark.parametrize("sigma", [0, -1.0, math.inf, math.nan, "1", None, True, [], [1.0, 0.0], [1.0, None]])
+@pytest.mark.parametrize(
+    "kind",
+    [LikelihoodRatio, LocalExpectation, Hybrid, NoisyBackprop, StraightThrough, ForwardGradient, EvolutionStrategies],
+)
+def test_a_noise_scale_must_be_positive_and_finite(kind: Any, sigma: Any) -> None:
+    with pytest.raises(ConfigurationError, match="sigma"):
+        kind(sigma=sigma)
+
+
+@pytest.mark.parametrize("copies", [0, -2, 1.5, "8", None, True])
+@pytest.mark.parametrize(
+    "kind", [LikelihoodRatio, LocalExpectation, Hybrid, NoisyBackprop, ForwardGradient, EvolutionStrategies]
+)
+def test_copies_must_be_a_positive_whole_number(kind: Any, copies: Any) -> None:
+    with pytest.raises(ConfigurationError, match="copies must be a whole number of at least 1"):
+        kind(copies=copies)
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"copies": 5}, r"use copies=6 or sampling=independent"),
+        (
+            {"copies": 2},
+            r"raise copies, for example copies=32 \(at least 2 with sampling=independent, 4 with antithetic\)",
+        ),
+        ({"copies": 1, "sampling": Independent()}, "or use baseline=clean"),
+        ({"noise": Uniform()}, "Use noise=gaussian, laplace, logistic or student_t"),
+        ({"score": "best"}, "score must be one of plain, conditional, coupled, auto"),
+        ({"score": "coupled", "sampling": Sobol()}, "use sampling=antithetic, or estimator.score=auto"),
+        ({"chunk": 1}, "use chunk=2 or more"),
+        ({"chunk": 15, "sampling": Sobol()}, "use chunk=16 or more"),
+        ({"copies": 4, "sampling": Sobol(1)}, r"or sampling\.randomisations \(2 with sobol\)"),
+        ({"chunk": 0}, "chunk must be a whole number of at least 1"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_work_are_refused_with_what_to_do(options: dict[str, Any], advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=advice):
+        LikelihoodRatio(**options)
+
+
+@pytest.mark.parametrize(
+    ("network", "advice"),
+    [
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2)),
+            r"module '1' \(BatchNorm1d\) is in train mode .* per-sample normalisation .* or put it in eval mode",
+        ),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Tanh(), nn.Dropout(0.5)), nn.Linear(4, 2)),
+            r"module '1\.1' \(Dropout\) draws noise of its own .* remove it",
+        ),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)),
+            r"module '1' \(PReLU\) holds parameters, .* freeze it \(requires_grad=False\), or register",
+        ),
+        (
+            nn.Sequential(nn.Linear(3, 4), NotAChain(), nn.Linear(4, 2)),
+            r"module '1' \(NotAChain\) holds parameters, .*; replace it",
+        ),
+        (NotAChain(), "got NotAChain; write the network as an nn.Sequential"),
+        (nn.Sequential(nn.Flatten(), nn.Tanh()), "no layer with weights, so there is nothing to train"),
+    ],
+    ids=["batch_norm", "dropout", "prelu", "custom", "not_a_chain", "no_weights"],
+)
+def test_a_network_that_the_estimator_cannot_train_is_refused_with_what_to_do(network: nn.Module, advice: str) -> None:
+    estimator = LikelihoodRatio(copies=4)
+    for refuse in (
+        lambda: estimator.check(network, CrossEntropy()),
+        lambda: estimate(estimator, network, CrossEntropy(), X.float()),
+    ):
+        with pytest.raises(ConfigurationError, match=re.compile(advice, re.DOTALL)):
+            refuse()
+
+
+def test_batch_norm_and_dropout_in_eval_mode_and_frozen_layers_are_accepted() -> None:
+    normalise = nn.BatchNorm1d(4).requires_grad_(False)
+    network = nn.Sequential(nn.Linear(3, 4), normalise, HardThreshold(), nn.Dropout(0.5), nn.Linear(4, 2)).eval()
+    got = estimate(LikelihoodRatio(copies=4), network, CrossEntropy(), X.float())
+    assert got.gradients.keys() == {"0.weight", "0.bias", "4.weight", "4.bias"}
+
+
+def test_a_module_used_twice_is_applied_twice() -> None:
+    activation = HardThreshold()
+    network = nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 4), activation, nn.Linear(4, 2)).double()
+    torch.testing.assert_close(estimate(LikelihoodRatio(copies=4), network, CrossEntropy()).logits, network(X))
+
+
+@pytest.mark.parametrize("how", ["module", "parameter"])
+def test_a_weight_used_twice_is_refused(how: str) -> None:
+    """Its gradient would be the sum of two layers', and named_parameters() has one name for it."""
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    network = nn.Sequential(first, nn.Tanh(), first if how == "module" else second, nn.Tanh(), nn.Linear(3, 2))
+    with pytest.raises(ConfigurationError):
+        LikelihoodRatio(copies=4).check(network, CrossEntropy())
+
+
+def test_batch_norm_without_running_statistics_is_refused_in_eval_mode_too() -> None:
+    """Without running statistics it takes the batch's own in either mode."""
+    normalise = nn.BatchNorm1d(4, affine=False, track_running_stats=False)
+    network = nn.Sequential(nn.Linear(3, 4), normalise, nn.Linear(4, 2)).eval()
+    with pytest.raises(ConfigurationError):
+        LikelihoodRatio(copies=4).check(network, CrossEntropy())
+
+
+def test_a_reparametrised_layer_is_refused_with_what_to_do() -> None:
+    """contract() gives the gradient of the weight, but the parameters are what the weight is made of."""
+    network = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2))
+    with pytest.raises(ConfigurationError):
+        LikelihoodRatio(copies=4).check(network, CrossEntropy())
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+MEMORY = """
+import resource, torch
+from glr_lightning.activations import HardThreshold
+from glr_lightning.estimators import LikelihoodRatio
+from glr_lightning.losses import ZeroOne
+from glr_lightning.networks import mlp
+
+torch.set_num_threads(1)
+network = mlp(image_shape=(1, 14, 14), classes=10, hidden=[20], activation=HardThreshold())
+x, y, generator = torch.rand(25, 1, 14, 14), torch.arange(25) % 10, torch.Generator().manual_seed(0)
+LikelihoodRatio(copies=4).estimate(network, ZeroOne(), x, y, generator=generator)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+LikelihoodRatio(copies=10_000, {options}).estimate(network, ZeroOne(), x, y, generator=generator)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+@pytest.mark.parametrize(("options", "mebibytes"), [("chunk=100", 32), ("", 256)])
+def test_memory_is_bounded_by_the_chunk_and_not_by_the_copies(options: str, mebibytes: int) -> None:
+    """Paper 2's setting, 10,000 copies of 25 images through 196-20-10, used to take [250,000, 196, 20] numbers."""
+    script = MEMORY.format(options=options)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) / 1024 < mebibytes
+
+
+@pytest.mark.parametrize("kind", [LikelihoodRatio, LocalExpectation, Hybrid, NoisyBackprop])
+def test_a_layer_too_wide_for_sobol_is_refused_before_the_first_step(kind: Any) -> None:
+    activation = nn.Tanh() if kind is NoisyBackprop else HardThreshold()
+    network = nn.Sequential(nn.Linear(1, 21_202), activation, nn.Linear(21_202, 2))
+    with pytest.raises(ConfigurationError, match="use sampling=independent or antithetic"):
+        kind(copies=4, sampling=Sobol()).check(network, CrossEntropy())
+
+
+def test_the_coupled_score_above_the_first_noisy_layer_alone_is_refused() -> None:
+    network = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2), HardThreshold(), nn.Linear(2, 2))
+    with pytest.raises(
+        ConfigurationError, match=r"right after the first noisy layer; .* Use estimator\.score=plain or auto"
+    ):
+        LikelihoodRatio(score="coupled").check(network, CrossEntropy())
+    LikelihoodRatio(score="coupled", injection=Layerwise()).check(network, CrossEntropy())

@@ -1,0 +1,440 @@
+"""Local expectation: exact where it claims to be exact, unbiased where it draws, and of small variance."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation
+from glr_lightning.estimators.local_expectation import Beyond
+from glr_lightning.estimators.output_loss import CrossEntropyHead, Head, ZeroOneHead, head_for
+from glr_lightning.injection import Joint
+from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
+from glr_lightning.networks import Residual, Shift, mlp
+from glr_lightning.noise import Gaussian, Noise, Uniform
+from glr_lightning.propagation.chain import Chain
+from glr_lightning.sampling import Draws, Independent, Sampler
+from tests.checks.estimator_cases import (
+    IMAGES,
+    LABELS,
+    SIGMA,
+    X,
+    Y,
+    check_gradient,
+    enumerated,
+    estimate,
+    every_density,
+    reference,
+    small_convnet,
+    small_network,
+)
+from tests.checks.groups import member, options
+from tests.checks.oracles import TOLERANCE, counted_loss
+from tests.checks.zscores import repetitions
+
+TERNARY = PiecewiseConstant(cuts=(-0.4, 0.5), levels=(-1.0, 0.2, 1.5))
+
+
+@final
+@dataclass(frozen=True)
+class Squared(Loss):
+    """A loss that no head knows: the squared distance of the logits from the one-hot label."""
+
+    differentiable = True
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits - nn.functional.one_hot(labels, logits.shape[1])).square().sum(1)
+
+
+GAUSSIAN = Gaussian()
+LOSSES = {"cross_entropy": CrossEntropy(), "zero_one": ZeroOne(), "squared": Squared()}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+
+
+# ---- heads ----------------------------------------------------------------------------------------------------------
+
+
+ROWS, CLASSES, UNITS = 5, 3, 4  # all different, so that no transposed matrix fits
+
+
+def a_head(loss: Loss, noise: Noise) -> tuple[Head, Tensor, Tensor, Tensor]:
+    """A head, logits [ROWS, CLASSES], steps [ROWS, UNITS] and columns [CLASSES, UNITS]."""
+    generator = torch.Generator().manual_seed(0)
+    u, z, columns, step = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((ROWS, CLASSES), (ROWS, CLASSES), (CLASSES, UNITS), (ROWS, UNITS))
+    )
+    return head_for(loss, noise, 0.7, z, torch.tensor([0, 1, 2, 1, 0])), u, step, columns
+
+
+@every_density
+@every_loss
+def test_the_loss_after_each_step_is_the_loss_at_the_logits_moved_by_hand(loss: Loss, noise: Noise) -> None:
+    head, u, step, columns = a_head(loss, noise)
+    by_hand = torch.stack([head.values(u + step[:, j, None] * columns[:, j]) for j in range(UNITS)], dim=1)
+    torch.testing.assert_close(head.after_steps(u, step, columns), by_hand, rtol=1e-12, atol=1e-12)
+    up = step > 0
+    jumps = 1.8 * up.double() - 0.9
+    torch.testing.assert_close(
+        head.after_jumps(u, up, 0.9, columns), head.after_steps(u, jumps, columns), rtol=1e-12, atol=1e-12
+    )
+
+
+@every_loss
+def test_the_values_of_stacked_logits_are_those_of_each(loss: Loss) -> None:
+    head, u, _, _ = a_head(loss, Gaussian())
+    stacked = torch.stack([u, u + 0.3])
+    torch.testing.assert_close(head.values(stacked), torch.stack([head.values(u), head.values(u + 0.3)]))
+
+
+def test_each_loss_gets_its_head() -> None:
+    kinds = [type(a_head(loss, Gaussian())[0]) for loss in LOSSES.values()]
+    assert kinds == [CrossEntropyHead, ZeroOneHead, Head]
+
+
+def test_a_jump_that_costs_hundreds_of_nats_stays_finite() -> None:
+    z = torch.zeros(1, 2)
+    head = head_for(CrossEntropy(), Gaussian(), 1.0, z, torch.tensor([0]))
+    got = head.after_jumps(torch.tensor([[500.0, 0.0]]), torch.tensor([[True]]), 1.0, torch.tensor([[-600.0], [300.0]]))
+    assert torch.isfinite(got).all()
+    assert float(got) > 80
+
+
+@every_density
+@pytest.mark.parametrize("spread", [1.0, 40.0])  # 40: many a softmax is 1 but for rounding
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_signal_of_cross_entropy_is_that_of_any_loss_with_the_same_draws(
+    noise: Noise, spread: float, classes: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    u, z = torch.randn(2, 50, classes, generator=generator, dtype=torch.float64)
+    u *= spread  # and the noise too, else no draw would reach the other logits
+    labels = torch.randint(classes, (50,), generator=generator)
+    expected, got = (
+        kind(CrossEntropy(), noise, 0.7 * spread, z, labels).signal(u, torch.Generator().manual_seed(2))
+        for kind in (Head, CrossEntropyHead)
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
+    assert (got.abs() > 1e-4).any(1).float().mean() > 0.5
+
+
+def check_zero_one_signal(noise: Noise) -> None:
+    """The derivative, by autograd, of the expectation over each logit's own noise, given that of the others."""
+    head, u, _, _ = a_head(ZeroOne(), noise)
+    v, label = u + head.sigma * head.z, head.labels
+    expected = torch.zeros_like(u)
+    for row, c in itertools.product(range(ROWS), range(CLASSES)):
+        others = [float(v[row, k]) for k in range(CLASSES) if k not in (c, int(label[row]))]
+        own = float(v[row, label[row]])
+        at = u[row, c].clone().requires_grad_()
+        if c == label[row]:
+            mean = noise.cdf((max(others) - at) / head.sigma)
+        elif own > max(others):
+            mean = 1 - noise.cdf((own - at) / head.sigma)
+        else:
+            continue  # wrong already
+        (expected[row, c],) = torch.autograd.grad(mean, at)
+    got = head.signal(u, torch.Generator())
+    assert (expected != 0).sum() > ROWS
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+
+
+@every_density
+def test_zero_one_integrates_each_logits_own_noise_out(noise: Noise) -> None:
+    check_zero_one_signal(noise)
+
+
+def test_of_two_logits_the_only_rival_is_the_best() -> None:
+    z = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    head = head_for(ZeroOne(), Gaussian(), 1.0, z, torch.tensor([1]))
+    u = torch.tensor([[0.1, 0.4]], dtype=torch.float64)
+    f = Gaussian().log_prob(torch.tensor([0.2 - 0.1, 0.4 - 0.4], dtype=torch.float64)).exp()
+    torch.testing.assert_close(head.signal(u, torch.Generator()), torch.stack([f[0], -f[1]])[None])
+
+
+# ---- enumeration ----------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Scripted(Sampler):
+    """Hands out draws that were written down, one a layer."""
+
+    script: list[Tensor] = field(default_factory=list)
+
+    def group_size(self, copies: int) -> int:
+        return 1
+
+    def group(self, copies: int, device: torch.device) -> Tensor:
+        return torch.arange(copies, device=device)
+
+    def __call__(
+        self, noise: Noise, copies: int, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype
+    ) -> Draws:
+        return Draws(self.script.pop(0), self.group(copies, torch.device("cpu")))
+
+
+def hidden_gradient_by_states(
+    network: nn.Sequential, noise: Noise, sigma: Sequence[float], loss: Loss, above: list[Tensor]
+) -> dict[str, Tensor]:
+    """sum_s P(s) (the estimate of the first layer's gradient with its units in state s), the noise above being fixed.
+
+    If each unit's own noise is integrated out exactly, this is the derivative of sum_s P(s) L(s), to rounding.
+    """
+    v0 = network[0](X).detach()
+    on = 1 - noise.cdf(-v0 / sigma[0])
+    total: dict[str, Tensor] = {}
+    for row in range(len(X)):
+        for pattern in itertools.product((0.0, 1.0), repeat=v0.shape[1]):
+            state = torch.tensor(pattern, dtype=v0.dtype)
+            chance = torch.where(state > 0, on[row], 1 - on[row]).prod()
+            z = ((2 * state - 1 - v0[row]) / sigma[0])[None, None]  # so that v is +1 or -1
+            script = [z, *(fixed[:, row, None] for fixed in above)]
+            estimator = LocalExpectation(noise=noise, sigma=tuple(sigma), sampling=Scripted(script), units=None)
+            got = estimate(estimator, network, loss, X[row, None], Y[row, None]).gradients
+            for name in ("0.weight", "0.bias"):
+                total[name] = total.get(name, 0) + chance * got[name] / len(X)
+    return total
+
+
+def check_enumeration(noise: Noise, loss: Loss, network: nn.Sequential, sigma: Sequence[float]) -> None:
+    """Equal to the derivative of the sum over all 2^H states of the first hidden layer, to 1e-10."""
+    generator = torch.Generator().manual_seed(3)
+    layers = [module for module in network if isinstance(module, nn.Linear)]
+    above = [torch.randn(1, len(X), m.out_features, generator=generator, dtype=X.dtype) for m in layers[1:]]
+
+    def loss_of(u: Tensor) -> Tensor:
+        return head_for(loss, noise, sigma[-1], above[-1][0], Y).values(u)
+
+    class Fixed(nn.Module):
+        def forward(self, v: Tensor) -> Tensor:
+            return v + sigma[1] * above[0][0]
+
+    upper = list(network)
+    if len(layers) == 3:
+        upper.insert(3, Fixed())  # the second layer's noise
+    exact = counted_loss(nn.Sequential(*upper), noise, sigma[0], loss_of, X)
+    expected = torch.autograd.grad(exact, [network[0].weight, network[0].bias])
+    got = hidden_gradient_by_states(network, noise, sigma, loss, above)
+    for name, value in zip(("0.weight", "0.bias"), expected, strict=True):
+        assert value.norm() > 1e-5
+        torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-13)
+
+
+def threshold_network(*widths: int) -> nn.Sequential:
+    torch.manual_seed(5)
+    network = nn.Sequential()
+    for fan_in, fan_out in itertools.pairwise(widths):
+        if len(network):
+            network.append(HardThreshold())
+        network.append(nn.Linear(fan_in, fan_out))
+    for parameter in network.double().parameters():
+        parameter.data.mul_(2.0)
+    return network
+
+
+@every_density
+@every_loss
+def test_local_expectation_equals_the_enumeration_of_all_states(loss: Loss, noise: Noise) -> None:
+    check_enumeration(noise, loss, threshold_network(3, 4, 3), (0.8, 0.6))
+
+
+@every_loss
+def test_a_deeper_layer_equals_the_enumeration_of_all_states_under_common_random_numbers(loss: Loss) -> None:
+    check_enumeration(Gaussian(), loss, threshold_network(3, 4, 2, 3), (0.8, 0.5, 0.6))
+
+
+# ---- unbiased -------------------------------------------------------------------------------------------------------
+
+
+def check_local(
+    activation: nn.Module,
+    loss: Loss,
+    noise: Noise = GAUSSIAN,
+    number: int = 3000,
+    resolution: float = 0.3,
+    **options: Any,
+) -> None:
+    network = small_network(activation)
+    estimator = LocalExpectation(noise=noise, sigma=SIGMA, copies=4, **options)
+    samples = repetitions(estimator, network, loss, X, Y, number=number)
+    check_gradient(samples, reference(network, noise, Joint(), loss), resolution, TOLERANCE)
+
+
+@every_density
+@pytest.mark.parametrize("loss", options("loss"))
+@pytest.mark.parametrize("activation", options("activation"))
+def test_every_combination_is_unbiased_for_the_joint_objective(activation: str, loss: str, noise: Noise) -> None:
+    for sampling in options("sampling"):
+        check_local(
+            member("activation", activation), member("loss", loss), noise, sampling=member("sampling", sampling)
+        )
+
+
+def test_three_cells_are_unbiased() -> None:
+    check_local(TERNARY, CrossEntropy())
+    check_local(TERNARY, ZeroOne())
+
+
+def check_deep(network: nn.Sequential, sigma: tuple[float, ...], units: int | None, x: Tensor, y: Tensor) -> None:
+    estimator = LocalExpectation(sigma=sigma, copies=4, units=units)
+    samples = repetitions(estimator, network, ZeroOne(), x, y, number=4000)
+    check_gradient(samples, enumerated(network, LikelihoodRatio(sigma=sigma), x, y), resolution=0.3)
+
+
+@pytest.mark.parametrize("units", [None, 1, 2])
+def test_deeper_layers_are_unbiased_whatever_share_of_their_units_is_evaluated(units: int | None) -> None:
+    check_deep(threshold_network(3, 3, 2, 2), (0.5, 0.7, 0.9), units, X, Y)
+
+
+@pytest.mark.parametrize("units", [None, 1, 3])
+def test_a_strided_convolution_is_unbiased(units: int | None) -> None:
+    check_deep(small_convnet(), (0.3, 0.5), units, IMAGES, LABELS)
+
+
+def test_modules_between_that_carry_a_change_or_mix_it_are_both_right() -> None:
+    """A shift leaves the change of a unit as it is; a soft maximum over units does not, and takes the long way."""
+    for between in (Shift(-0.5), nn.Softmax(dim=1)):
+        network = nn.Sequential(nn.Linear(3, 2), HardThreshold(), between, nn.Linear(2, 2)).double()
+        for parameter, source in zip(network.parameters(), small_network(HardThreshold()).parameters(), strict=True):
+            parameter.data = source.data.clone()
+        samples = repetitions(LocalExpectation(sigma=SIGMA, copies=4), network, CrossEntropy(), X, Y, number=3000)
+        ratio = repetitions(LikelihoodRatio(sigma=SIGMA, copies=64), network, CrossEntropy(), X, Y, number=3000)
+        expected = {name: values.mean(0) for name, values in ratio.items()}
+        error = max(float(values.std(0).max()) for values in ratio.values()) / 3000**0.5
+        check_gradient(samples, expected, resolution=0.3, tolerance=5 * error)
+
+
+def test_moved_units_are_held_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = threshold_network(3, 5, 4, 2)
+    whole = estimate(LocalExpectation(units=4), network, ZeroOne())
+    monkeypatch.setattr(local_expectation, "MOVED_ELEMENTS", 1)
+    parts = estimate(LocalExpectation(units=4), network, ZeroOne())
+    assert whole.diagnostics == parts.diagnostics
+    for name, value in whole.gradients.items():
+        torch.testing.assert_close(parts.gradients[name], value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampling", options("sampling"))
+def test_copies_are_held_a_few_at_a_time_and_stay_unbiased(sampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_expectation, "MOVED_ELEMENTS", 2 * 2 * len(X) * 2)  # two copies of 2 units, 2 logits
+    sampler = replace(member("sampling", sampling), **({"randomisations": 4} if sampling == "sobol" else {}))
+    network, estimator = small_network(HardThreshold()), LocalExpectation(sigma=SIGMA, copies=8, sampling=sampler)
+    assert list(estimator.parts(Chain.of(network).clean(X), 8, sampler.group_size(8))) == [2] * 4
+    samples = repetitions(estimator, network, CrossEntropy(), X, Y, number=2000)
+    check_gradient(samples, reference(network, GAUSSIAN, Joint(), CrossEntropy()), 0.3, TOLERANCE)
+    assert estimate(estimator, network, CrossEntropy()).diagnostics["forwards"] == 9 * len(X)
+
+
+def test_forwards_count_the_noisy_passes_and_the_units_of_deeper_layers() -> None:
+    shallow = estimate(LocalExpectation(copies=3), threshold_network(3, 5, 2), ZeroOne())
+    assert shallow.diagnostics["forwards"] == 4 * len(X)
+    deep = estimate(LocalExpectation(copies=3, units=4), threshold_network(3, 5, 4, 2), ZeroOne())
+    assert deep.diagnostics["forwards"] == 4 * len(X) + 3 * len(X) * 4
+
+
+# ---- variance -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", [HardThreshold(), Sign(), nn.Sigmoid()], ids=["threshold", "sign", "sigmoid"])
+@pytest.mark.parametrize("loss", [CrossEntropy(), ZeroOne()], ids=["cross_entropy", "zero_one"])
+def test_one_copy_has_less_variance_than_four_of_the_likelihood_ratio(activation: nn.Module, loss: Loss) -> None:
+    torch.manual_seed(0)
+    network = mlp(image_shape=(1, 14, 14), classes=10, hidden=[20], activation=activation)
+    x, y = torch.rand(8, 1, 14, 14), torch.arange(8)
+    local, ratio = (
+        repetitions(estimator, network, loss, x, y, number=200)
+        for estimator in (LocalExpectation(copies=1), LikelihoodRatio(copies=4))
+    )
+    for name in ("linear1.weight", "linear2.weight"):
+        assert float(local[name].var(0).sum()) < float(ratio[name].var(0).sum())
+
+
+# ---- options and refusals -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (lambda: LocalExpectation(noise=Uniform()), "Use noise=gaussian"),
+        (lambda: LocalExpectation(units=0), r"estimator\.units \(null: all\) must be a whole number of at least 1"),
+        (lambda: LocalExpectation(copies=3, sampling=member("sampling", "antithetic")), "use copies="),
+        (lambda: LocalExpectation(sigma=(1.0,)).check(small_network(nn.Tanh()), ZeroOne()), "give one value, or 2"),
+        (
+            lambda: LocalExpectation().check(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), ZeroOne()),
+            "use estimator=likelihood_ratio",
+        ),
+        (
+            lambda: LocalExpectation().check(
+                nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, affine=False), nn.Linear(2, 2)), ZeroOne()
+            ),
+            "couples",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_advice(make: Callable[[], Any], advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=advice):
+        make()
+
+
+def test_the_plan_says_how_each_layer_is_served() -> None:
+    plan = LocalExpectation(units=4).plan(threshold_network(3, 5, 4, 2), ZeroOne())
+    assert list(plan) == ["0", "2", "4"]
+    for words, part in zip(plan.values(), ("4 units a sample", "all units at once", "at the logits"), strict=True):
+        assert part in words
+        assert "from loss values" in words
+    assert "all units, one at a time" in LocalExpectation(units=5).plan(threshold_network(3, 5, 4, 2), ZeroOne())["0"]
+    assert "measure-valued" in LocalExpectation().plan(small_network(nn.Tanh()), CrossEntropy())["0"]
+
+
+def test_under_bf16_autocast_differences_of_losses_stay_in_float32() -> None:
+    network = threshold_network(3, 5, 4, 2).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = estimate(LocalExpectation(), network, CrossEntropy(), X.float())
+    assert {g.dtype for g in got.gradients.values()} == {torch.float32}
+
+
+def test_a_loss_that_derives_from_a_known_one_gets_no_closed_form_of_it() -> None:
+    class Twice(CrossEntropy):
+        def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return 2 * super().__call__(logits, labels)
+
+    head, _, _, _ = a_head(Twice(), GAUSSIAN)
+    assert type(head) is Head
+
+
+def test_a_layer_applied_at_several_places_takes_the_long_way_and_is_right() -> None:
+    torch.manual_seed(2)
+    network = nn.Sequential(nn.Linear(3, 2), HardThreshold(), nn.Flatten(), nn.Linear(4, 3)).double()
+    x, y = torch.randn(3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2])
+    local, ratio = (
+        repetitions(estimator, network, CrossEntropy(), x, y, number=2000)
+        for estimator in (LocalExpectation(copies=4), LikelihoodRatio(copies=64))
+    )
+    expected = {name: values.mean(0) for name, values in ratio.items()}
+    error = max(float(values.std(0).max()) for values in ratio.values()) / 2000**0.5
+    check_gradient(local, expected, resolution=0.3, tolerance=5 * error)
+
+
+def test_units_of_a_block_move_beside_a_shortcut_that_is_common_to_all_copies() -> None:
+    body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 2, 3, padding=1))
+    block = Residual(body, nn.Sequential(nn.Conv2d(1, 2, 1)))
+    chain = Chain.of(nn.Sequential(block, nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)).double())
+    x, y = torch.rand(5, 1, 4, 4, dtype=torch.float64), torch.arange(5) % 3
+    sigma = (0.5,) * len(chain.sites)
+    draw = Independent().bound(Gaussian(), 3, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        _, seen, _ = chain.noisy(chain.clean(x), tuple(range(len(sigma))), sigma, draw)
+        beyond = Beyond.of(chain, seen, sigma, CrossEntropy(), Gaussian(), y)
+        for at in seen[:-1]:  # moved to where they are
+            v = at.v.flatten(2)
+            chosen = torch.arange(v.shape[2]).expand(*v.shape)
+            torch.testing.assert_close(
+                beyond.after_moves(at, v, chosen, v), beyond.losses.view(3, 5, 1).expand(3, 5, v.shape[2])
+            )

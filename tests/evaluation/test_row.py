@@ -1,0 +1,77 @@
+"""The table of an evaluation: written whole, read back with its types, refused when malformed."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.evaluation.harness import evaluate
+from glr_lightning.evaluation.row import FIELDS, Row, read_rows, write_rows
+from tests.checks.harness_cases import CLEAN, images, linear, white_box
+
+
+class TestTable:
+    @pytest.fixture
+    def rows(self) -> list[Row]:
+        x, y = images()
+        rows = list(evaluate(linear((1, 8, 8)), x, y, {**CLEAN, **white_box()}, seed=0, run="a,b"))
+        rows.append({**copy.copy(rows[0]), "note": 'two\nlines, "quoted"', "mean_l2": math.inf, "unreliable": True})
+        return rows
+
+    def test_round_trip(self, rows: list[Row], tmp_path: Path) -> None:
+        path = tmp_path / "new" / "results.csv"
+        write_rows(path, rows)
+        assert read_rows(path) == rows
+        assert path.read_text().splitlines()[0] == ",".join(FIELDS)
+        write_rows(path, [])
+        assert read_rows(path) == []
+        assert [p.name for p in path.parent.iterdir()] == ["results.csv"]
+
+    def test_a_failed_write_leaves_the_old_table(
+        self, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "results.csv"
+        write_rows(path, rows)
+        old = path.read_bytes()
+
+        class Bad:
+            def __str__(self) -> str:
+                raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            write_rows(path, [rows[0], {**rows[0], "note": Bad()}])
+        with pytest.raises(ConfigurationError, match="must have the fields"):
+            write_rows(path, [{"run": "a"}])
+        assert path.read_bytes() == old
+        assert list(tmp_path.iterdir()) == [path]
+
+    @pytest.mark.parametrize(
+        ("spoil", "words"),
+        [
+            (lambda text: "", "its header is"),
+            (lambda text: text.replace("accuracy", "acc", 1), "its header is"),
+            (
+                lambda text: text.replace(",False,False,", ",False,no,", 1),
+                "line 2: (masked|randomized|targeted) cannot be 'no'",
+            ),
+            (lambda text: text.replace(",60,", ",sixty,", 1), "line 2: n cannot be 'sixty'"),
+            (lambda text: text.splitlines()[0] + "\na,b,c\n", "36 cells expected, got 3"),
+            (lambda text: text[: text.rindex('"')], "cannot be read"),
+        ],
+    )
+    def test_malformed(self, rows: list[Row], tmp_path: Path, spoil: Callable[[str], str], words: str) -> None:
+        path = tmp_path / "results.csv"
+        write_rows(path, rows)
+        path.write_text(spoil(path.read_text()))
+        with pytest.raises(CheckpointError, match=words):
+            read_rows(path)
+
+    def test_missing_or_not_text(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_rows(tmp_path / "nowhere.csv")
+        (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_rows(tmp_path / "binary.csv")

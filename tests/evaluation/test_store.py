@@ -1,0 +1,200 @@
+"""The record of an evaluation: resumed where it stopped, computed again when asked, never a mixture of networks."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from glr_lightning.cli.evaluate import main
+from glr_lightning.config import compose
+from glr_lightning.evaluation.harness import Examination
+from glr_lightning.evaluation.per_image import read_evidence, write_evidence
+from glr_lightning.evaluation.row import read_rows
+from glr_lightning.runs.trained_run import BEST
+from glr_lightning.training.fit import train
+from tests.checks.cli_runner import Outcome, run_cli
+
+FAST = ["progress=false", "epochs=2"]
+QUICK = ["threat=[clean,fgsm,contrast]", "surrogate.dir=surrogates", "surrogate.epochs=2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(compose(["experiment=lrtz", *FAST]), folder / "runs/lrtz")
+    train(compose(["experiment=lrt", *FAST]), folder / "runs/lrt")
+    train(compose(["experiment=bp", *FAST]), folder / "bp")
+    return folder
+
+
+@pytest.fixture
+def evaluate(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    monkeypatch.chdir(trained)
+    for name in ("robustness.csv", "robustness.npz"):
+        for file in trained.glob(f"runs/*/{name}"):
+            file.unlink()
+
+    def call(*arguments: str) -> Outcome:
+        return run_cli(main, [*arguments, "progress=false"], monkeypatch, capsys)
+
+    return call
+
+
+@pytest.fixture
+def judgements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The trials that are run, in words; an interruption comes before the trial that `stop_at` names."""
+    done: list[str] = []
+    whole = Examination.judge
+
+    def judge(self: Examination, trial: Any, *arguments: Any) -> Any:
+        if done[:1] == ["stop"] and len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(trial.words)
+        return whole(self, trial, *arguments)
+
+    monkeypatch.setattr(Examination, "judge", judge)
+    return done
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(
+    evaluate: Any, trained: Path, judgements: list[str]
+) -> None:
+    path = trained / "runs/lrtz/robustness.csv"
+    assert evaluate("run=runs/lrtz", *QUICK).code == 0
+    uninterrupted, evidence = read_rows(path), read_evidence(path.with_suffix(".npz"))
+    assert len(judgements) == 7
+    path.unlink()
+    judgements[:] = ["stop"]
+    assert evaluate("run=runs/lrtz", *QUICK).code == 130
+    assert [row["threat"] for row in read_rows(path)] == ["clean", "fgsm", "contrast"]
+    judgements[:] = []
+    outcome = evaluate("run=runs/lrtz", *QUICK)
+    assert len(judgements) == 4
+    assert "3 of 7 rows were there already; again=true" in outcome.err + outcome.out
+    assert [row | {"seconds": 0} for row in read_rows(path)] == [row | {"seconds": 0} for row in uninterrupted]
+    resumed = read_evidence(path.with_suffix(".npz"))
+    assert resumed.keys() == evidence.keys()
+    assert all(np.array_equal(resumed[key].correct, evidence[key].correct) for key in evidence)
+
+
+def test_only_what_changed_is_computed_again_and_everything_when_asked(
+    evaluate: Any, trained: Path, judgements: list[str]
+) -> None:
+    path = trained / "runs/lrtz/robustness.csv"
+    for changes, run in (
+        ([], 7),
+        ([], 0),
+        (["batch_size=100"], 0),  # which no result depends on
+        (["threat.fgsm.epsilon=[0.13,0.2]"], 1),
+        (["seed=1"], 7),
+        (["seed=1", "again=true"], 7),
+        (["seed=1", "limit=100"], 7),
+        (["seed=1", "checkpoint=last"], 0),  # the same weights
+    ):
+        judgements[:] = []
+        outcome = evaluate("run=runs/lrtz", *QUICK, *changes)
+        assert (outcome.code, len(judgements)) == (0, run), changes
+    rows = read_rows(path)
+    assert [(row["level"], row["n"], row["evaluation_seed"]) for row in rows if row["threat"] == "fgsm"] == [
+        (0.13, 359, 1),
+        (0.2, 359, 0),
+        (0.13, 100, 1),
+    ]
+    path.with_suffix(".npz").unlink()  # what a worst case would be counted from is gone
+    judgements[:] = []
+    assert evaluate("run=runs/lrtz", *QUICK, "seed=1").code == 0
+    assert len(judgements) == 7
+
+
+def test_a_table_is_about_one_network(evaluate: Any, trained: Path) -> None:
+    assert evaluate("run=runs/lrtz", *QUICK).code == 0
+    path = trained / "runs/lrtz" / BEST
+    good = path.read_bytes()
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"]["network.linear1.bias"] += 0.1
+    try:
+        torch.save(checkpoint, path)
+        outcome = evaluate("run=runs/*", "threat=clean")
+        assert outcome.code == 2
+        assert "about other weights (checkpoint=best)" in outcome.err
+        assert "again=true" in outcome.err
+        assert not (trained / "runs/lrt/robustness.csv").exists()  # refused before anything was run
+        assert evaluate("run=runs/lrtz", "threat=clean", "again=true").code == 0
+        assert [row["threat"] for row in read_rows(trained / "runs/lrtz/robustness.csv")] == ["clean"]
+    finally:
+        path.write_bytes(good)
+
+
+def test_a_damaged_record_is_refused(evaluate: Any, trained: Path) -> None:
+    assert evaluate("run=runs/lrtz", "threat=clean").code == 0
+    path = trained / "runs/lrtz/robustness.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    outcome = evaluate("run=runs/lrtz", "threat=clean")
+    assert outcome.code == 2
+    assert "Remove the file" in outcome.err
+    path.write_bytes(whole)
+    ((key, evidence),) = read_evidence(path).items()
+    for change in ({"correct": evidence.correct[:-1]}, {"correct": ~evidence.correct}):
+        write_evidence(path, {key: replace(evidence, **change)})
+        outcome = evaluate("run=runs/lrtz", "threat=clean")
+        assert (outcome.code, "Remove the file" in outcome.err) == (2, True)
+
+
+def test_surrogates_of_several_families_have_a_row_each_and_their_images_are_made_once(
+    evaluate: Any, trained: Path
+) -> None:
+    families = "surrogate.experiment=[surrogate/relu,surrogate/straight_through]"
+    assert evaluate("run=runs/lrtz", *QUICK, "threat=fgsm", families).code == 0
+    kept = {path: path.stat().st_mtime_ns for path in trained.glob("surrogates/*/adversarial/*.npz")}
+    assert evaluate("run=runs/lrt", *QUICK, "threat=fgsm", families).code == 0
+    assert {path: path.stat().st_mtime_ns for path in trained.glob("surrogates/*/adversarial/*.npz")} == kept
+    assert len(kept) >= 2
+    for run in ("lrtz", "lrt"):
+        rows = read_rows(trained / f"runs/{run}/robustness.csv")
+        rows = [row for row in rows if row["kind"] == "attack"]
+        assert [row["surrogate"] for row in rows] == ["surrogate/relu", "surrogate/straight_through"]
+        assert rows[1]["zero_gradient_fraction"] == 0  # by its slopes
+        assert len({row["correct"] for row in rows}) == 2
+
+    name = f"threat.adversarial_set.path={max(kept, key=kept.__getitem__)}"  # the newest: other tests keep others here
+    assert evaluate("run=runs/lrt", *QUICK, "threat=adversarial_set", name).code == 0
+    assert "adversarial_set" in {row["threat"] for row in read_rows(trained / "runs/lrt/robustness.csv")}
+    outcome = evaluate("run=runs/lrt", "threat=adversarial_set", name, "limit=10", "seed=3")
+    assert outcome.code == 0
+    outcome = evaluate("run=runs/lrt", "threat=adversarial_set", "threat.adversarial_set.path=nowhere.npz")
+    assert (outcome.code, "nowhere.npz cannot be read" in outcome.err) == (2, True)
+
+
+def test_inference_noise_runs_every_threat_against_the_noisy_network(evaluate: Any, trained: Path) -> None:
+    options = ("threat=[clean,fgsm]", "threat.fgsm.gradient_source=[straight_through,autograd]", "limit=100")
+    outcome = evaluate("run=runs/lrtz", *options, "noisy_passes=2", "inference_noise=true")
+    assert outcome.code == 0, outcome.err
+    rows = read_rows(trained / "runs/lrtz/robustness.csv")
+    assert {row["noisy_passes"] for row in rows} == {2}
+    assert all(row["randomized"] for row in rows)
+    clean, straight, autograd, *_ = rows
+    assert (clean["queries"], straight["queries"], autograd["masked"]) == (None, 8, True)
+    assert "gradients are means over 8 noisy passes" in straight["note"]
+    assert straight["accuracy"] < clean["accuracy"]
+    outcome = evaluate("run=runs/lrtz", *options, "inference_noise=true")
+    assert (outcome.code, "noisy_passes=32" in outcome.err) == (2, True)
+
+
+def test_a_certificate_has_a_row_for_each_radius_and_is_refused_for_runs_without_noise(
+    evaluate: Any, trained: Path
+) -> None:
+    options = ("threat=[clean,certify]", "threat.certify.draws=200", "threat.certify.radii=[0,0.5]", "limit=50")
+    outcome = evaluate("run=[runs,bp]", *options)
+    assert (outcome.code, "error: bp: a certificate needs Gaussian noise" in outcome.err) == (2, True)
+    assert not list(trained.glob("**/robustness.csv"))  # refused before anything was run
+    assert evaluate("run=[runs,bp]", *options, "threat.certify.sigma=0.5").code == 0
+    for run in ("runs/lrtz", "runs/lrt", "bp"):
+        rows = [row for row in read_rows(trained / run / "robustness.csv") if row["kind"] == "certificate"]
+        assert [(row["level_name"], row["level"]) for row in rows] == [("radius", 0.0), ("radius", 0.5)]
+        assert rows[0]["correct"] >= rows[1]["correct"]
+    kept = evaluate("run=[runs,bp]", *options, "threat.certify.sigma=0.5")
+    assert "9 of 9 rows were there already" in kept.out + kept.err

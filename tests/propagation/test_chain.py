@@ -1,0 +1,357 @@
+"""The chain: residual networks run as torch runs them, whatever is noisy; what is no chain is refused."""
+
+import copy
+import itertools
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import HardThreshold
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators import (
+    Backprop,
+    EvolutionStrategies,
+    ForwardGradient,
+    Hybrid,
+    LikelihoodRatio,
+    LocalExpectation,
+    NoisyBackprop,
+    StraightThrough,
+    Tiered,
+)
+from glr_lightning.evaluation.certification import certify
+from glr_lightning.losses import CrossEntropy
+from glr_lightning.networks import Residual
+from glr_lightning.noise import Gaussian
+from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.noise_averaged import NoiseAveraged
+from glr_lightning.randomness import ImageRandom
+from glr_lightning.threats.attacks.input_gradient import (
+    input_gradient,
+    likelihood_ratio_gradient,
+    scales,
+    straight_through,
+)
+from tests.checks.convolutional_cases import (
+    CLASS,
+    NETWORKS,
+    PIXELS,
+    check_against,
+    drawn,
+    noisy_logits,
+    normalised,
+    pathwise,
+    plain_ratio,
+    pooled,
+    projected,
+    residual,
+    weighted,
+)
+from tests.checks.estimator_cases import estimate
+from tests.checks.zscores import assert_gradient, repetitions
+
+COPIES, SIGMA = 3, 0.5
+every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+
+
+# ---- a check that the planted defects must turn red -----------------------------------------------------------------
+
+
+def check_passes(make: Any) -> None:
+    """From every site where noise can start, with and without further ones: torch's own pass, with noise by hooks."""
+    network = make(nn.Tanh())
+    chain = Chain.of(network)
+    names = list(weighted(network))
+    assert list(chain.site_names) == names
+    clean = chain.clean(PIXELS)
+    torch.testing.assert_close(clean.logits, network(PIXELS), rtol=1e-12, atol=1e-12)
+    sigma = tuple(0.3 + 0.1 * site for site in range(len(names)))  # one of its own for each
+    for sites in itertools.chain.from_iterable(
+        itertools.combinations(range(len(names)), size) for size in (1, 2, len(names))
+    ):
+        z: dict[str, Tensor] = {}
+
+        def draw(v0: Tensor, z: dict[str, Tensor] = z, sites: tuple[int, ...] = sites) -> Tensor:
+            name = names[sites[len(z)]]
+            generator = torch.Generator().manual_seed(len(z))
+            z[name] = torch.randn(COPIES, *v0.shape[1:], generator=generator, dtype=v0.dtype)
+            return z[name]
+
+        noisy = chain.noisy(clean, sites, sigma, draw)
+        noise = {name: sigma[names.index(name)] * value.flatten(0, 1) for name, value in z.items()}
+        expected = noisy_logits(network, PIXELS.repeat(COPIES, 1, 1, 1), noise)  # copy-major
+        torch.testing.assert_close(noisy.logits, expected, rtol=1e-10, atol=1e-10, msg=lambda m, s=sites: f"{s}: {m}")
+        end = nn.Sequential(*chain.modules[chain.readout :])
+        head = sigma[-1] * z[names[-1]].flatten(0, 1) if names[-1] in z else 0.0
+        assert len(noisy.readout) == len(PIXELS) * (1 if sites == (len(names) - 1,) else COPIES)
+        torch.testing.assert_close(
+            end(noisy.readout).repeat(len(noisy.logits) // len(noisy.readout), 1) + head, noisy.logits
+        )
+        assert [at.site for at in noisy.seen] == list(sites)
+
+
+@every_network
+def test_a_pass_with_noise_is_torchs_own_with_the_same_noise(make: Any) -> None:
+    check_passes(make)
+
+
+@every_network
+def test_the_chain_as_a_module_is_the_network_and_its_own_chain(make: Any) -> None:
+    network = make(HardThreshold())
+    chained = Chain.of(network).network()
+    assert torch.equal(chained(PIXELS), network(PIXELS))
+    again = Chain.of(chained)
+    assert again.sites == Chain.of(network).sites
+    assert torch.equal(again.clean(PIXELS).logits, network(PIXELS))
+
+
+@every_network
+def test_keys_are_those_of_the_plain_network_and_gradients_have_them(make: Any) -> None:
+    network = make(HardThreshold())
+    before = copy.deepcopy(network.state_dict())
+    every = [LikelihoodRatio(copies=4), Tiered(copies=4), LocalExpectation(), EvolutionStrategies(copies=4)]
+    for estimator in (*every, StraightThrough(), Hybrid(copies=4), Backprop(), ForwardGradient(copies=4)):
+        trained = make(nn.Tanh()) if isinstance(estimator, Backprop | ForwardGradient) else network
+        got = estimate(estimator, trained, CrossEntropy(), PIXELS, CLASS).gradients
+        assert set(got) == set(before) == {name for name, _ in network.named_parameters()}
+        assert all(got[name].shape == value.shape for name, value in before.items())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_readouts_matrix_is_the_derivative_of_the_logits() -> None:
+    for make in NETWORKS.values():
+        chain = Chain.of(make(nn.Tanh()))
+        clean = chain.clean(PIXELS)
+        end = nn.Sequential(*chain.modules[chain.readout :])
+        jacobian = torch.func.jacrev(lambda h, end=end: end(h[None])[0])(clean.readout[0])
+        torch.testing.assert_close(chain.readout_weight(clean.readout), jacobian.detach())
+        assert chain.readout == len(chain.modules) - (3 if make.__name__ == "pooled" else 2)
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+class OwnResidual(Residual):
+    """With a forward pass that nothing here knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) - self.shortcut(x)
+
+
+def in_a_block(module: nn.Module) -> nn.Sequential:
+    body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), module)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), Residual(body), nn.Flatten(), nn.Linear(50, 2))
+
+
+BATCH_NORM = nn.BatchNorm2d(2, affine=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"),
+    [
+        (BATCH_NORM, r"'2\.body\.1' \(BatchNorm2d\) .*per-sample normalisation \(nn\.GroupNorm\), or put it in eval"),
+        (nn.BatchNorm2d(2), r"'2\.body\.1' \(BatchNorm2d\) holds parameters, .*replace it, freeze it"),
+        (nn.Conv1d(5, 5, 3), r"'2\.body\.1' \(Conv1d\) holds parameters, .*replace it"),
+        (nn.Dropout(0.5), r"'2\.body\.1' \(Dropout\) draws noise of its own .*remove it"),
+        (nn.Dropout2d(0.5), r"'2\.body\.1' \(Dropout2d\) draws noise of its own"),
+        (nn.PReLU(), r"'2\.body\.1' \(PReLU\) holds parameters"),
+        (Attention(), r"'2\.body\.1' \(Attention\) holds parameters"),
+        (nn.ReLU(inplace=True), r"'2\.body\.1' \(ReLU\) writes into its input.*use inplace=False"),
+        (nn.Sequential(nn.Tanh(), nn.ReLU(inplace=True)), r"'2\.body\.1\.1' \(ReLU\) writes into its input"),
+        (OwnResidual(nn.Sequential(nn.Conv2d(2, 2, 1))), r"'2\.body\.1' \(OwnResidual\) holds parameters"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_a_module_that_cannot_be_in_a_block_is_named(module: nn.Module, advice: str) -> None:
+    network = in_a_block(module)
+    for estimator in (LikelihoodRatio(copies=4), Tiered(copies=4), LocalExpectation()):
+        with pytest.raises(ConfigurationError, match=re.compile(advice, re.DOTALL)):
+            estimator.check(network, CrossEntropy())
+
+
+def test_a_layer_shared_by_body_and_shortcut_is_named() -> None:
+    shared = nn.Conv2d(2, 2, 1)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), Residual(nn.Sequential(shared), nn.Sequential(shared)), nn.Flatten())
+    network.append(nn.Linear(50, 2))
+    with pytest.raises(ConfigurationError, match=r"'1\.shortcut\.0' \(Conv2d\) shares .* module '1\.body\.0'"):
+        LikelihoodRatio(copies=4).check(network, CrossEntropy())
+
+
+def test_branches_of_other_shapes_are_refused_and_not_broadcast() -> None:
+    """A sum over one place is added to all: the reach of the shortcut would be taken for that of a place."""
+    shortcut = nn.Sequential(nn.AdaptiveAvgPool2d(1))
+    block = Residual(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1)), shortcut)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), block, nn.Tanh(), nn.Flatten(), nn.Linear(50, 2)).double()
+    with pytest.raises(ConfigurationError, match=r"one shape, got \[2, 1, 1\] and \[2, 5, 5\].*1 x 1 convolution"):
+        estimate(LikelihoodRatio(copies=4), network, CrossEntropy(), PIXELS, CLASS)
+
+
+@pytest.mark.parametrize("estimator", [LikelihoodRatio(copies=4), Tiered(copies=4)], ids=["joint", "tiered"])
+def test_a_padding_in_words_is_refused_as_such_wherever_it_is(estimator: Any) -> None:
+    network = in_a_block(nn.Conv2d(2, 2, 3, padding="same")).double()
+    with pytest.raises(ConfigurationError, match="padding as numbers"):
+        estimate(estimator, network, CrossEntropy(), PIXELS, CLASS)
+
+
+# ---- the estimators on residual networks ----------------------------------------------------------------------------
+
+
+def autograd(network: nn.Module, x: Tensor = PIXELS) -> dict[str, Tensor]:
+    loss = CrossEntropy()(network(x), CLASS).mean()
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+@every_network
+def test_what_differentiates_a_smooth_network_is_autograd(make: Any) -> None:
+    network = make(nn.Tanh())
+    expected = autograd(network)
+    for estimator, tolerance in ((Backprop(), 1e-12), (NoisyBackprop(sigma=1e-9, copies=4), 1e-6)):
+        got = estimate(estimator, network, CrossEntropy(), PIXELS, CLASS).gradients
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=tolerance, atol=tolerance)
+
+
+class Sloped(nn.Module):
+    """A threshold with the slope of its mean under Gaussian noise, written down."""
+
+    def forward(self, v: Tensor) -> Tensor:
+        mean = torch.special.ndtr(v / 0.7)
+        return (v > 0).to(v.dtype) + (mean - mean.detach())  # in brackets, 0 exactly: ties in a maximum stay ties
+
+
+@every_network
+def test_straight_through_is_autograd_of_the_slopes(make: Any) -> None:
+    got = estimate(StraightThrough(sigma=0.7), make(HardThreshold()), CrossEntropy(), PIXELS, CLASS).gradients
+    for name, value in autograd(make(Sloped())).items():
+        torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [pooled, residual, projected], ids=lambda make: make.__name__)
+def test_noisy_backprop_is_the_path_derivative(make: Any) -> None:
+    network = make(nn.Tanh())
+    samples = repetitions(
+        NoisyBackprop(sigma=SIGMA, copies=20), network, CrossEntropy(), PIXELS, CLASS, number=100, seed=1
+    )
+    oracle = pathwise(network, CrossEntropy(), [list(weighted(network))], SIGMA, PIXELS, CLASS, rows=2000)
+    check_against(samples, oracle, 0.5, "noisy backprop")
+
+
+def test_forward_gradients_have_the_mean_of_the_gradient() -> None:
+    network = residual(nn.Tanh())
+    samples = repetitions(ForwardGradient(copies=32), network, CrossEntropy(), PIXELS, CLASS, number=200)
+    expected = autograd(network)
+    for name, value in expected.items():
+        if name.endswith("weight"):
+            assert_gradient(samples[name].flatten(1), value.flatten(), resolution=0.5, what=name)
+
+
+def test_hybrid_splits_a_residual_network_at_its_last_jump() -> None:
+    """Noise in the layers below the last threshold; above it the derivative along the path."""
+    body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), HardThreshold(), nn.Conv2d(2, 2, 1))
+    layers = [nn.Conv2d(1, 2, 3, stride=2), nn.Tanh(), Residual(body), nn.Tanh(), nn.Flatten(), nn.Linear(18, 2)]
+    network = drawn(nn.Sequential(*layers), seed=3)
+    estimator = Hybrid(sigma=SIGMA, copies=16)
+    below, above = ["0", "2.body.0"], ["2.body.2", "5"]
+    plan = estimator.plan(network, CrossEntropy())
+    assert [name for name, words in plan.items() if "likelihood" in words] == below
+    samples = repetitions(estimator, network, CrossEntropy(), PIXELS, CLASS, number=400)
+    low = plain_ratio(network, CrossEntropy(), [below], SIGMA, PIXELS, CLASS, rows=40_000)
+    check_against({name: samples[name] for name in low}, low, 1.0, "hybrid, below")
+    generator, names = torch.Generator().manual_seed(4), [f"{layer}.{p}" for layer in above for p in ("weight", "bias")]
+    shapes, parts = dict.fromkeys(below, (2, 3, 3)), []
+    for _ in range(100):
+        noise = {
+            n: SIGMA * torch.randn(80, *shape, generator=generator, dtype=torch.float64) for n, shape in shapes.items()
+        }
+        loss = CrossEntropy()(noisy_logits(network, PIXELS.repeat(40, 1, 1, 1), noise), CLASS.repeat(40)).mean()
+        parts.append(torch.autograd.grad(loss, [network.get_parameter(name) for name in names]))
+    high = {name: torch.stack([part[i] for part in parts]) for i, name in enumerate(names)}
+    check_against({name: samples[name] for name in high}, high, 0.5, "hybrid, above")
+
+
+# ---- attacks and certificates on residual networks ------------------------------------------------------------------
+
+
+@every_network
+def test_straight_through_has_the_networks_scores_and_slopes_that_lead_to_every_image(make: Any) -> None:
+    hard, smooth = make(HardThreshold()), make(nn.Tanh())
+    surrogate = straight_through(hard, 0.5)
+    assert torch.equal(surrogate(PIXELS), hard(PIXELS))
+    assert float(input_gradient(hard, PIXELS, CLASS).abs().max()) == 0 or make.__name__ == "projected"
+    assert bool((input_gradient(surrogate, PIXELS, CLASS).abs().amax((1, 2, 3)) > 0).all())
+    same = input_gradient(straight_through(smooth, 0.5), PIXELS, CLASS)  # without jumps autograd's own
+    torch.testing.assert_close(same, input_gradient(smooth, PIXELS, CLASS))
+
+
+def test_noise_averaged_networks_go_through_their_straight_through_chain() -> None:
+    network = residual(HardThreshold())
+    averaged = NoiseAveraged(network, Gaussian(), (SIGMA,) * len(weighted(network)), 2).eval()
+    around = averaged.around(straight_through(network, 0.5))
+    random = ImageRandom(0, torch.arange(len(PIXELS)))
+    torch.testing.assert_close(around(PIXELS, random), averaged(PIXELS, random))
+
+
+@pytest.mark.parametrize("make", [residual, normalised], ids=lambda make: make.__name__)
+def test_the_likelihood_ratio_of_an_image_is_the_gradient_of_its_smoothed_loss(make: Any) -> None:
+    network = make(nn.Tanh())
+    name = next(iter(weighted(network)))
+    sigma = scales(Chain.of(network), 1.0)[0]
+    image, label = PIXELS[:1], CLASS[:1]
+    draws = [
+        likelihood_ratio_gradient(
+            network,
+            image,
+            label,
+            lambda u, y: CrossEntropy()(u, y),
+            random=ImageRandom(seed, torch.zeros(1, dtype=torch.int64)),
+            copies=64,
+            smoothing=1.0,
+        )[0]
+        for seed in range(200)
+    ]
+    x = image.clone().requires_grad_()
+    z = torch.randn(20_000, *Chain.of(network).clean(image).preactivations[0].shape[1:], dtype=torch.float64)
+    mean = CrossEntropy()(
+        noisy_logits(network, x.expand(20_000, 1, 7, 7), {name: sigma * z}), label.expand(20_000)
+    ).mean()
+    (expected,) = torch.autograd.grad(mean, x)
+    assert_gradient(torch.stack(draws).flatten(1), expected.flatten(), resolution=0.5, tolerance=0.02)
+
+
+def test_the_likelihood_ratio_of_an_image_is_refused_where_the_image_goes_round_the_first_layer() -> None:
+    network = nn.Sequential(Residual(nn.Sequential(nn.Conv2d(1, 1, 1))), nn.Flatten(), nn.Linear(49, 2)).double()
+    options = {"random": ImageRandom(0, torch.arange(2)), "copies": 4, "smoothing": 0.5}
+    with pytest.raises(ConfigurationError, match=r"'0\.body\.0' is in a residual block; use .*straight_through"):
+        likelihood_ratio_gradient(network, PIXELS, CLASS, lambda u, y: CrossEntropy()(u, y), **options)  # type: ignore[arg-type]
+
+
+def test_a_block_that_adds_nothing_leaves_a_certificate_as_it_is() -> None:
+    torch.manual_seed(0)
+    below, above = [nn.Conv2d(1, 2, 3, stride=2), HardThreshold()], [nn.Flatten(), nn.Linear(18, 2)]
+    block = Residual(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), HardThreshold(), nn.Conv2d(2, 2, 1)))
+    for parameter in block.body[2].parameters():
+        parameter.data.zero_()
+    plain, residual_ = (nn.Sequential(*below, *middle, *above).double().eval() for middle in ([], [block]))
+    one, other = (certify(n, PIXELS, [0.3], seed=0, draws=500, selection=50) for n in (plain, residual_))
+    assert torch.equal(one.prediction, other.prediction)
+    assert torch.equal(one.radius, other.radius)
+    assert bool((one.radius > 0).any())
+
+
+def test_a_certificate_is_refused_where_a_block_comes_first() -> None:
+    network = nn.Sequential(Residual(nn.Sequential(nn.Conv2d(1, 1, 1))), nn.Flatten(), nn.Linear(49, 2)).double()
+    with pytest.raises(ConfigurationError, match=r"affine in the image.* got a residual block"):
+        certify(network.eval(), PIXELS, [0.3], seed=0, draws=10, selection=10)
