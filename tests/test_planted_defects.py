@@ -26,7 +26,6 @@ from glr_lightning.estimators import (
     forward_gradient,
     likelihood_ratio,
     local_expectation,
-    straight_through,
 )
 from glr_lightning.estimators import output_loss as heads
 from glr_lightning.injection import Joint, Layerwise
@@ -38,6 +37,7 @@ from glr_lightning.propagation import receptive_field as reach
 from glr_lightning.propagation.chain import Chain, CleanPass, Merge, State
 from glr_lightning.propagation.receptive_field import Fields
 from glr_lightning.sampling import Antithetic, Independent, Sobol
+from glr_lightning.threats.attacks.input_gradient import straight_through
 from glr_lightning.training.callbacks import gradient_quality as diagnostics
 from glr_lightning.training.callbacks.gradient_quality import SignalToNoise
 from tests.checks.convolutional_cases import pooled, projected, residual

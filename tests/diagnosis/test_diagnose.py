@@ -17,6 +17,7 @@ from glr_lightning.baselines import NoBaseline
 from glr_lightning.cli.diagnose import main
 from glr_lightning.config import TRUSTED, build, compose
 from glr_lightning.diagnosis.diagnose import with_trained_sigma
+from glr_lightning.diagnosis.figure import variance_against_time
 from glr_lightning.diagnosis.finding import (
     BIASED,
     DECLARED,
@@ -46,7 +47,7 @@ from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, Estimator, LikelihoodRatio, Objective
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.reporting import figures
-from glr_lightning.reporting.figures import png, variance_against_time
+from glr_lightning.reporting.figures import png
 from glr_lightning.runs.trained_run import load_run
 from glr_lightning.sampling import Antithetic, Independent
 from glr_lightning.training.fit import train

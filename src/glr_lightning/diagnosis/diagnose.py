@@ -16,6 +16,7 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from glr_lightning.config import TRUSTED, build, config_hash, require_seed
 from glr_lightning.data.base import scaled
 from glr_lightning.diagnosis.candidates import LARGEST_ERROR, Candidate, References, Subject, entries_of, tried
+from glr_lightning.diagnosis.figure import variance_against_time
 from glr_lightning.diagnosis.finding import (
     BIASED,
     DECLARED,
@@ -41,7 +42,6 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator, Objective
 from glr_lightning.evaluation.evaluate import checkpoint_path
 from glr_lightning.randomness import generator_for
-from glr_lightning.reporting.figures import variance_against_time
 from glr_lightning.reporting.report import ENVIRONMENT
 from glr_lightning.reporting.tables import Table, escape
 from glr_lightning.runs.environment import PACKAGES, torch_device
