@@ -16,6 +16,7 @@ from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import NoBaseline
 from glr_lightning.cli.diagnose import main
 from glr_lightning.config import TRUSTED, build, compose
+from glr_lightning.diagnosis import figure as figure_module
 from glr_lightning.diagnosis.diagnose import with_trained_sigma
 from glr_lightning.diagnosis.figure import variance_against_time
 from glr_lightning.diagnosis.finding import (
@@ -46,7 +47,6 @@ from glr_lightning.diagnosis.statistics import (
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, Estimator, LikelihoodRatio, Objective
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
-from glr_lightning.reporting import figures
 from glr_lightning.reporting.figures import png
 from glr_lightning.runs.trained_run import load_run
 from glr_lightning.sampling import Antithetic, Independent
@@ -327,7 +327,7 @@ def test_the_figure_holds_eight_estimators_and_those_without_variance(tmp_path: 
 @pytest.mark.parametrize("variances", [{"linear1": 0.0, "linear2": None}, {"linear1": 0.0, "linear2": 2.0}], ids=str)
 def test_the_figure_says_where_nothing_varies(monkeypatch: pytest.MonkeyPatch, variances: dict[str, float]) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(figures, "png", lambda figure: drawn.append(figure) or png(figure))
+    monkeypatch.setattr(figure_module, "png", lambda figure: drawn.append(figure) or png(figure))
     found = [
         Finding(layer, "backprop", None, UNBIASED, relative_variance=variance, milliseconds=1.0)
         for layer, variance in variances.items()
