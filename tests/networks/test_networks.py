@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,7 @@ def test_scales_of_neurons_where_vectors_are_normalised_by_groups_are_refused_an
     estimator, x, y = LikelihoodRatio(copies=4), torch.rand(2, 3).double(), torch.tensor([0, 1])
     scales = [parameter.detach().exp().double() for parameter in log_scales(estimator, built, "neuron")]
     with pytest.raises(ConfigurationError, match=r"do not fit the pre-activations \[4\] of '1' \(GroupNorm\)"):
-        estimator.estimate(built, CrossEntropy(), x, y, generator=torch.Generator(), scales=scales)
+        estimate(replace(estimator, sigma=tuple(scales)), built, CrossEntropy(), x, y)
     ordinary = estimate(estimator, built, CrossEntropy(), x, y)
     assert set(ordinary.gradients) == {name for name, _ in built.named_parameters()}
 

@@ -53,9 +53,10 @@ def log_sigma_gradients(
 ) -> list[Tensor]:
     """Of so many independent estimates, for each layer [number, scales of the layer]."""
     generator = torch.Generator().manual_seed(0)
+    learned = replace(estimator, sigma=tuple(scales))
 
     def once(_: Tensor) -> tuple[Tensor, ...]:
-        return estimator.estimate(network, loss, x, y, generator=generator, scales=scales).log_sigma
+        return learned.estimate(network, loss, x, y, generator=generator).log_sigma
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
@@ -165,8 +166,9 @@ def test_one_unit_that_jumps_has_minus_f_of_t_times_t_times_the_jump(noise: Nois
 def test_given_the_estimators_own_scales_the_weights_get_the_very_same_gradients() -> None:
     network = small_network(HardThreshold())
     plain = DEFAULT.estimate(network, ZeroOne(), X, Y, generator=torch.Generator().manual_seed(0))
-    scales = [torch.tensor(s, dtype=torch.float64) for s in SIGMA]
-    given = DEFAULT.estimate(network, ZeroOne(), X, Y, generator=torch.Generator().manual_seed(0), scales=scales)
+    learned = replace(DEFAULT, sigma=tuple(torch.tensor(s, dtype=torch.float64) for s in SIGMA))
+    given = learned.estimate(network, ZeroOne(), X, Y, generator=torch.Generator().manual_seed(0))
+    assert [gradient.shape for gradient in given.log_sigma] == [(), ()]
     assert plain.log_sigma == ()
     assert all(torch.equal(plain.gradients[name], given.gradients[name]) for name in plain.gradients)
 

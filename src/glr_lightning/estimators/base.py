@@ -31,7 +31,8 @@ class Estimate:
         logits: [batch, classes], the noise-free ones where the estimator computes them.
         diagnostics: plain numbers about the cost; "forwards" is the number of samples sent through the
             network or the noisy part of it.
-        log_sigma: dJ/dlog(sigma) of every noisy layer, each in the shape of its scale; empty unless scales were given.
+        log_sigma: dJ/dlog(sigma) of every noisy layer, each in the shape of its scale; empty unless the
+            estimator's sigma are tensors.
     """
 
     gradients: dict[str, Tensor]
@@ -99,13 +100,13 @@ def per_site(values: Value | Sequence[Value], sites: int, name: str = "sigma") -
     return (values,) * sites
 
 
-def check_sites(chain: Chain, sigma: float | Sequence[float], sampling: Sampler) -> None:
+def check_sites(chain: Chain, sigma: float | Sequence[float | Tensor], sampling: Sampler) -> None:
     """Refuse a chain that the noise does not fit: not one scale per layer, or a layer too wide for the sampler.
 
     Raises:
         ConfigurationError: either.
     """
-    per_site(sigma, len(chain.sites))
+    _: tuple[float | Tensor, ...] = per_site(sigma, len(chain.sites))
     for site, name in enumerate(chain.site_names):
         layer = chain.layer(site)
         require_plain_padding(layer, f"module '{name}'")

@@ -84,7 +84,9 @@ class LikelihoodRatio(Estimator):
 
     Args:
         noise: the standardised density.
-        sigma: its scale, one value or one per layer, in units of the pre-activation.
+        sigma: its scale, one value or one per layer, in units of the pre-activation. Learned scales are tensors, one
+            for each layer that broadcasts to its pre-activation and is positive, which is not checked: of these alone
+            the gradients are returned in `Estimate.log_sigma`.
         copies: K, the noise copies per sample, whole groups of the sampler; with layer-wise injection one number, or
             one per layer.
         sampling: how the copies are drawn.
@@ -103,7 +105,7 @@ class LikelihoodRatio(Estimator):
     """
 
     noise: Noise = Gaussian()
-    sigma: float | tuple[float, ...] = 1.0
+    sigma: float | tuple[float, ...] | tuple[Tensor, ...] = 1.0
     copies: int | tuple[int, ...] = 32
     sampling: Sampler = Antithetic()
     baseline: Baseline = LeaveOneOut()
@@ -113,7 +115,8 @@ class LikelihoodRatio(Estimator):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
+        if not self._learned:  # to look at a learned scale would wait for the device at every step
+            object.__setattr__(self, "sigma", validated_sigma(self.sigma))
         object.__setattr__(self, "copies", validated_copies(self.copies))
         require_admissible(self.noise)
         if isinstance(self.copies, tuple) and not isinstance(self.injection, Layerwise):
@@ -142,6 +145,13 @@ class LikelihoodRatio(Estimator):
                 f"use chunk={group_size} or more."
             )
         self.baseline.check(copies // group_size)
+
+    @property
+    def _learned(self) -> tuple[Tensor, ...]:
+        """The noise scales of all layers if they are tensors, else nothing."""
+        scales = self.sigma if isinstance(self.sigma, tuple) else ()
+        tensors = tuple(scale for scale in scales if isinstance(scale, Tensor))
+        return tensors if len(tensors) == len(scales) else ()
 
     @property
     def objective(self) -> Objective:
@@ -175,24 +185,13 @@ class LikelihoodRatio(Estimator):
             )
 
     @torch.no_grad()
-    def estimate(
-        self,
-        network: nn.Module,
-        loss: Loss,
-        x: Tensor,
-        y: Tensor,
-        *,
-        generator: torch.Generator,
-        scales: Sequence[Tensor] | None = None,
-    ) -> Estimate:
-        """As every estimator's; with `scales`, one tensor for each layer that broadcasts to its pre-activation, these
-        are the noise scales in place of `sigma`, and `Estimate.log_sigma` holds the gradients of their logarithms."""
+    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
         chain = Chain.of(network)
         self.check_chain(chain)
-        sigma = per_site(self.sigma, len(chain.sites)) if scales is None else tuple(scales)
+        sigma: tuple[float | Tensor, ...] = per_site(self.sigma, len(chain.sites))
         clean = chain.clean(x)
         outcomes = [
-            self.of_pass(chain, clean, noisy_sites, sigma, loss, y, generator, with_scales=scales is not None)
+            self.of_pass(chain, clean, noisy_sites, sigma, loss, y, generator, with_scales=bool(self._learned))
             for noisy_sites in self.injection.passes(len(chain.sites))
         ]
         gradients: dict[str, Tensor] = {}
@@ -204,7 +203,7 @@ class LikelihoodRatio(Estimator):
             torch.stack([outcome.loss for outcome in outcomes]).mean(),
             clean.logits,
             {"forwards": len(y) + sum(outcome.forwards for outcome in outcomes)},
-            tuple(by_log_sigma[site].sum_to_size(scale.shape) for site, scale in enumerate(scales or ())),
+            tuple(by_log_sigma[site].sum_to_size(scale.shape) for site, scale in enumerate(self._learned)),
         )
 
     def of_pass(

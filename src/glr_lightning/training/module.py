@@ -1,5 +1,6 @@
 """The LightningModule: manual optimization with estimated gradients. It alone writes `.grad`."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -219,7 +220,8 @@ class GLRModule(pl.LightningModule):
         if not self.log_sigma:
             return self._present.estimate(self.network, self.loss, x, y, generator=generator)
         assert isinstance(self._present, LikelihoodRatio)  # as log_scales has checked
-        return self._present.estimate(self.network, self.loss, x, y, generator=generator, scales=self._scales())
+        present = dataclasses.replace(self._present, sigma=tuple(self._scales()))
+        return present.estimate(self.network, self.loss, x, y, generator=generator)
 
     def _scales(self) -> list[Tensor]:
         """The learned sigma of every layer: positive, whatever the optimizer does."""

@@ -1,7 +1,7 @@
 """Learned noise scales: sigma = exp(log sigma), one for each layer or one for each neuron of it.
 
 They are parameters of the training module and not of the estimator, which stays a value: at every step the module
-passes the present scales to `LikelihoodRatio.estimate`, which returns dJ/dlog(sigma) from the same copies.
+gives the present scales to `LikelihoodRatio` as its sigma, which returns dJ/dlog(sigma) from the same copies.
 """
 
 import math
@@ -36,9 +36,9 @@ def log_scales(estimator: Estimator, network: nn.Module, per: str) -> nn.Paramet
             f"{type(estimator).__name__} does not; use estimator=likelihood_ratio with copies=32, or learn_sigma=null."
         )
     chain = Chain.of(network)
-    scales = per_site(estimator.sigma, len(chain.sites))
+    scales: tuple[float | Tensor, ...] = per_site(estimator.sigma, len(chain.sites))
     shapes = [unit_norms(chain.layer(site)).shape if per == "neuron" else () for site in range(len(scales))]
-    return nn.ParameterList(torch.full(shape, math.log(s)) for shape, s in zip(shapes, scales, strict=True))
+    return nn.ParameterList(torch.full(shape, math.log(float(s))) for shape, s in zip(shapes, scales, strict=True))
 
 
 def summary(network: nn.Module, scales: list[Tensor]) -> dict[str, float]:
