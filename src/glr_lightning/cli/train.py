@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from rich.table import Column, Table
 
 from glr_lightning import terminal
-from glr_lightning.config import CONF_DIR, load_yaml, resolve
+from glr_lightning.config import CONF_DIR, resolve
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.runs.environment import cpu_threads
-from glr_lightning.runs.trained_run import CONFIG, at_root
+from glr_lightning.runs.trained_run import at_root, read_config
 from glr_lightning.training.callbacks.class_collapse import in_words
 from glr_lightning.training.fit import train
 
@@ -54,7 +54,7 @@ def _main(composed: DictConfig) -> None:
     def job() -> None:
         if composed.resume is not None:
             run_dir = Path(composed.resume)
-            config = _with_place(load_yaml(run_dir / CONFIG), composed)
+            config = _with_place(read_config(run_dir), composed)
         else:
             config = resolve(composed)
             config["experiment"] = HydraConfig.get().runtime.choices.get("experiment")

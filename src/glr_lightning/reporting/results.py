@@ -19,12 +19,12 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from glr_lightning.config import config_hash, load_yaml
+from glr_lightning.config import config_hash
 from glr_lightning.errors import CheckpointError
 from glr_lightning.evaluation.per_image import Evidence, read_evidence
 from glr_lightning.evaluation.row import Row, read_rows
 from glr_lightning.evaluation.worst_case import SHOWN_UP, WORST_CASE
-from glr_lightning.runs.trained_run import CONFIG, METRICS, RESULT, ROBUSTNESS
+from glr_lightning.runs.trained_run import CONFIG, METRICS, RESULT, ROBUSTNESS, read_config
 
 KIND_ORDER = {"clean": 0, "attack": 1, WORST_CASE: 2, "corruption": 3, "certificate": 4}
 RESULT_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -217,7 +217,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    config = load_yaml(folder / CONFIG)
+    config = read_config(folder)
     try:
         config_hash(config)
     except TypeError as error:

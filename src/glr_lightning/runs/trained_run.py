@@ -19,6 +19,7 @@ from torch import nn
 from glr_lightning.config import TRUSTED, build, load_yaml
 from glr_lightning.data import ImageDataModule
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.runs.upgrade import upgrade
 from glr_lightning.storage import write_atomically
 
 CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.csv"
@@ -84,6 +85,11 @@ def _runs_at(path: Path) -> list[Path]:
     if (path / CONFIG).is_file():
         return [path]
     return [config.parent for config in path.rglob(CONFIG)] if path.is_dir() else []
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of a run folder, in the present shape. Raises ConfigurationError as `load_yaml`."""
+    return upgrade(load_yaml(folder / CONFIG))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def load_run(
     Raises:
         CheckpointError, ConfigurationError: the folder cannot be used; the message says why.
     """
-    config = load_yaml(folder / CONFIG)
+    config = read_config(folder)
     data = build_data(config, trusted, root)
     network = build_network(config, data, trusted)
     loaded = load_checkpoint(folder / checkpoint)
