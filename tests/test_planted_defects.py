@@ -26,8 +26,9 @@ from glr_lightning.estimators import (
     forward_gradient,
     likelihood_ratio,
     local_expectation,
+    straight_through,
 )
-from glr_lightning.estimators import output_loss as heads
+from glr_lightning.estimators import output_loss as output_losses
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
@@ -37,7 +38,6 @@ from glr_lightning.propagation import receptive_field as reach
 from glr_lightning.propagation.chain import Chain, CleanPass, Merge, State
 from glr_lightning.propagation.receptive_field import Fields
 from glr_lightning.sampling import Antithetic, Independent, Sobol
-from glr_lightning.threats.attacks.input_gradient import straight_through
 from glr_lightning.training.callbacks import gradient_quality as diagnostics
 from glr_lightning.training.callbacks.gradient_quality import SignalToNoise
 from tests.checks.convolutional_cases import pooled, projected, residual
@@ -72,7 +72,7 @@ from tests.networks.test_convolutional import check_convolutional
 from tests.networks.test_networks import check_copies_per_layer
 from tests.propagation import test_receptive_field as test_reach
 from tests.propagation.test_chain import check_passes
-from tests.propagation.test_layer_vjp import check_contract, convolution
+from tests.propagation.test_layer_vjp import check_weight_vjp, convolution
 from tests.propagation.test_receptive_field import check_never_too_small, check_own_noise_is_no_part_of_the_baseline
 from tests.test_noise import (
     ADMISSIBLE,
@@ -252,13 +252,13 @@ def twice(owner: Any, name: str) -> Plant:
 
 
 def signal_without_its_division_by_sigma(patch: pytest.MonkeyPatch) -> None:
-    right = chain.contract
+    right = chain.weight_vjp
 
     def wrong(layer: nn.Linear, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
         first = layer.in_features == 3
         return right(layer, x, signal * SIGMA[0 if first else 1])
 
-    patch.setattr(chain, "contract", wrong)
+    patch.setattr(chain, "weight_vjp", wrong)
 
 
 def noise_of_twice_the_sigma_that_is_divided_by(patch: pytest.MonkeyPatch) -> None:
@@ -311,8 +311,10 @@ def fresh_noise_above_a_moved_unit(patch: pytest.MonkeyPatch) -> None:
 
 
 def jumps_the_other_way(patch: pytest.MonkeyPatch) -> None:
-    right = heads.CrossEntropyHead.after_jumps
-    patch.setattr(heads.CrossEntropyHead, "after_jumps", lambda self, u, up, *args: right(self, u, ~up, *args))
+    right = output_losses.CrossEntropyOutput.after_jumps
+    patch.setattr(
+        output_losses.CrossEntropyOutput, "after_jumps", lambda self, u, up, *args: right(self, u, ~up, *args)
+    )
 
 
 def reach_too_small_by_one_place(patch: pytest.MonkeyPatch) -> None:
@@ -452,7 +454,7 @@ CASES = {
     ),
     "stride, product": Case(
         convolution_contraction_that_ignores_the_stride,
-        partial(check_contract, convolution(stride=2), 4, 9, 8),
+        partial(check_weight_vjp, convolution(stride=2), 4, 9, 8),
         "weight",
     ),
     "stride, layerwise": Case(
@@ -462,7 +464,7 @@ CASES = {
         convolution_contraction_that_ignores_the_stride, partial(check_unbiased_with_stride, Joint()), GRADIENT
     ),
     "sample-major signals, product": Case(
-        signals_in_sample_major_rows, partial(check_contract, nn.Linear(5, 7).double(), 5), "weight"
+        signals_in_sample_major_rows, partial(check_weight_vjp, nn.Linear(5, 7).double(), 5), "weight"
     ),
     "sample-major signals": Case(signals_in_sample_major_rows, partial(threshold, DEFAULT), GRADIENT),
     "sample-major signals, published": Case(
@@ -557,7 +559,7 @@ CASES = {
         EQUAL,
     ),
     "0-1 loss of a label x 2": Case(
-        twice(heads.ZeroOneHead, "signal"), partial(check_zero_one_signal, Gaussian()), EQUAL
+        twice(output_losses.ZeroOneOutput, "signal"), partial(check_zero_one_signal, Gaussian()), EQUAL
     ),
     "hybrid: logits not divided by sigma": Case(cotangent_of_one_copy, check_below_a_zero_one_loss, GRADIENT),
     "hybrid: thresholds not divided by sigma": Case(cotangent_of_one_copy, check_above_a_threshold, GRADIENT),
@@ -603,10 +605,12 @@ CASES = {
         mean_over_a_number_of_copies_for_all_layers, partial(check_copies_per_layer, Tiered), GRADIENT
     ),
     "normalisation's input, product": Case(
-        normalisation_contracted_with_its_input, partial(check_contract, nn.GroupNorm(2, 6).double(), 6, 4, 3), "weight"
+        normalisation_contracted_with_its_input,
+        partial(check_weight_vjp, nn.GroupNorm(2, 6).double(), 6, 4, 3),
+        "weight",
     ),
     "normalisation's input, product of layer norm": Case(
-        normalisation_contracted_with_its_input, partial(check_contract, nn.LayerNorm(6).double(), 6), "weight"
+        normalisation_contracted_with_its_input, partial(check_weight_vjp, nn.LayerNorm(6).double(), 6), "weight"
     ),
     "normalisation's input, mean": Case(
         normalisation_contracted_with_its_input,
@@ -639,8 +643,8 @@ def test_no_density_passes_with_the_score_of_another(right: str, wrong: str, mon
 def test_where_the_stride_is_1_the_planted_contraction_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it is the stride, and nothing else about the plant, that its checks see."""
     convolution_contraction_that_ignores_the_stride(monkeypatch)
-    check_contract(convolution(), 4, 9, 8)
-    check_contract(convolution(padding=(2, 1), dilation=(1, 2)), 4, 9, 8)
+    check_weight_vjp(convolution(), 4, 9, 8)
+    check_weight_vjp(convolution(padding=(2, 1), dilation=(1, 2)), 4, 9, 8)
 
 
 @pytest.mark.parametrize("copies", [4, 8])

@@ -163,7 +163,7 @@ def test_batch_norm_without_running_statistics_is_refused_in_eval_mode_too() -> 
 
 
 def test_a_reparametrised_layer_is_refused_with_what_to_do() -> None:
-    """contract() gives the gradient of the weight, but the parameters are what the weight is made of."""
+    """weight_vjp() gives the gradient of the weight, but the parameters are what the weight is made of."""
     network = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2))
     with pytest.raises(ConfigurationError):
         LikelihoodRatio(copies=4).check(network, CrossEntropy())

@@ -13,7 +13,7 @@ from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation
 from glr_lightning.estimators.local_expectation import Beyond
-from glr_lightning.estimators.output_loss import CrossEntropyHead, Head, ZeroOneHead, head_for
+from glr_lightning.estimators.output_loss import CrossEntropyOutput, OutputLoss, ZeroOneOutput, output_loss_for
 from glr_lightning.injection import Joint
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import Residual, Shift, mlp
@@ -63,14 +63,14 @@ every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 ROWS, CLASSES, UNITS = 5, 3, 4  # all different, so that no transposed matrix fits
 
 
-def a_head(loss: Loss, noise: Noise) -> tuple[Head, Tensor, Tensor, Tensor]:
+def a_head(loss: Loss, noise: Noise) -> tuple[OutputLoss, Tensor, Tensor, Tensor]:
     """A head, logits [ROWS, CLASSES], steps [ROWS, UNITS] and columns [CLASSES, UNITS]."""
     generator = torch.Generator().manual_seed(0)
     u, z, columns, step = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
         for shape in ((ROWS, CLASSES), (ROWS, CLASSES), (CLASSES, UNITS), (ROWS, UNITS))
     )
-    return head_for(loss, noise, 0.7, z, torch.tensor([0, 1, 2, 1, 0])), u, step, columns
+    return output_loss_for(loss, noise, 0.7, z, torch.tensor([0, 1, 2, 1, 0])), u, step, columns
 
 
 @every_density
@@ -95,12 +95,12 @@ def test_the_values_of_stacked_logits_are_those_of_each(loss: Loss) -> None:
 
 def test_each_loss_gets_its_head() -> None:
     kinds = [type(a_head(loss, Gaussian())[0]) for loss in LOSSES.values()]
-    assert kinds == [CrossEntropyHead, ZeroOneHead, Head]
+    assert kinds == [CrossEntropyOutput, ZeroOneOutput, OutputLoss]
 
 
 def test_a_jump_that_costs_hundreds_of_nats_stays_finite() -> None:
     z = torch.zeros(1, 2)
-    head = head_for(CrossEntropy(), Gaussian(), 1.0, z, torch.tensor([0]))
+    head = output_loss_for(CrossEntropy(), Gaussian(), 1.0, z, torch.tensor([0]))
     got = head.after_jumps(torch.tensor([[500.0, 0.0]]), torch.tensor([[True]]), 1.0, torch.tensor([[-600.0], [300.0]]))
     assert torch.isfinite(got).all()
     assert float(got) > 80
@@ -118,7 +118,7 @@ def test_the_signal_of_cross_entropy_is_that_of_any_loss_with_the_same_draws(
     labels = torch.randint(classes, (50,), generator=generator)
     expected, got = (
         kind(CrossEntropy(), noise, 0.7 * spread, z, labels).signal(u, torch.Generator().manual_seed(2))
-        for kind in (Head, CrossEntropyHead)
+        for kind in (OutputLoss, CrossEntropyOutput)
     )
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
     assert (got.abs() > 1e-4).any(1).float().mean() > 0.5
@@ -152,7 +152,7 @@ def test_zero_one_integrates_each_logits_own_noise_out(noise: Noise) -> None:
 
 def test_of_two_logits_the_only_rival_is_the_best() -> None:
     z = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
-    head = head_for(ZeroOne(), Gaussian(), 1.0, z, torch.tensor([1]))
+    head = output_loss_for(ZeroOne(), Gaussian(), 1.0, z, torch.tensor([1]))
     u = torch.tensor([[0.1, 0.4]], dtype=torch.float64)
     f = Gaussian().log_prob(torch.tensor([0.2 - 0.1, 0.4 - 0.4], dtype=torch.float64)).exp()
     torch.testing.assert_close(head.signal(u, torch.Generator()), torch.stack([f[0], -f[1]])[None])
@@ -210,7 +210,7 @@ def check_enumeration(noise: Noise, loss: Loss, network: nn.Sequential, sigma: S
     above = [torch.randn(1, len(X), m.out_features, generator=generator, dtype=X.dtype) for m in layers[1:]]
 
     def loss_of(u: Tensor) -> Tensor:
-        return head_for(loss, noise, sigma[-1], above[-1][0], Y).values(u)
+        return output_loss_for(loss, noise, sigma[-1], above[-1][0], Y).values(u)
 
     class Fixed(nn.Module):
         def forward(self, v: Tensor) -> Tensor:
@@ -406,7 +406,7 @@ def test_a_loss_that_derives_from_a_known_one_gets_no_closed_form_of_it() -> Non
             return 2 * super().__call__(logits, labels)
 
     head, _, _, _ = a_head(Twice(), GAUSSIAN)
-    assert type(head) is Head
+    assert type(head) is OutputLoss
 
 
 def test_a_layer_applied_at_several_places_takes_the_long_way_and_is_right() -> None:

@@ -1,4 +1,4 @@
-"""The local product: `contract` is the vector-Jacobian product of one layer, at the cost it should have."""
+"""The local product: `weight_vjp` is the vector-Jacobian product of one layer, at the cost it should have."""
 
 import itertools
 from typing import Any, final
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.propagation.chain import Chain
-from glr_lightning.propagation.layer_vjp import contract, has_weights, is_contractible, rows_of, unit_norms
+from glr_lightning.propagation.layer_vjp import has_weight_vjp, has_weights, rows_of, unit_norms, weight_vjp
 
 COPIES, BATCH = 3, 4
 LINEAR_INPUTS = [(5,), (2, 5), (3, 2, 5)]
@@ -54,13 +54,13 @@ def vjp(layer: nn.Module, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
 # ---- a check that the planted defects must turn red -----------------------------------------------------------------
 
 
-def check_contract(layer: nn.Module, *x_shape: int) -> None:
-    """`contract` equals autograd, whether its input is common to the copies or has rows of its own for each."""
+def check_weight_vjp(layer: nn.Module, *x_shape: int) -> None:
+    """`weight_vjp` equals autograd, whether its input is common to the copies or has rows of its own for each."""
     for rows in (BATCH, COPIES * BATCH):
         x = random(rows, *x_shape)
         site = layer(x[:1]).shape[1:]
         signal = random(COPIES, BATCH, *site)
-        got, expected = contract(layer, x, signal), vjp(layer, x, signal)
+        got, expected = weight_vjp(layer, x, signal), vjp(layer, x, signal)
         assert got.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12, msg=f"{name}, {rows} rows")
@@ -71,22 +71,22 @@ def check_contract(layer: nn.Module, *x_shape: int) -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("x_shape", LINEAR_INPUTS)
-def test_contract_is_the_vjp_of_a_linear_layer_inner_axes_included(x_shape: tuple[int, ...], bias: bool) -> None:
-    check_contract(nn.Linear(5, 7, bias=bias).double(), *x_shape)
+def test_weight_vjp_is_autograds_of_a_linear_layer_inner_axes_included(x_shape: tuple[int, ...], bias: bool) -> None:
+    check_weight_vjp(nn.Linear(5, 7, bias=bias).double(), *x_shape)
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_contract_is_the_vjp_of_a_convolution_in_every_combination_of_its_options(bias: bool) -> None:
+def test_weight_vjp_is_autograds_of_a_convolution_in_every_combination_of_its_options(bias: bool) -> None:
     for options in CONVOLUTIONS:
-        check_contract(convolution(**options, bias=bias), 4, 9, 8)
+        check_weight_vjp(convolution(**options, bias=bias), 4, 9, 8)
 
 
 @pytest.mark.parametrize(("layer", "x_shape"), NORMALISATIONS, ids=repr)
-def test_contract_is_the_vjp_of_a_normalisation(layer: nn.Module, x_shape: tuple[int, ...]) -> None:
+def test_weight_vjp_is_autograds_of_a_normalisation(layer: nn.Module, x_shape: tuple[int, ...]) -> None:
     layer = layer.double()
     for parameter in layer.parameters():  # what they are at first would hide a factor of themselves
         parameter.data = random(*parameter.shape)
-    check_contract(layer, *x_shape)
+    check_weight_vjp(layer, *x_shape)
 
 
 def test_a_normalisation_has_weights_only_where_it_has_parameters() -> None:
@@ -121,7 +121,7 @@ def test_unit_norms_broadcast_to_the_layers_output_and_are_those_of_its_units(
 def test_an_input_common_to_all_copies_gives_what_its_tiled_copies_give() -> None:
     for layer, x in ((nn.Linear(5, 7).double(), random(BATCH, 5)), (convolution(stride=2), random(BATCH, 4, 8, 8))):
         signal = random(COPIES, BATCH, *layer(x).shape[1:])
-        common, tiled = contract(layer, x, signal), contract(layer, torch.cat([x] * COPIES), signal)
+        common, tiled = weight_vjp(layer, x, signal), weight_vjp(layer, torch.cat([x] * COPIES), signal)
         for name in common:
             torch.testing.assert_close(common[name], tiled[name], rtol=1e-12, atol=1e-12)
 
@@ -142,7 +142,7 @@ def test_rows_that_fit_neither_the_batch_nor_its_copies_are_an_error() -> None:
 def test_under_bf16_autocast_a_gradient_still_has_its_parameters_dtype() -> None:
     layer, x = nn.Linear(5, 7), random(BATCH, 5).float()
     with torch.autocast("cpu", torch.bfloat16):
-        gradient = contract(layer, x, random(COPIES, BATCH, 7).float())
+        gradient = weight_vjp(layer, x, random(COPIES, BATCH, 7).float())
     assert {g.dtype for g in gradient.values()} == {torch.float32}
 
 
@@ -176,14 +176,14 @@ def test_nothing_larger_than_the_input_the_signal_and_the_weight_is_ever_made(
     x = random(rows, *x_shape).float()
     signal = random(COPIES, BATCH, *layer(x[:1]).shape[1:]).float()
     with LargestTensor() as largest:
-        contract(layer, x, signal)
+        weight_vjp(layer, x, signal)
     assert 0 < largest.numel <= max(x.numel(), signal.numel(), layer.get_parameter("weight").numel())
 
 
 def test_an_input_common_to_all_copies_is_never_tiled() -> None:
     layer, x, signal = nn.Linear(500, 2), random(BATCH, 500), random(COPIES, BATCH, 2)
     with LargestTensor() as largest:
-        contract(layer.double(), x, signal)
+        weight_vjp(layer.double(), x, signal)
     assert largest.numel <= x.numel()
 
 
@@ -192,11 +192,11 @@ def test_an_input_common_to_all_copies_is_never_tiled() -> None:
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(4, 8, 3), nn.BatchNorm1d(5), nn.Embedding(5, 7), nn.PReLU()], ids=repr)
 def test_a_layer_without_a_registered_product_is_refused_by_name(layer: nn.Module) -> None:
-    assert not is_contractible(layer)
+    assert not has_weight_vjp(layer)
     with pytest.raises(
-        ConfigurationError, match=rf"{type(layer).__name__} has weights but no registered .*contract\.register"
+        ConfigurationError, match=rf"{type(layer).__name__} has weights but no registered .*weight_vjp.register"
     ):
-        contract(layer, random(BATCH, 5), random(COPIES, BATCH, 7))
+        weight_vjp(layer, random(BATCH, 5), random(COPIES, BATCH, 7))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_convolution_with_another_padding_is_refused(options: dict[str, Any]) 
     layer = convolution(**options)
     x = random(BATCH, 4, 8, 8)
     with pytest.raises(ConfigurationError, match="padding as numbers"):
-        contract(layer, x, random(COPIES, BATCH, *layer(x).shape[1:]))
+        weight_vjp(layer, x, random(COPIES, BATCH, *layer(x).shape[1:]))
 
 
 @final
@@ -222,14 +222,14 @@ class Scale(nn.Module):
 
 
 def test_a_layer_of_ones_own_joins_by_registering_its_product() -> None:
-    assert not is_contractible(Scale(5))
+    assert not has_weight_vjp(Scale(5))
 
-    @contract.register
+    @weight_vjp.register
     def _(layer: Scale, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
         return {"weight": (rows_of(x, signal) * x).sum(0)}
 
-    assert is_contractible(Scale(5))
-    check_contract(Scale(5).double(), 5)
+    assert has_weight_vjp(Scale(5))
+    check_weight_vjp(Scale(5).double(), 5)
 
 
 def test_modules_that_write_into_their_input_are_refused() -> None:

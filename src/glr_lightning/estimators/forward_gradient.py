@@ -92,8 +92,8 @@ class ForwardGradient(Estimator):
                 weight = slopes / (self.copies * len(y))
                 for site, u in directions.items():
                     signal = weight[(...,) + (None,) * (u.dim() - 2)] * u
-                    # the layer's input is common to all copies, so `contract` sums them first
-                    accumulate(gradients, chain.contract(site, clean.inputs[site], signal))
+                    # the layer's input is common to all copies, so `weight_vjp` sums them first
+                    accumulate(gradients, chain.weight_vjp(site, clean.inputs[site], signal))
         forwards = (len(passes) * self.copies + 1) * len(y)
         return Estimate(gradients, loss(clean.logits, y).mean(), clean.logits, {"forwards": forwards})
 

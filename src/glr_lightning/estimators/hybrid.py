@@ -121,7 +121,7 @@ class Hybrid(Estimator):
         gradients = dict(zip(names, above, strict=True))
         with torch.no_grad():
             for at, signal in zip(seen, signals, strict=True):
-                gradients |= chain.contract(at.site, at.x.detach(), signal)
+                gradients |= chain.weight_vjp(at.site, at.x.detach(), signal)
         forwards = (self.copies + 1) * len(y)
         return Estimate(gradients, losses.detach().mean(), clean.logits.detach(), {"forwards": forwards})
 

@@ -234,7 +234,7 @@ class LikelihoodRatio(Estimator):
                 weight = self._weight(chain, clean, noisy, losses, group, clean_loss, fields[at.site], loss, y)
                 weight = weight[(...,) + (None,) * (at.v.dim() - weight.dim())] / (count * len(y))
                 signal = self.score_of(chain, at, sigma[at.site]) * (weight / sigma[at.site])
-                accumulate(gradients, chain.contract(at.site, at.x, signal))
+                accumulate(gradients, chain.weight_vjp(at.site, at.x, signal))
                 if with_scales:
                     by_unit = (weight * self._scale_score(chain, at, sigma[at.site])).sum((0, 1))
                     by_log_sigma[at.site] = by_log_sigma.get(at.site, torch.zeros_like(by_unit)) + by_unit

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import ELEMENTWISE, PiecewiseConstant
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, check_sites, even_parts, per_site
-from glr_lightning.estimators.output_loss import Head, density_at_0, head_for
+from glr_lightning.estimators.output_loss import OutputLoss, density_at_0, output_loss_for
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite, State, plus, require_separate_samples
@@ -40,12 +40,12 @@ class LocalExpectation(Estimator):
     influence enters, the variance does not grow with the number of units, as that of a likelihood ratio does.
 
     Cost. A moved unit of the last hidden layer, also of a convolutional one, is a rank-one change of the logits: all
-    units together cost about one more matrix product per copy (`Head.after_jumps`). A unit of a deeper layer costs a
-    forward pass of the layers above; `units` evaluates that many at random for each sample and divides by their
+    units together cost about one more matrix product per copy (`OutputLoss.after_jumps`). A unit of a deeper layer
+    costs a forward pass of the layers above; `units` evaluates that many at random for each sample and divides by their
     probability.
 
     At the logits the same holds with phi the identity; 0-1 loss is piecewise constant in each logit, and its noise is
-    integrated out exactly (`ZeroOneHead`).
+    integrated out exactly (`ZeroOneOutput`).
 
     References. Titsias & Lazaro-Gredilla, NeurIPS 2015 (local expectation gradients); Pflug 1989 and Heidergott &
     Vazquez-Abad 2008 (measure-valued derivatives).
@@ -127,7 +127,7 @@ class LocalExpectation(Estimator):
                 for at in seen:
                     signal, moved = self._signal(beyond, at, generator)
                     forwards += moved
-                    accumulate(gradients, chain.contract(at.site, at.x, signal / (self.copies * len(y))))
+                    accumulate(gradients, chain.weight_vjp(at.site, at.x, signal / (self.copies * len(y))))
                 total = total + beyond.losses.sum()
         return Estimate(gradients, total / (self.copies * len(y)), clean.logits, {"forwards": forwards})
 
@@ -140,7 +140,7 @@ class LocalExpectation(Estimator):
     def _signal(self, beyond: "Beyond", at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
         """dE[L]/dv0 [copies, batch, *site] at a site, and how many samples went through the layers above for it."""
         if at is beyond.seen[-1]:
-            return beyond.head.signal(beyond.u, generator).view_as(at.z), 0
+            return beyond.output_loss.signal(beyond.u, generator).view_as(at.z), 0
         if is_under_the_logits(beyond.chain, at.site):
             return self.all_units(beyond, at, generator), 0
         return self._some_units(beyond, at, generator)
@@ -176,14 +176,14 @@ class LocalExpectation(Estimator):
         if isinstance(activation, PiecewiseConstant) and len(activation.levels) == 2:
             low, high = activation.levels
             on = (at.v > activation.cuts[0]).flatten(0, 1).flatten(1)
-            losses = beyond.head.after_jumps(beyond.u, ~on, high - low, columns)
+            losses = beyond.output_loss.after_jumps(beyond.u, ~on, high - low, columns)
             ((weight, _),) = self._branches(activation, at, beyond.sigma[at.site], generator)
             return weight * (losses - beyond.losses[:, None]).view_as(at.v)
         assert activation is not None
         h = activation(at.v)
         for weight, target in self._branches(activation, at, beyond.sigma[at.site], generator):
             step = (activation(target) - h).flatten(0, 1).flatten(1)
-            losses = beyond.head.after_steps(beyond.u, step, columns)
+            losses = beyond.output_loss.after_steps(beyond.u, step, columns)
             signal += weight * (losses - beyond.losses[:, None]).view_as(at.v)
         return signal
 
@@ -218,7 +218,7 @@ class Beyond:
     chain: Chain
     seen: tuple[NoisySite, ...]
     sigma: Mapping[int, float]  # by site
-    head: Head
+    output_loss: OutputLoss
     u: Tensor  # [copies * batch, classes], the logits without their own noise
     losses: Tensor  # [copies * batch]
 
@@ -228,7 +228,7 @@ class Beyond:
     ) -> "Beyond":
         """From a noisy pass with noise at all sites."""
         top = seen[-1]
-        head = head_for(loss, noise, sigma[-1], top.z.flatten(0, 1), y.repeat(len(top.z)))
+        head = output_loss_for(loss, noise, sigma[-1], top.z.flatten(0, 1), y.repeat(len(top.z)))
         u = top.v0.expand_as(top.z).flatten(0, 1)
         return Beyond(chain, tuple(seen), dict(enumerate(sigma)), head, u, head.values(u))
 
@@ -249,7 +249,7 @@ class Beyond:
             if position in self.chain.sites[:-1]:
                 site = self.chain.sites.index(position)
                 state = (plus(state[0], self.sigma[site] * self.seen[site].z.flatten(0, 1)), *state[1:])
-        return self.head.values(state[0].unflatten(0, (m, -1))).view(m, *v.shape[:2]).permute(1, 2, 0)
+        return self.output_loss.values(state[0].unflatten(0, (m, -1))).view(m, *v.shape[:2]).permute(1, 2, 0)
 
 
 def is_under_the_logits(chain: Chain, site: int) -> bool:

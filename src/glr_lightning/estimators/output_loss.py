@@ -1,10 +1,10 @@
-"""The loss as the hidden layers see it: a function of the noise-free logits u, given what was drawn at the logits.
+"""The loss as a function of the noise-free logits u, given what was drawn at the logits.
 
-With v = u + sigma z a head answers three questions for all rows at once: the loss at u; the loss after one hidden
-unit has moved, for every unit (a rank-one change of u); and the derivative of the expected loss with respect
-to u, from loss values. Whatever a head integrates out exactly keeps the mean and lowers the variance.
+With v = u + sigma z an output loss returns, for all rows at once: the loss at u; the loss after one hidden unit has
+moved, for every unit (a rank-one change of u); and the derivative of the expected loss with respect to u, from loss
+values. What is integrated out exactly keeps the mean and lowers the variance.
 
-`head_for` picks by loss: any loss gets `Head`, those in `HEADS` a better one.
+`output_loss_for` chooses by the class of the loss: `OUTPUT_LOSSES` holds better ones than the general `OutputLoss`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from glr_lightning.noise import Noise
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputLoss:
     """The loss at u + sigma z, for any loss.
 
     Attributes:
@@ -71,7 +71,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class CrossEntropyHead(Head):
+class CrossEntropyOutput(OutputLoss):
     """Cross-entropy, log sum_c exp(v_c) - v_y: a unit that jumps between two levels costs a share of a matrix product.
 
     With p = softmax(v), the loss after v moves by d w is  L(v) + log sum_c p_c exp(d w_c) - d w_y, and for all units
@@ -93,8 +93,10 @@ class CrossEntropyHead(Head):
         return before + torch.where(up, rise - own, fall + own)
 
     def signal(self, u: Tensor, generator: torch.Generator) -> Tensor:
-        """As `Head.signal`, at the cost of one value for each logit, not of all classes: if v_c alone moves, so does
-        one term of log sum_c exp(v_c), and v_y where c = y."""
+        """As `OutputLoss.signal`, at the cost of one value for each logit, not of all classes.
+
+        If v_c alone moves, so does one term of log sum_c exp(v_c), and v_y where c = y.
+        """
         reach = self.sigma * self.noise.sample_slope(u.shape, generator=generator, dtype=u.dtype)
         others = _log_sum_of_others(u + self.sigma * self.z)
         rise = torch.logaddexp(others, u + reach) - torch.logaddexp(others, u - reach)
@@ -113,7 +115,7 @@ def _log_sum_of_others(v: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ZeroOneHead(Head):
+class ZeroOneOutput(OutputLoss):
     """0-1 loss, with the noise of the label's own logit integrated out.
 
     Given the noise of its rivals, the label y wins if v_y > m = max_{c != y} v_c, so
@@ -171,16 +173,16 @@ def density_at_0(noise: Noise, like: Tensor) -> Tensor:
     return noise.log_prob(like.new_zeros(())).exp()
 
 
-HEADS: dict[type[Loss], type[Head]] = {CrossEntropy: CrossEntropyHead, ZeroOne: ZeroOneHead}
+OUTPUT_LOSSES: dict[type[Loss], type[OutputLoss]] = {CrossEntropy: CrossEntropyOutput, ZeroOne: ZeroOneOutput}
 """By the very class of the loss: what derives from one of these may be another function."""
 
 
-def quiet_head(loss: Loss, noise: Noise, like: Tensor, labels: Tensor) -> Head:
-    """The head of a loss without noise at the logits, like [rows, classes]: no head that integrates it out."""
-    kind = CrossEntropyHead if type(loss) is CrossEntropy else Head
+def noise_free_output(loss: Loss, noise: Noise, like: Tensor, labels: Tensor) -> OutputLoss:
+    """The output loss without noise at the logits, like [rows, classes]: none that integrates it out."""
+    kind = CrossEntropyOutput if type(loss) is CrossEntropy else OutputLoss
     return kind(loss, noise, 1.0, torch.zeros_like(like), labels)
 
 
-def head_for(loss: Loss, noise: Noise, sigma: float, z: Tensor, labels: Tensor) -> Head:
-    """The head of a loss, given the noise z [rows, classes] at the logits."""
-    return HEADS.get(type(loss), Head)(loss, noise, sigma, z, labels)
+def output_loss_for(loss: Loss, noise: Noise, sigma: float, z: Tensor, labels: Tensor) -> OutputLoss:
+    """The output loss of a loss, given the noise z [rows, classes] at the logits."""
+    return OUTPUT_LOSSES.get(type(loss), OutputLoss)(loss, noise, sigma, z, labels)

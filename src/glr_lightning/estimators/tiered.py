@@ -15,7 +15,7 @@ from glr_lightning.estimators.local_expectation import (
     is_under_the_logits,
     require_logits_of_a_layer,
 )
-from glr_lightning.estimators.output_loss import head_for, quiet_head
+from glr_lightning.estimators.output_loss import noise_free_output, output_loss_for
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
@@ -31,7 +31,7 @@ class Tiered(Estimator):
     The last two layers are within reach of `LocalExpectation`, which computes what each unit's own noise does in place
     of sampling it, for all units at once:
 
-        the logits                  noise at the logits, see `heads.py`
+        the logits                  noise at the logits, see `output_loss.py`
         the layer under them        noise there alone; a moved unit is a rank-one change of the noise-free logits
 
     Every other layer gets the likelihood ratio of `LikelihoodRatio` with layer-wise injection: conditional score where
@@ -139,15 +139,15 @@ class Tiered(Estimator):
             with torch.autocast(y.device.type, enabled=False):
                 if site == len(chain.sites) - 1:
                     u = at.v0.expand_as(at.z).flatten(0, 1)
-                    head = head_for(loss, self.noise, sigma, at.z.flatten(0, 1), labels)
+                    head = output_loss_for(loss, self.noise, sigma, at.z.flatten(0, 1), labels)
                     losses, signal = head.values(u), head.signal(u, generator).view_as(at.z)
                 else:
                     u = noisy.logits.to(at.v.dtype)
-                    head = quiet_head(loss, self.noise, u, labels)
+                    head = noise_free_output(loss, self.noise, u, labels)
                     losses = head.values(u)
                     beyond = Beyond(chain, (at,), {site: sigma}, head, u, losses)
                     signal = local.all_units(beyond, at, generator)
-            accumulate(gradients, chain.contract(site, at.x, signal / (copies * len(y))))
+            accumulate(gradients, chain.weight_vjp(site, at.x, signal / (copies * len(y))))
             total = total + losses.sum()
         samples = copies * len(y)
         return PassEstimate(gradients, total / samples, samples, {})

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.networks.modules import Residual, Shift
-from glr_lightning.propagation.layer_vjp import contract, has_weights, is_contractible
+from glr_lightning.propagation.layer_vjp import has_weight_vjp, has_weights, weight_vjp
 
 State = tuple[Tensor, ...]
 """The present tensor, and behind it those that wait for the end of a residual block, the innermost first."""
@@ -172,9 +172,9 @@ class Chain:
         """The network's name of a parameter of the layer at a site."""
         return _join(self.names[self.sites[site]], name)
 
-    def contract(self, site: int, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
-        """`layers.contract` of the layer at a site, by the network's names of its parameters."""
-        gradients = contract(self.layer(site), x, signal)
+    def weight_vjp(self, site: int, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
+        """`layer_vjp.weight_vjp` of the layer at a site, by the network's names of its parameters."""
+        gradients = weight_vjp(self.layer(site), x, signal)
         return {self.parameter_name(site, name): gradient for name, gradient in gradients.items()}
 
     @property
@@ -346,16 +346,16 @@ def _check_parameters(pairs: list[tuple[str, nn.Module]]) -> None:
     for name, module in pairs:
         kind = f"module '{name}' ({type(module).__name__})"
         own = {parameter_name for parameter_name, _ in module.named_parameters(recurse=False)}
-        if is_parametrized(module) or (is_contractible(module) and not own <= {"weight", "bias"}):
+        if is_parametrized(module) or (has_weight_vjp(module) and not own <= {"weight", "bias"}):
             raise ConfigurationError(
                 f"{kind} computes its weight from other parameters, whose gradient is not estimated; remove that "
                 "(torch.nn.utils.parametrize.remove_parametrizations)."
             )
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if trainable and not is_contractible(module):
+        if trainable and not has_weight_vjp(module):
             raise ConfigurationError(
                 f"{kind} holds parameters, and no weight gradient is registered for it; replace it, freeze it "
-                "(requires_grad=False), or register one with glr_lightning.propagation.layer_vjp.contract.register."
+                "(requires_grad=False), or register one with glr_lightning.propagation.layer_vjp.weight_vjp.register."
             )
         for parameter in trainable:
             if parameter in owner:

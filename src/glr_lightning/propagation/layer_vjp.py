@@ -1,6 +1,6 @@
 """The local product that every estimator here rests on: one layer's vector-Jacobian product with its weights.
 
-    contract(layer, x, signal) = VJP_A(signal),   A(h; theta) the layer's affine map
+    weight_vjp(layer, x, signal) = VJP_A(signal),   A(h; theta) the layer's affine map
 
 It is one layer deep; nothing is differentiated through an activation, a loss or a second layer. The layers are
 plain torch layers. A normalisation by each sample's own statistics is a layer of its own, whose scale and shift are
@@ -32,7 +32,7 @@ def rows_of(x: Tensor, signal: Tensor) -> Tensor:
 
 
 @functools.singledispatch
-def contract(layer: nn.Module, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
+def weight_vjp(layer: nn.Module, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     """Gradient of sum(signal * layer(x)) with respect to the layer's own parameters.
 
     Args:
@@ -49,11 +49,11 @@ def contract(layer: nn.Module, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     raise ConfigurationError(
         f"{type(layer).__name__} has weights but no registered weight gradient; "
         "use nn.Linear, nn.Conv2d, nn.GroupNorm or nn.LayerNorm, or register one with "
-        "glr_lightning.propagation.layer_vjp.contract.register."
+        "glr_lightning.propagation.layer_vjp.weight_vjp.register."
     )
 
 
-@contract.register
+@weight_vjp.register
 def _(layer: nn.Linear, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     """v = h W^T + b:  dW = signal^T h, db = sum of signal over rows (and over any inner axes)."""
     rows = rows_of(x, signal)
@@ -64,7 +64,7 @@ def _(layer: nn.Linear, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     return _in_dtype_of(layer, gradient)
 
 
-@contract.register
+@weight_vjp.register
 def _(layer: nn.Conv2d, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     """The ordinary convolution weight gradient with the signal as cotangent; db = sum over rows and places."""
     require_plain_padding(layer)
@@ -79,14 +79,14 @@ def _(layer: nn.Conv2d, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     return _in_dtype_of(layer, gradient)
 
 
-@contract.register
+@weight_vjp.register
 def _(layer: nn.GroupNorm, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     """v = weight h^ + bias by channel, h^ the input normalised over groups of channels:  dweight = sum of signal h^."""
     normalised = functional.group_norm(x, layer.num_groups, eps=layer.eps)
     return _scale_and_shift(layer, normalised, rows_of(x, signal), (0, *range(2, x.dim())))
 
 
-@contract.register
+@weight_vjp.register
 def _(layer: nn.LayerNorm, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
     """v = weight h^ + bias by element, h^ the input normalised over its last axes:  dweight = sum of signal h^."""
     normalised = functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
@@ -107,7 +107,7 @@ def _in_dtype_of(layer: nn.Module, gradient: dict[str, Tensor]) -> dict[str, Ten
 
 def has_weights(module: nn.Module) -> bool:
     """Has it parameters and a weight gradient? A normalisation may have none."""
-    return is_contractible(module) and next(module.parameters(recurse=False), None) is not None
+    return has_weight_vjp(module) and next(module.parameters(recurse=False), None) is not None
 
 
 def require_plain_padding(layer: nn.Module, name: str = "a convolution") -> None:
@@ -130,6 +130,6 @@ def unit_norms(layer: nn.Module) -> Tensor:
     return norms[(...,) + (None,) * places]
 
 
-def is_contractible(module: nn.Module) -> bool:
+def has_weight_vjp(module: nn.Module) -> bool:
     """Is a weight gradient registered for this kind of layer?"""
-    return contract.dispatch(type(module)) is not contract.dispatch(object)
+    return weight_vjp.dispatch(type(module)) is not weight_vjp.dispatch(object)

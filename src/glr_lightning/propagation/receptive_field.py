@@ -107,7 +107,7 @@ def _behind(module: nn.Module, state: tuple[Interval, ...], size: int, axis: int
         return (state[1], state[0], *state[2:])
     if isinstance(module, Merge):
         return (_hull(state[0], state[1]), *state[2:])
-    low, high = reached(module, *state[0], axis)
+    low, high = dependent_places(module, *state[0], axis)
     inside = (low.clamp(min=0), high.clamp(max=size - 1))
     empty = state[0][0] > state[0][1]
     return ((torch.where(empty, 1, inside[0]), torch.where(empty, 0, inside[1])), *state[1:])
@@ -122,7 +122,7 @@ def _hull(a: Interval, b: Interval) -> Interval:
 
 
 @functools.singledispatch
-def reached(module: nn.Module, low: Tensor, high: Tensor, axis: int) -> Interval:
+def dependent_places(module: nn.Module, low: Tensor, high: Tensor, axis: int) -> Interval:
     """Which places of a module's output depend on the places low..high of its input, along an axis (0: height).
 
     The answer may be too large, never too small, and may go beyond the edges. A module that is not known here mixes
@@ -136,22 +136,22 @@ def _unmoved(module: nn.Module, low: Tensor, high: Tensor, axis: int) -> Interva
 
 
 for kind in (*ELEMENTWISE, Shift, Sine, Standardise, nn.Identity):
-    reached.register(kind, _unmoved)
+    dependent_places.register(kind, _unmoved)
 
 
-@reached.register
+@dependent_places.register
 def _(module: nn.Conv2d, low: Tensor, high: Tensor, axis: int) -> Interval:
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
-        return reached.dispatch(object)(module, low, high, axis)
+        return dependent_places.dispatch(object)(module, low, high, axis)
     return _window(module.kernel_size, module.stride, module.padding, module.dilation, low, high, axis)
 
 
-@reached.register
+@dependent_places.register
 def _(module: nn.MaxPool2d, low: Tensor, high: Tensor, axis: int) -> Interval:
     return _window(module.kernel_size, module.stride, module.padding, module.dilation, low, high, axis)
 
 
-@reached.register
+@dependent_places.register
 def _(module: nn.AvgPool2d, low: Tensor, high: Tensor, axis: int) -> Interval:
     return _window(module.kernel_size, module.stride, module.padding, 1, low, high, axis)
 
