@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.checks")  # so that a check that fails says which values it compared
+
 
 @pytest.fixture(scope="session", autouse=True)  # before the modules' own fixtures, which train networks
 def one_thread() -> Iterator[None]:

@@ -65,3 +65,12 @@ def test_no_import_runs_up(path: Path) -> None:
 
 def test_the_root_is_small() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_ROOT_MODULES
+
+
+def test_no_test_file_imports_another() -> None:
+    """What several of them use is in tests/checks."""
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = [f"{n.module}.{a.name}" for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names]
+        names += [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+        assert not [name for name in names if name.startswith("tests.") and ".test_" in name], path.name

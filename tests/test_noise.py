@@ -2,104 +2,32 @@
 
 import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from scipy import integrate, stats
-from torch import Tensor
+from scipy import stats
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT, Uniform, require_admissible
-from tests.checks.groups import member, options
+from tests.checks.noise import (
+    ADMISSIBLE,
+    ALL,
+    check_conditional_scale_score,
+    check_conditional_score,
+    check_score,
+    check_slope_radius,
+    expectation,
+    integral,
+    on_floats,
+    tensor,
+)
 from tests.checks.zscores import assert_distribution
 
-ALL = {name: member("noise", name) for name in options("noise")}
-ADMISSIBLE = {name: noise for name, noise in ALL.items() if noise.admissible}
 # the shapes of StudentT that the YAML does not show: heavier than Cauchy, Cauchy, nearly Gaussian
 DENSITIES = {**ADMISSIBLE, "student_t_0.7": StudentT(0.7), "cauchy": StudentT(1.0), "student_t_200": StudentT(200.0)}
 every_density = pytest.mark.parametrize("noise", DENSITIES.values(), ids=DENSITIES.keys())
 
 TAILS = (-1e3, -30.0, -8.0, -2.0, -0.3, 0.0, 0.7, 3.0, 30.0, 1e3)
-# (lower, upper): wide, off centre, narrow, in the tails, one-sided; None and infinity are no bound
-CELLS: list[tuple[float | None, float | None]] = [
-    (-1.0, 1.0), (-0.4, 2.0), (0.3, 0.31), (-1e-6, 1e-6), (2.0, 2.0 + 1e-7), (4.0, 9.0), (-9.0, -4.0), (30.0, 30.5),
-    (-31.0, -30.0), (-30.0, 30.0), (None, 0.0), (None, -30.0), (None, 30.0), (0.0, None), (30.0, None), (-30.0, None),
-    (-math.inf, 1.5), (-2.5, math.inf), (30.0, math.inf), (-math.inf, -30.0),
-    (45.0, 46.0), (-46.0, -45.0), (100.0, None), (None, -100.0),  # where 1 - F is 0 in float64
-]  # fmt: skip
-
-
-def tensor(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def on_floats(function: Callable[[Tensor], Tensor]) -> Callable[[float], float]:
-    return lambda z: float(function(tensor(z)))
-
-
-def integral(function: Callable[[float], float], lower: float, upper: float) -> float:
-    """Adaptive quadrature by decades from 0, where there may be a kink, and from the ends, where f may be steep."""
-    mesh = {0.0} | {sign * 10.0**k for k in range(-1, 31) for sign in (-1, 1)}
-    mesh |= {
-        end + sign * 10.0**k for end in (lower, upper) if math.isfinite(end) for k in (-2, -1, 0) for sign in (-1, 1)
-    }
-    marks = sorted({lower, upper, *(m for m in mesh if lower < m < upper)})
-    pieces = itertools.pairwise(marks)
-    return math.fsum(integrate.quad(function, a, b, epsabs=1e-13, epsrel=1e-11, limit=200)[0] for a, b in pieces)
-
-
-def expectation(noise: Noise, function: Callable[[Tensor], Tensor]) -> float:
-    return integral(on_floats(lambda z: function(z) * noise.log_prob(z).exp()), -math.inf, math.inf)
-
-
-# ---- checks that the planted defects must turn red ------------------------------------------------------------------
-
-
-def check_score(noise: Noise) -> None:
-    """s = -d log f / dz, and the moments that the likelihood-ratio identity rests on."""
-    z = torch.linspace(-20, 20, 801, dtype=torch.float64) + 1e-3
-    z.requires_grad_()
-    (slope,) = torch.autograd.grad(noise.log_prob(z).sum(), z)
-    torch.testing.assert_close(noise.score(z.detach()), -slope, rtol=1e-10, atol=1e-10)
-    assert expectation(noise, noise.score) == pytest.approx(0, abs=1e-9)
-    assert expectation(noise, lambda z: z * noise.score(z)) == pytest.approx(1, abs=1e-8)
-    information = expectation(noise, lambda z: noise.score(z) ** 2)
-    assert information == pytest.approx(noise.fisher_information, rel=1e-8)
-
-
-def check_conditional_score(noise: Noise) -> None:
-    """E[s | a < z < b] = int s f / int f, both integrals scaled by the largest f of the cell."""
-    for lower, upper in CELLS:
-        a, b = -math.inf if lower is None else lower, math.inf if upper is None else upper
-        peak = float(noise.log_prob(tensor(min(max(0.0, a), b))))
-
-        def scaled(z: Tensor, peak: float = peak) -> Tensor:
-            return torch.exp(noise.log_prob(z) - peak)
-
-        weighted = on_floats(lambda z, f=scaled: noise.score(z) * f(z))
-        expected = integral(weighted, a, b) / integral(on_floats(scaled), a, b)
-        got = noise.conditional_score(
-            None if lower is None else tensor(lower), None if upper is None else tensor(upper)
-        )
-        assert float(got) == pytest.approx(expected, rel=1e-6, abs=1e-9), (lower, upper)
-
-
-def check_slope_radius(noise: Noise) -> None:
-    """f(r(u)) = u f(0), and with u uniform the mean of differences is the derivative of the mean:
-
-    f(0) int_0^1 (g(r) - g(-r)) du = int s g f, for a smooth g and for one that jumps.
-    """
-    u = torch.linspace(1e-6, 1 - 1e-6, 101, dtype=torch.float64)
-    at_0 = float(noise.log_prob(tensor(0.0)).exp())
-    torch.testing.assert_close(noise.log_prob(noise.slope_radius(u)).exp(), u * at_0, rtol=1e-9, atol=1e-15)
-    for g in (lambda z: torch.tanh(1.3 * z - 0.4), lambda z: (z > 0.7).to(z.dtype) + 0.2 * z.cos()):
-        expected = integral(on_floats(lambda z, g=g: noise.score(z) * g(z) * noise.log_prob(z).exp()), -math.inf, 0.7)
-        expected += integral(on_floats(lambda z, g=g: noise.score(z) * g(z) * noise.log_prob(z).exp()), 0.7, math.inf)
-        jump = float(noise.log_prob(tensor(0.7)).exp()) / at_0  # r(u) = 0.7 there
-        difference = on_floats(lambda u, g=g: g(noise.slope_radius(u)) - g(-noise.slope_radius(u)))
-        got = at_0 * (integral(difference, 0.0, jump) + integral(difference, jump, 1.0))
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("noise", ADMISSIBLE.values(), ids=ADMISSIBLE.keys())
@@ -107,24 +35,6 @@ def test_the_slope_of_a_density_is_drawn_through_its_radius(noise: Noise) -> Non
     check_slope_radius(noise)
     draws = noise.sample_slope((20_000,), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert_distribution(draws, lambda r: 1 - (noise.log_prob(r) - noise.log_prob(torch.zeros_like(r))).exp())
-
-
-def check_conditional_scale_score(noise: Noise) -> None:
-    """E[s z - 1 | a < z < b] = int (s z - 1) f / int f, both integrals scaled by the largest f of the cell."""
-    for lower, upper in CELLS:
-        a, b = -math.inf if lower is None else lower, math.inf if upper is None else upper
-        peak = float(noise.log_prob(tensor(min(max(0.0, a), b))))
-
-        def scaled(z: Tensor, peak: float = peak) -> Tensor:
-            return torch.exp(noise.log_prob(z) - peak)
-
-        weighted = on_floats(lambda z, f=scaled: (noise.score(z) * z - 1) * f(z))
-        expected = integral(weighted, a, b) / integral(on_floats(scaled), a, b)
-        bounds = (None if bound is None else tensor(bound) for bound in (lower, upper))
-        assert float(noise.conditional_scale_score(*bounds)) == pytest.approx(expected, rel=2e-6, abs=1e-8), (
-            lower,
-            upper,
-        )
 
 
 # ---- laws -----------------------------------------------------------------------------------------------------------

@@ -40,7 +40,11 @@ from glr_lightning.propagation.receptive_field import Fields
 from glr_lightning.sampling import Antithetic, Independent, Sobol
 from glr_lightning.training.callbacks import gradient_quality as diagnostics
 from glr_lightning.training.callbacks.gradient_quality import SignalToNoise
+from tests.checks import receptive_field as reach_checks
+from tests.checks.convolutional import ESTIMATORS as CONVOLUTIONAL
+from tests.checks.convolutional import check_convolutional
 from tests.checks.convolutional_cases import pooled, projected, residual
+from tests.checks.copies_per_layer import check_copies_per_layer
 from tests.checks.estimator_cases import (
     SIGMA,
     X,
@@ -51,41 +55,37 @@ from tests.checks.estimator_cases import (
     reference,
     small_network,
 )
-from tests.checks.zscores import assert_mean, repetitions
-from tests.estimators.test_hybrid import check_above_a_threshold, check_below_a_zero_one_loss
-from tests.estimators.test_likelihood_ratio import check_coupled_score, check_variance_never_larger
-from tests.estimators.test_local_expectation import (
+from tests.checks.gradient_quality import check_signal_to_noise
+from tests.checks.hybrid import check_above_a_threshold, check_below_a_zero_one_loss
+from tests.checks.layer_vjp import check_weight_vjp, convolution
+from tests.checks.learned_sigma import DEFAULT as SCALES
+from tests.checks.learned_sigma import check_scale_gradient
+from tests.checks.likelihood_ratio import check_coupled_score, check_variance_never_larger
+from tests.checks.local_expectation import (
     check_deep,
     check_enumeration,
     check_local,
     check_zero_one_signal,
     threshold_network,
 )
-from tests.estimators.test_peers import (
-    check_all_patterns,
-    check_error_of_one_weight,
-    check_noise_on_weights,
-    check_straight_through,
-)
-from tests.networks.test_convolutional import ESTIMATORS as CONVOLUTIONAL
-from tests.networks.test_convolutional import check_convolutional
-from tests.networks.test_networks import check_copies_per_layer
-from tests.propagation import test_receptive_field as test_reach
-from tests.propagation.test_chain import check_passes
-from tests.propagation.test_layer_vjp import check_weight_vjp, convolution
-from tests.propagation.test_receptive_field import check_never_too_small, check_own_noise_is_no_part_of_the_baseline
-from tests.test_noise import (
+from tests.checks.noise import (
     ADMISSIBLE,
     check_conditional_scale_score,
     check_conditional_score,
     check_score,
     check_slope_radius,
 )
-from tests.test_sampling import check_baseline_ignores_dependent_copies
-from tests.training.test_gradient_quality import check_signal_to_noise
-from tests.training.test_learned_sigma import DEFAULT as SCALES
-from tests.training.test_learned_sigma import check_scale_gradient
-from tests.training.test_published import check_training_step
+from tests.checks.noisy_pass import check_passes
+from tests.checks.peers import (
+    check_all_patterns,
+    check_error_of_one_weight,
+    check_noise_on_weights,
+    check_straight_through,
+)
+from tests.checks.published import check_training_step
+from tests.checks.receptive_field import check_never_too_small, check_own_noise_is_no_part_of_the_baseline
+from tests.checks.sampling import check_baseline_ignores_dependent_copies
+from tests.checks.zscores import assert_mean, repetitions
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 Check = Callable[[], None]
@@ -336,7 +336,7 @@ def reach_of_nothing(patch: pytest.MonkeyPatch) -> None:
         return found and replace(found, members=tuple(map(torch.zeros_like, found.members)))
 
     patch.setattr(likelihood_ratio, "fields_of", wrong)
-    patch.setattr(test_reach, "fields_of", wrong)
+    patch.setattr(reach_checks, "fields_of", wrong)
 
 
 def reach_of_the_neighbours(patch: pytest.MonkeyPatch) -> None:
@@ -348,7 +348,7 @@ def reach_of_the_neighbours(patch: pytest.MonkeyPatch) -> None:
         return found and replace(found, of_place=(found.of_place[0].roll(1), found.of_place[1]))
 
     patch.setattr(likelihood_ratio, "fields_of", wrong)
-    patch.setattr(test_reach, "fields_of", wrong)
+    patch.setattr(reach_checks, "fields_of", wrong)
 
 
 def sum_of_branches_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,6 @@ from tests.checks.zscores import assert_gradient
 
 PIXELS = torch.rand(2, 1, 7, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 CLASS = torch.tensor([1, 0])
-
-
 GAIN = 4.0
 """Units far apart for the noise's scale: the steeper the loss, the fewer repetitions know its gradient."""
 

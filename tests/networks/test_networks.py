@@ -30,6 +30,7 @@ from glr_lightning.training.callbacks.learned_sigma import log_scales
 from glr_lightning.training.fit import train
 from tests.checks.cli_runner import run_cli
 from tests.checks.convolutional_cases import normalised
+from tests.checks.copies_per_layer import check_copies_per_layer
 from tests.checks.estimator_cases import estimate
 from tests.checks.groups import options
 
@@ -296,21 +297,6 @@ def test_a_list_of_copies_gives_each_layer_its_own_and_equals_one_number_where_t
         other = estimate(kind(copies=[4, 6, 8, 10, 12, 14], **more), built, CrossEntropy(), x, y)
         assert other.diagnostics["forwards"] == 2 * (1 + 4 + 6 + 8 + 10 + 12 + 14)
         assert torch.equal(other.gradients["0.weight"], same.gradients["0.weight"])  # the first draws are the same
-
-
-def check_copies_per_layer(kind: Any) -> None:
-    """Mean over a layer's own K: with ever more copies in one layer alone its gradient has the length that it had."""
-    generator = torch.Generator().manual_seed(0)
-    built, x, y = normalised(nn.Tanh()), torch.rand(2, 1, 7, 7, generator=generator).double(), torch.tensor([0, 1])
-    more: dict[str, Any] = {"injection": Layerwise()} if kind is LikelihoodRatio else {}
-    copies = [2000, 500, 500, 500, 1000, 4000]
-    reference, other = (
-        estimate(kind(copies=number, sigma=0.5, **more), built, CrossEntropy(), x, y).gradients
-        for number in (3000, copies)
-    )
-    for name in ("0.weight", "3.body.3.weight", "6.weight"):
-        length = float((reference[name] * other[name]).sum() / reference[name].square().sum())
-        assert length == pytest.approx(1.0, abs=0.25), f"the length of {name} was expected to stay"
 
 
 @pytest.mark.parametrize("kind", [LikelihoodRatio, Tiered])

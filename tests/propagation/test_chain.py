@@ -1,7 +1,6 @@
 """The chain: residual networks run as torch runs them, whatever is noisy; what is no chain is refused."""
 
 import copy
-import itertools
 import re
 from typing import Any
 
@@ -51,46 +50,10 @@ from tests.checks.convolutional_cases import (
     weighted,
 )
 from tests.checks.estimator_cases import estimate
+from tests.checks.noisy_pass import SIGMA, check_passes
 from tests.checks.zscores import assert_gradient, repetitions
 
-COPIES, SIGMA = 3, 0.5
 every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
-
-
-# ---- a check that the planted defects must turn red -----------------------------------------------------------------
-
-
-def check_passes(make: Any) -> None:
-    """From every site where noise can start, with and without further ones: torch's own pass, with noise by hooks."""
-    network = make(nn.Tanh())
-    chain = Chain.of(network)
-    names = list(weighted(network))
-    assert list(chain.site_names) == names
-    clean = chain.clean(PIXELS)
-    torch.testing.assert_close(clean.logits, network(PIXELS), rtol=1e-12, atol=1e-12)
-    sigma = tuple(0.3 + 0.1 * site for site in range(len(names)))  # one of its own for each
-    for sites in itertools.chain.from_iterable(
-        itertools.combinations(range(len(names)), size) for size in (1, 2, len(names))
-    ):
-        z: dict[str, Tensor] = {}
-
-        def draw(v0: Tensor, z: dict[str, Tensor] = z, sites: tuple[int, ...] = sites) -> Tensor:
-            name = names[sites[len(z)]]
-            generator = torch.Generator().manual_seed(len(z))
-            z[name] = torch.randn(COPIES, *v0.shape[1:], generator=generator, dtype=v0.dtype)
-            return z[name]
-
-        noisy = chain.noisy(clean, sites, sigma, draw)
-        noise = {name: sigma[names.index(name)] * value.flatten(0, 1) for name, value in z.items()}
-        expected = noisy_logits(network, PIXELS.repeat(COPIES, 1, 1, 1), noise)  # copy-major
-        torch.testing.assert_close(noisy.logits, expected, rtol=1e-10, atol=1e-10, msg=lambda m, s=sites: f"{s}: {m}")
-        end = nn.Sequential(*chain.modules[chain.readout :])
-        head = sigma[-1] * z[names[-1]].flatten(0, 1) if names[-1] in z else 0.0
-        assert len(noisy.readout) == len(PIXELS) * (1 if sites == (len(names) - 1,) else COPIES)
-        torch.testing.assert_close(
-            end(noisy.readout).repeat(len(noisy.logits) // len(noisy.readout), 1) + head, noisy.logits
-        )
-        assert [at.site for at in noisy.seen] == list(sites)
 
 
 @every_network

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import has_weight_vjp, has_weights, rows_of, unit_norms, weight_vjp
+from tests.checks.layer_vjp import BATCH, COPIES, check_weight_vjp, convolution, random
 
-COPIES, BATCH = 3, 4
 LINEAR_INPUTS = [(5,), (2, 5), (3, 2, 5)]
 STRIDES, PADDINGS, DILATIONS = (1, 2, (3, 2)), (0, 1, (2, 0)), (1, 2, (1, 2))
 GROUPS = (1, 2, 4)
@@ -33,37 +33,6 @@ NORMALISATIONS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.LayerNorm((5, 6), bias=False), (2, 5, 6)),
     (nn.LayerNorm((2, 5, 6)), (2, 5, 6)),
 ]
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape) + sum(shape)), dtype=torch.float64)
-
-
-def convolution(**options: Any) -> nn.Conv2d:
-    return nn.Conv2d(4, 8, 3, **options).double()
-
-
-def vjp(layer: nn.Module, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
-    """The product by autograd, one copy after the other: no row order to get wrong."""
-    per_copy = x.expand(COPIES, *x.shape) if x.shape[0] == BATCH else x.unflatten(0, (COPIES, BATCH))
-    total = sum((layer(rows) * cotangent).sum() for rows, cotangent in zip(per_copy, signal, strict=True))
-    names, parameters = zip(*layer.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
-
-
-# ---- a check that the planted defects must turn red -----------------------------------------------------------------
-
-
-def check_weight_vjp(layer: nn.Module, *x_shape: int) -> None:
-    """`weight_vjp` equals autograd, whether its input is common to the copies or has rows of its own for each."""
-    for rows in (BATCH, COPIES * BATCH):
-        x = random(rows, *x_shape)
-        site = layer(x[:1]).shape[1:]
-        signal = random(COPIES, BATCH, *site)
-        got, expected = weight_vjp(layer, x, signal), vjp(layer, x, signal)
-        assert got.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12, msg=f"{name}, {rows} rows")
 
 
 # ---- the product ----------------------------------------------------------------------------------------------------

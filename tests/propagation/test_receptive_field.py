@@ -1,10 +1,9 @@
 """What a unit can reach: never too few places, and a baseline that is what it is defined to be, free of own noise."""
 
 import itertools
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, final
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,106 +15,27 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LikelihoodRatio, Tiered
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
-from glr_lightning.networks import Residual, Shift, Sine, Standardise, convnet
-from glr_lightning.noise import Noise
+from glr_lightning.networks import convnet
 from glr_lightning.propagation import receptive_field as reach
 from glr_lightning.propagation.chain import Chain, NoisyPass
 from glr_lightning.propagation.receptive_field import Fields, fields_of
-from glr_lightning.sampling import Antithetic, Draws, Independent, Sampler
+from glr_lightning.sampling import Antithetic, Independent, Sampler
 from tests.checks.convolutional_cases import CLASS, NETWORKS, PIXELS, drawn, normalised, pooled, projected, residual
 from tests.checks.estimator_cases import X, Y, estimate, flat, small_network
+from tests.checks.receptive_field import (
+    HEIGHT,
+    WIDTH,
+    check_never_too_small,
+    check_own_noise_is_no_part_of_the_baseline,
+    claimed,
+    fields,
+    moved,
+    under_a_readout,
+    weights_of,
+)
 from tests.checks.zscores import assert_mean, repetitions
 
 # ---- the places -----------------------------------------------------------------------------------------------------
-
-HEIGHT, WIDTH = 12, 11
-
-
-def fields(network: nn.Sequential, x: Tensor, site: int = 0) -> Fields | None:
-    chain = Chain.of(network)
-    return fields_of(chain, chain.clean(x), site)
-
-
-def claimed(found: Fields) -> Tensor:
-    """[height, width, height', width'] bool: does a place of the layer reach a place of the readout, as is claimed?"""
-    rows, columns = (part[:, of] > 0 for part, of in zip(found.members, found.of_place, strict=True))
-    return rows.T[:, None, :, None] & columns.T[None, :, None, :]
-
-
-def moved(network: nn.Sequential, x: Tensor, site: int = 0) -> Tensor:
-    """The same of the network itself: all channels of a place of the layer are moved, a place at a time."""
-    chain = Chain.of(network)
-    clean = chain.clean(x[:1])
-    v = clean.preactivations[site][0]
-    places = torch.eye(v[0].numel(), dtype=v.dtype).view(-1, 1, *v.shape[1:])
-    kick = 3.0 * places * torch.randn(len(v), 1, 1, generator=torch.Generator().manual_seed(1), dtype=v.dtype)
-    state = (v + kick, *(h.expand(len(kick), *h.shape[1:]) for h in clean.waiting[site]))
-    for position in range(chain.sites[site] + 1, chain.readout):
-        state = chain.step(position, state)
-    return ((state[0] - clean.readout).abs() > 1e-10).any(1).unflatten(0, v.shape[1:])
-
-
-def under_a_readout(modules: Sequence[nn.Module], x: Tensor) -> nn.Sequential:
-    body = nn.Sequential(nn.Conv2d(1, 2, 1), *modules).double()
-    return nn.Sequential(*body, nn.Flatten(), nn.Linear(body(x).flatten(1).shape[1], 2).double())
-
-
-def window(rng: random.Random) -> dict[str, Any]:
-    return {"kernel_size": rng.randint(1, 3), "stride": rng.choice([1, 1, 2, (2, 1), 3]), "padding": rng.choice([0, 1])}
-
-
-def random_module(rng: random.Random, depth: int = 0) -> nn.Module:
-    kind = rng.choice(["conv", "conv", "max", "average", "residual", "elementwise"])
-    options = window(rng)
-    if kind == "conv":
-        return nn.Conv2d(2, 2, **options, dilation=rng.choice([1, 1, 2, (1, 2)]), groups=rng.choice([1, 2]))
-    if kind in ("max", "average"):
-        options["kernel_size"] = rng.choice([2, 3, [2, 3]])  # a list is what a configuration gives
-        options["ceil_mode"] = rng.choice([True, False])
-        return nn.MaxPool2d(**options, dilation=rng.choice([1, 2])) if kind == "max" else nn.AvgPool2d(**options)
-    if kind == "residual" and depth < 2:
-        kernel = rng.choice([1, 3])
-        inner = [nn.Conv2d(2, 2, kernel, padding=kernel // 2), random_elementwise(rng)]
-        if rng.random() < 0.4:
-            inner.append(Residual(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1))))
-        other = rng.choice([1, 3])  # the shortcut may reach further than the body
-        shortcut = nn.Sequential(nn.Conv2d(2, 2, other, padding=other // 2))
-        return Residual(nn.Sequential(*inner), shortcut if rng.random() < 0.5 else None)
-    return random_elementwise(rng)
-
-
-def random_elementwise(rng: random.Random) -> nn.Module:
-    every = (nn.Tanh, nn.Sigmoid, nn.Softplus, nn.LeakyReLU, lambda: Shift(0.3), Sine, lambda: Standardise(0.5, 0.25))
-    return rng.choice(every)()
-
-
-def random_network(seed: int, x: Tensor) -> nn.Sequential:
-    """A stack whose map has not shrunk to nothing."""
-    rng = random.Random(seed)
-    torch.manual_seed(seed)
-    while True:
-        modules = [random_module(rng) for _ in range(rng.randint(1, 4))]
-        try:
-            network = under_a_readout(modules, x)
-        except RuntimeError:  # a window larger than its map
-            continue
-        if network(x).isfinite().all():  # no maximum over nothing but padding
-            return network
-
-
-def check_never_too_small(seeds: Sequence[int] = range(80)) -> None:
-    x = torch.rand(1, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    known, inside = 0, 0
-    for seed in seeds:
-        network = random_network(seed, x)
-        for site in range(len(Chain.of(network).sites) - 1):
-            found = fields(network, x, site)
-            if found is not None:
-                known, changed = known + 1, moved(network, x, site)
-                inside += int((claimed(found) & ~changed).sum() == 0)
-                assert not (changed & ~claimed(found)).any(), f"a place is missing: seed {seed}, site {site}, {network}"
-    assert known >= len(seeds)  # or nothing was tested
-    assert inside > 0.8 * known  # most claims are no larger than they need be; dilated windows and maxima leave gaps
 
 
 def test_a_claim_is_never_too_small() -> None:
@@ -187,26 +107,6 @@ def test_logits_of_another_kind_have_no_fields() -> None:
 # ---- the baseline ---------------------------------------------------------------------------------------------------
 
 
-@final
-@dataclass(frozen=True)
-class Written(Sampler):
-    """Hands out draws that were written down for each layer by its shape; groups as another sampler's."""
-
-    inner: Sampler
-    draws: dict[torch.Size, Tensor]
-
-    def group_size(self, copies: int) -> int:
-        return self.inner.group_size(copies)
-
-    def group(self, copies: int, device: torch.device) -> Tensor:
-        return self.inner.group(copies, device)
-
-    def __call__(
-        self, noise: Noise, copies: int, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype
-    ) -> Draws:
-        return Draws(self.draws[torch.Size(shape)], self.group(copies, torch.device("cpu")))
-
-
 def a_pass(network: nn.Sequential, sites: tuple[int, ...], sigma: float = 0.7, copies: int = 3) -> tuple[Any, Any, Any]:
     """(chain, noise-free pass, a pass with noise at the sites)."""
     chain = Chain.of(network)
@@ -250,45 +150,6 @@ def test_losses_without_are_what_their_definition_says(
                 monkeypatch.setattr(reach, "AT_ONCE", at_once)
                 got = found.spread(found.losses_without(chain, clean, noisy, loss, CLASS))
                 torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
-
-
-def weights_of(
-    estimator: LikelihoodRatio, network: nn.Sequential, site: int, draws: dict[torch.Size, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """(losses [copies, batch], the weight of every draw's score [copies, batch, 1, height, width])."""
-    chain = Chain.of(network)
-    clean, sigma, loss = chain.clean(PIXELS), (0.7,) * len(chain.sites), CrossEntropy()
-    estimator = replace(estimator, sampling=Written(estimator.sampling, draws))
-    sites = next(sites for sites in estimator.injection.passes(len(sigma)) if site in sites)
-    copies, options = (estimator.copies, estimator.copies), (loss, CLASS, torch.Generator())
-    noisy, losses, group = estimator._losses(chain, clean, sites, sigma, copies, *options)  # type: ignore[arg-type]
-    found = fields_of(chain, clean, site)
-    assert found is not None
-    return losses, estimator._weight(chain, clean, noisy, losses, group, loss(clean.logits, CLASS), found, loss, CLASS)
-
-
-def check_own_noise_is_no_part_of_the_baseline(
-    injection: Injection, sampling: Sampler, baseline: Any = None, make: Any = residual
-) -> None:
-    """L - b moves by what L moves, to rounding, when the noise of a unit and of its partner is drawn again."""
-    network = make(HardThreshold())
-    options = {"copies": 8, "sampling": sampling, "injection": injection, "baseline": baseline or LeaveOneOut()}
-    estimator = LikelihoodRatio(**options)
-    generator, sites = torch.Generator().manual_seed(6), Chain.of(network).clean(PIXELS).preactivations
-    half = {v.shape: torch.randn(4, *v.shape, generator=generator, dtype=v.dtype) for v in sites}
-    draws = {shape: torch.cat([z, -z]) for shape, z in half.items()}  # copies 2 and 6 are partners
-    shape, moved_losses = sites[0].shape, 0
-    losses, weights = weights_of(estimator, network, 0, draws)
-    for row, column in itertools.product(range(shape[2]), range(shape[3])):
-        other = draws[shape].clone()
-        fresh = 3 * torch.randn(shape[:2], generator=generator, dtype=other.dtype)  # all channels of the place
-        for copy, side in ((2, 1), (6, -1)):
-            other[copy, :, :, row, column] = side * fresh
-        new_losses, new_weights = weights_of(estimator, network, 0, draws | {shape: other})
-        change = (new_weights - weights)[:, :, 0, row, column][[2, 6]]
-        torch.testing.assert_close(change, (new_losses - losses)[[2, 6]], rtol=1e-10, atol=1e-12, msg="own noise")
-        moved_losses += int((new_losses != losses).sum())
-    assert moved_losses > 4
 
 
 @pytest.mark.parametrize("baseline", [LeaveOneOut(), Clean()], ids=["leave_one_out", "clean"])

@@ -15,7 +15,7 @@ from glr_lightning.reporting.document import Document, Picture, Section
 from glr_lightning.reporting.page import page
 from glr_lightning.reporting.report import report
 from glr_lightning.reporting.tables import Table
-from tests.reporting.test_report import MASKED, make_run, row, standard
+from tests.checks.reports import MASKED, make_run, row, standard
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 HOSTILE = "<script>document.title='owned'<\\script><img src=x onerror=document.title='owned'>"

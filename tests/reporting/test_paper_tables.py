@@ -15,7 +15,7 @@ from glr_lightning.reporting.results import (
 )
 from glr_lightning.reporting.tables import Table
 from glr_lightning.runs.trained_run import find_runs
-from tests.reporting.test_report import make_run, row, section, written
+from tests.checks.reports import make_run, row, section, written
 
 
 def papers(shift: int = 0, source: str = "transfer", surrogate: str = "surrogate/relu") -> list[Row]:

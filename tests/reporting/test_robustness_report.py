@@ -24,8 +24,8 @@ from glr_lightning.reporting.results import (
 from glr_lightning.reporting.robustbench import _architecture
 from glr_lightning.reporting.robustness_figures import accuracy_by_epsilon, certified, corruption_maps, draw_robustness
 from glr_lightning.reporting.tables import robustness_table, robustness_tables
-from tests.reporting.test_gallery import looked_at
-from tests.reporting.test_report import MASKED, N, call, make_run, row, section, standard, table, written
+from tests.checks.gallery import looked_at
+from tests.checks.reports import MASKED, N, call, make_run, row, section, standard, table, written
 
 # --- columns --------------------------------------------------------------------------------------------------------
 

@@ -1,20 +1,19 @@
 """Learned noise scales: the gradient of E[L] by log sigma, and the training that descends it."""
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from glr_lightning.activations import HardThreshold
 from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError, DivergenceError
 from glr_lightning.estimators import Backprop, LikelihoodRatio
 from glr_lightning.injection import Injection, Joint, Layerwise
-from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
+from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Noise
 from glr_lightning.reporting.results import read_metrics
 from glr_lightning.runs.trained_run import load_checkpoint, load_run
@@ -33,66 +32,12 @@ from tests.checks.convolutional_cases import (
 from tests.checks.estimator_cases import IMAGES, LABELS, SIGMA, X, Y, small_convnet, small_network
 from tests.checks.groups import member, options
 from tests.checks.interruption import assert_same_training, lasting, train_in_two_parts
+from tests.checks.learned_sigma import DEFAULT, check_scale_gradient, exact, log_sigma_gradients, scales_of
 from tests.checks.oracles import error_probability
 from tests.checks.zscores import assert_gradient
 
-ERROR = ZeroOne()
-DEFAULT = LikelihoodRatio(copies=4, sigma=SIGMA)
 ADMISSIBLE = [noise for noise in (member("noise", name) for name in options("noise")) if noise.admissible]
 FAST = ["estimator=likelihood_ratio", "sigma=0.5", "progress=false", "copies=8", "epochs=2"]
-
-
-def log_sigma_gradients(
-    estimator: LikelihoodRatio,
-    network: nn.Module,
-    scales: list[Tensor],
-    x: Tensor,
-    y: Tensor,
-    number: int,
-    loss: Loss = ERROR,
-) -> list[Tensor]:
-    """Of so many independent estimates, for each layer [number, scales of the layer]."""
-    generator = torch.Generator().manual_seed(0)
-    learned = replace(estimator, sigma=tuple(scales))
-
-    def once(_: Tensor) -> tuple[Tensor, ...]:
-        return learned.estimate(network, loss, x, y, generator=generator).log_sigma
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        samples = torch.func.vmap(once, randomness="different")(torch.zeros(number))
-    return [layer.reshape(number, -1) for layer in samples]
-
-
-def exact(injection: Injection, network: nn.Sequential, scales: list[Tensor], x: Tensor, y: Tensor) -> list[Tensor]:
-    """d error / d log sigma = sigma d error / d sigma, of the exact error of each pass of the injection."""
-    gradients: dict[int, Tensor] = {}
-    for sites in injection.passes(len(scales)):
-        leaves = [scale.clone().requires_grad_() for scale in scales]
-        noisy = [leaf if site in sites else 0.0 for site, leaf in enumerate(leaves)]
-        found = torch.autograd.grad(error_probability(network, noisy, x, y), [leaves[site] for site in sites])
-        gradients |= {site: (leaves[site] * g).detach() for site, g in zip(sites, found, strict=True)}
-    return [gradients[site] for site in range(len(scales))]
-
-
-def scales_of(network: nn.Module, per: str, estimator: LikelihoodRatio = DEFAULT) -> list[Tensor]:
-    """Scales that all differ, so that taking another unit's shows."""
-    scales = [p.detach().double().exp() for p in log_scales(estimator, network, per)]
-    return [scale * torch.linspace(0.8, 1.2, scale.numel()).double().view_as(scale) for scale in scales]
-
-
-# ---- checks that the planted defects must turn red ------------------------------------------------------------------
-
-
-def check_scale_gradient(
-    estimator: LikelihoodRatio, per: str, *, number: int = 20_000, resolution: float = 0.3
-) -> None:
-    """The mean is the derivative of the exact error of a threshold network."""
-    network = small_network(HardThreshold())
-    scales = scales_of(network, per)
-    samples = log_sigma_gradients(estimator, network, scales, X, Y, number)
-    for site, expected in enumerate(exact(estimator.injection, network, scales, X, Y)):
-        assert_gradient(samples[site], expected.flatten(), resolution=resolution, what=f"log sigma of layer {site}")
 
 
 @pytest.mark.parametrize("score", ["plain", "conditional"])
