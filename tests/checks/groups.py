@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from glr_lightning.config import CONF_DIR, build, load_yaml
+from glr_lightning.config import CONF_DIR, build, compose, load_yaml
 
 
 def options(group: str) -> list[str]:
@@ -14,3 +14,8 @@ def options(group: str) -> list[str]:
 def member(group: str, option: str) -> Any:
     """What an option builds."""
     return build(load_yaml(Path(CONF_DIR) / group / f"{option}.yaml"))
+
+
+def configured(estimator: str) -> Any:
+    """The estimator of a name, with the settings of conf/ and few copies where it has them."""
+    return build(compose([f"estimator={estimator}"])["estimator"])

@@ -68,6 +68,9 @@ class Scaled(Estimator):
     factor: float = 1.0
     declared: str = ""
 
+    family = LR.family
+    needs_derivatives = False
+
     @property
     def objective(self) -> Objective:
         return self.inner.objective

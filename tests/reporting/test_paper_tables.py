@@ -41,6 +41,17 @@ def test_models_are_told_by_what_they_are(tmp_path: Path) -> None:
     assert [model_of(run) for run in read_runs(folders)] == [*MODELS, ""]
 
 
+@pytest.mark.parametrize("estimator", ["forward_gradient", "evolution_strategies", "hybrid"])
+def test_other_methods_have_no_name_in_the_paper(estimator: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", "experiment=lrt", f"estimator={estimator}")
+    assert [model_of(run) for run in read_runs([folder])] == [""]
+
+
+def test_only_one_noisy_pass_is_the_papers_noisy_backpropagation(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", "experiment=bp_noise", "copies=4")
+    assert [model_of(run) for run in read_runs([folder])] == [""]
+
+
 def test_paper_tables_are_in_the_papers_layout(tmp_path: Path) -> None:
     accuracies = [0.90, 0.92]
     for seed in (0, 1):

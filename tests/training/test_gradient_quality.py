@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import pytorch_lightning as pl
@@ -13,7 +12,7 @@ from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import LeaveOneOut, NoBaseline
 from glr_lightning.cli.train import main
 from glr_lightning.config import compose
-from glr_lightning.estimators import Backprop, LikelihoodRatio, Objective
+from glr_lightning.estimators import Backprop, LikelihoodRatio
 from glr_lightning.losses import ZeroOne
 from glr_lightning.reporting.results import read_metrics
 from glr_lightning.runs.trained_run import build_network
@@ -22,7 +21,6 @@ from glr_lightning.training.callbacks.class_collapse import REMEDY, ClassCounts,
 from glr_lightning.training.callbacks.gradient_quality import WINDOW, SignalToNoise, WatchedBaseline, watched
 from glr_lightning.training.fit import train
 from glr_lightning.training.module import GLRModule
-from glr_lightning.training.plan import OBJECTIVES, plan
 from tests.checks.cli_runner import run_cli
 from tests.checks.estimator_cases import X, Y, estimate, small_network
 from tests.checks.gradient_quality import check_signal_to_noise
@@ -164,21 +162,7 @@ def test_a_run_with_diagnostics_is_the_same_run_and_logs_them(tmp_path: Path) ->
     assert not names & read_metrics(tmp_path / "plain/metrics.csv")[0].keys()
 
 
-# ---- the plan -------------------------------------------------------------------------------------------------------
-
-
-def test_the_plan_knows_every_objective_and_tells_of_a_bias() -> None:
-    assert set(get_args(Objective)) == OBJECTIVES.keys()
-
-    class Biased(LikelihoodRatio):
-        def bias(self, network: nn.Module) -> str:
-            return "of the planted kind."
-
-    assert plan(Biased(copies=4), small_network(HardThreshold()), ZeroOne()) == [
-        "Biased descends E[L] under noise at all layers.",
-        "  0, 2: likelihood ratio, from loss values",
-        "  biased: of the planted kind.",
-    ]
+# ---- off ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_module_is_told_nothing_it_does_not_need() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import jumps
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Objective
+from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective
 from glr_lightning.losses import Loss
 
 
@@ -33,6 +33,8 @@ def require_derivatives(network: nn.Module, loss: Loss) -> None:
 class Backprop(Estimator):
     """dL/dtheta of the noise-free network by reverse-mode differentiation (one forward, one backward)."""
 
+    family: ClassVar[Family] = "backpropagation"
+    needs_derivatives: ClassVar[bool] = True
     objective: ClassVar[Objective] = "noise_free"
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,27 @@ Value = TypeVar("Value")
 Objective = Literal["noise_free", "joint", "layerwise", "discontinuities", "weights"]
 """What an estimate is the gradient of: the plain loss; E[L] under noise at all sites; per layer E[L] under noise at
 that layer alone; E[L] under noise where something jumps (`Hybrid`); E[L] under noise on the weights."""
+
+OBJECTIVES: dict[Objective, str] = {
+    "noise_free": "the loss itself, without noise",
+    "joint": "E[L] under noise at all layers",
+    "layerwise": "for each layer E[L] under noise at that layer alone",
+    "discontinuities": "E[L] under noise where something jumps",
+    "weights": "E[L] under noise on the weights",
+}
+"""Every objective in words."""
+
+Family = Literal[
+    "backpropagation",
+    "pathwise",
+    "straight-through",
+    "forward gradient",
+    "likelihood ratio",
+    "likelihood ratio and pathwise",
+    "evolution strategies",
+]
+"""The kind of method. "likelihood ratio" holds all that learn from loss values under noise at the neurons, among them
+local expectation, its Rao-Blackwell form; "pathwise" is backpropagation through a noisy forward pass."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +66,14 @@ class Estimate:
 class Estimator(ABC):
     """Estimates the gradient of J(theta) = E[L] on a batch. It never writes `.grad` and keeps no state.
 
-    `objective`, `bias` and `plan` are what an estimator declares of itself; tests hold it to them.
+    `family`, `needs_derivatives`, `objective`, `bias` and `plan` are what an estimator declares of itself; tests hold
+    it to them.
     """
+
+    family: ClassVar[Family]
+    """The kind of method."""
+    needs_derivatives: ClassVar[bool]
+    """Whether it differentiates the loss, and what lies between the loss and some layer."""
 
     @property
     @abstractmethod
@@ -60,6 +87,19 @@ class Estimator(ABC):
     def bias(self, network: nn.Module) -> str:
         """Why the mean is not the gradient of the objective on such a network; "" where it is."""
         return ""
+
+    def describe(self, network: nn.Module, loss: Loss) -> list[str]:
+        """What a training with this estimator does, in a few lines for the screen.
+
+        The objective, where each layer's gradient comes from, and why it is biased, if it is.
+        """
+        lines = [f"{type(self).__name__} descends {OBJECTIVES.get(self.objective, self.objective)}."]
+        layers: dict[str, list[str]] = {}
+        for layer, source in self.plan(network, loss).items():
+            layers.setdefault(source, []).append(layer)
+        lines += [f"  {', '.join(names)}: {source}" for source, names in layers.items()]
+        bias = self.bias(network)
+        return [*lines, f"  biased: {bias}"] if bias else lines
 
     @abstractmethod
     def check(self, network: nn.Module, loss: Loss) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, even_parts
+from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, even_parts
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -54,6 +54,8 @@ class EvolutionStrategies(Estimator):
     copies: int = 32
     chunk: int | None = None
 
+    family: ClassVar[Family] = "evolution strategies"
+    needs_derivatives: ClassVar[bool] = False
     objective: ClassVar[Objective] = "weights"
 
     def __post_init__(self) -> None:

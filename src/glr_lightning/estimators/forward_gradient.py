@@ -1,12 +1,13 @@
 """Activity-perturbed forward gradients: derivatives along random directions, without a backward pass."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, even_parts
+from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, accumulate, even_parts
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.estimators.straight_through import has_slopes, require_loss_with_derivative, with_slopes
 from glr_lightning.injection import Injection, Joint
@@ -56,6 +57,9 @@ class ForwardGradient(Estimator):
     noise: Noise = Gaussian()
     sigma: float | tuple[float, ...] = 1.0
     chunk: int | None = None
+
+    family: ClassVar[Family] = "forward gradient"
+    needs_derivatives: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", validated_sigma(self.sigma))

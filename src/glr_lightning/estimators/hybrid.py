@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import jumps
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site
+from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, per_site
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
@@ -47,6 +47,8 @@ class Hybrid(Estimator):
     baseline: Baseline = LeaveOneOut()
     score: Score = "auto"
 
+    family: ClassVar[Family] = "likelihood ratio and pathwise"
+    needs_derivatives: ClassVar[bool] = True
     objective: ClassVar[Objective] = "discontinuities"
 
     def __post_init__(self) -> None:

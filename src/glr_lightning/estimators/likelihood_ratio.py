@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, check_sites, per_site
+from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, accumulate, check_sites, per_site
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -113,6 +113,9 @@ class LikelihoodRatio(Estimator):
     score: Score = "auto"
     reach: bool = True
     chunk: int | None = None
+
+    family: ClassVar[Family] = "likelihood ratio"
+    needs_derivatives: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self._learned:  # to look at a learned scale would wait for the device at every step

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import ELEMENTWISE, PiecewiseConstant
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, check_sites, even_parts, per_site
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Family,
+    Objective,
+    accumulate,
+    check_sites,
+    even_parts,
+    per_site,
+)
 from glr_lightning.estimators.output_loss import OutputLoss, density_at_0, output_loss_for
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -69,6 +78,8 @@ class LocalExpectation(Estimator):
     sampling: Sampler = Independent()
     units: int | None = 32
 
+    family: ClassVar[Family] = "likelihood ratio"
+    needs_derivatives: ClassVar[bool] = False
     objective: ClassVar[Objective] = "joint"
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.estimators.backprop import differentiate, require_derivatives
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, check_sites, per_site
+from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, check_sites, per_site
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
@@ -32,6 +32,8 @@ class NoisyBackprop(Estimator):
     copies: int = 1
     sampling: Sampler = Independent()
 
+    family: ClassVar[Family] = "pathwise"
+    needs_derivatives: ClassVar[bool] = True
     objective: ClassVar[Objective] = "joint"
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.backprop import differentiate
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, per_site
+from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, per_site
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
@@ -50,6 +50,8 @@ class StraightThrough(Estimator):
     noise: Noise = Gaussian()
     sigma: float | tuple[float, ...] = 1.0
 
+    family: ClassVar[Family] = "straight-through"
+    needs_derivatives: ClassVar[bool] = True
     objective: ClassVar[Objective] = "joint"
 
     def __post_init__(self) -> None:

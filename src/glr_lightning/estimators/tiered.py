@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.estimators.base import Estimate, Estimator, Objective, accumulate, check_sites, per_site
+from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, accumulate, check_sites, per_site
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, PassEstimate, Score
 from glr_lightning.estimators.local_expectation import (
     Beyond,
@@ -58,6 +58,8 @@ class Tiered(Estimator):
     reach: bool = True
     chunk: int | None = None
 
+    family: ClassVar[Family] = "likelihood ratio"
+    needs_derivatives: ClassVar[bool] = False
     objective: ClassVar[Objective] = "layerwise"
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from glr_lightning import estimators
 from glr_lightning.reporting.results import Cell, Column, Run, t_interval
 from glr_lightning.reporting.tables import NONE, Table, mark, mean_of, numbered, one_of_each_seed, seeds, warning
 
@@ -187,17 +188,18 @@ def paper_tables(groups: Mapping[str, Sequence[Run]]) -> list[PaperTable]:
 def model_of(run: Run) -> str:
     """The paper's name for what a run is, "" if it has none.
 
-    LR, then S(igmoid) or T(hreshold), then Z for the zero-one loss, trained by any estimator that does not go through
-    the activations' derivatives; BP by backpropagation, BP+ by backpropagation through a noisy forward pass. All are
-    perceptrons.
+    BP by backpropagation, BP+ by backpropagation through one noisy forward pass; LR, then S(igmoid) or T(hreshold),
+    then Z for the zero-one loss, by an estimator that declares itself a likelihood ratio. All are perceptrons.
     """
     if run.target("network") != "mlp":
         return ""
-    estimator = run.target("estimator")
-    if estimator in ("Backprop", "NoisyBackprop"):
-        return "BP" if estimator == "Backprop" else "BP+"
+    family = getattr(getattr(estimators, run.target("estimator"), None), "family", "")
+    if family == "backpropagation":
+        return "BP"
+    if family == "pathwise":
+        return "BP+" if run.config["estimator"].get("copies") == 1 else ""
     activation, loss = ACTIVATIONS.get(run.target("activation")), LOSSES.get(run.target("loss"))
-    return "" if estimator == "StraightThrough" or activation is None or loss is None else f"LR{activation}{loss}"
+    return f"LR{activation}{loss}" if family == "likelihood ratio" and None not in (activation, loss) else ""
 
 
 def is_as_published(column: Column, threat: str, epsilon: float) -> bool:

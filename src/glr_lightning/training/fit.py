@@ -47,7 +47,6 @@ from glr_lightning.storage import write_atomically
 from glr_lightning.training.callbacks.annealing import Annealing
 from glr_lightning.training.callbacks.progress import TrainingProgress
 from glr_lightning.training.module import GLRModule
-from glr_lightning.training.plan import plan
 from glr_lightning.validation import validated_copies
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
@@ -135,7 +134,7 @@ def train(
     if not resume and trainer.is_global_zero:
         create_run_folder(run_dir, config)
     if notify is not None and trainer.is_global_zero:
-        for line in plan(estimator, network, module.loss):
+        for line in estimator.describe(network, module.loss):
             notify(line)
     _fit(trainer, module, data, run_dir, resume)
     if not trainer.is_global_zero:
