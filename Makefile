@@ -7,7 +7,7 @@ THREAT ?= standard
 OUT ?= report
 ARGS ?=
 
-.PHONY: help install quickstart train evaluate sweep report diagnose bench study robustness estimators convolutional lint test clean
+.PHONY: help install quickstart train evaluate sweep report diagnose bench study robustness estimators convolutional docs overview lint hooks test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -18,6 +18,10 @@ install: .venv/installed ## create .venv and install the package with its develo
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,tensorboard]"
+	touch $@
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 
 quickstart: install ## train without backprop and with it on digits, test both, report (under 2 minutes after the install)
@@ -58,14 +62,25 @@ estimators: install ## which estimator has the least variance x time, and what i
 convolutional: install ## networks on images up to Tiny-ImageNet, trained without backpropagation (two hours): make convolutional DATA=DIR
 	DATA=$(DATA) BIN=$(BIN) sh experiments/convolutional/run.sh
 
-lint: install ## ruff and mypy
+docs: .venv/docs-installed ## the documentation, into site/index.html; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+overview: install ## the figure of the README from the committed results
+	$(BIN)/python docs/overview.py
+
+lint: install ## ruff, mypy and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+
+hooks: install ## run the same checks before every commit
+	$(BIN)/pre-commit install
 
 test: install ## the whole test suite (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
 clean: ## remove the environment, caches and build results; runs and data stay
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
