@@ -20,7 +20,8 @@ ORDER = (
     ("schedules", "injection", "baselines", "sampling"),
     ("noise", "losses", "activations"),
     ("terminal",),
-    ("config", "storage", "randomness", "validation"),
+    ("config",),
+    ("storage", "randomness", "validation"),
     ("errors",),
 )
 """From the top down; a package imports from the lines below its own, and what stands on one line may not meet."""

@@ -5,6 +5,7 @@ torch define, so a crafted config.yaml cannot name a function to run.
 """
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +19,12 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, ValidationError
 
 from glr_lightning.errors import ConfigurationError, GLRError
+from glr_lightning.validation import Count, NonNegative, checked_arguments
 
 PACKAGED = Path(__file__).parent / "conf"
 CONF_DIR = str(PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf")
@@ -32,6 +34,12 @@ _OWN = ["activations", "baselines", "data", "estimators", "injection", "losses",
 _OWN += ["schedules"]
 TRUSTED = (*(f"glr_lightning.{family}." for family in _OWN), "torch.nn.modules.", "torch.optim.")
 """The modules whose classes a configuration read from a run folder may call; of networks, functions too."""
+
+RANGES: dict[str, dict[str, Any]] = {
+    "torch.optim.lr_scheduler.": {"T_max": Count, "step_size": Count, "total_iters": Count, "gamma": NonNegative},
+    "torch.optim.": {"lr": NonNegative, "weight_decay": NonNegative, "momentum": NonNegative},
+}
+"""What torch's own hints leave open and torch refuses late or never."""
 
 
 @dataclass
@@ -161,26 +169,50 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def build(node: Any, *, trusted: Sequence[str] | None = TRUSTED, **keywords: Any) -> Any:
-    """Instantiate a plain configuration node.
+def build(node: Any, *, where: str = "", trusted: Sequence[str] | None = TRUSTED, **keywords: Any) -> Any:
+    """Instantiate a plain configuration node: a mapping with a `_target_` is a call, or a partial with `_partial_`.
+
+    Every argument is checked against the hints of its target before the call (see `glr_lightning.validation`).
 
     Args:
         node: a mapping with a `_target_`, nested ones included.
+        where: the dotted path of the node in the configuration, which errors name.
         trusted: prefixes of the names that may be called; None allows all (a configuration the user just composed).
         keywords: further arguments for the outermost target.
 
     Raises:
-        ConfigurationError: a target outside `trusted`, an argument the target does not take, or what the
-            target itself refuses.
+        ConfigurationError: a target outside `trusted`, an argument that its target does not take or accept, or what
+            the target itself refuses.
     """
     if trusted is not None:
         _require_trusted(node, tuple(trusted))
+    return _built(node, where, keywords)
+
+
+def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_built(child, f"{where}[{number}]", {}) for number, child in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    options = {str(key): _built(child, f"{where}.{key}" if where else str(key), {}) for key, child in node.items()}
+    if "_target_" not in options:
+        return options
+    name, partial = str(options.pop("_target_")), options.pop("_partial_", False)
     try:
-        return hydra.utils.instantiate(node, _convert_="all", **keywords)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, GLRError):
-            raise error.__cause__ from None
-        raise ConfigurationError(str(error.__cause__ or error).strip()) from error
+        target = hydra.utils.get_object(name)
+    except Exception as error:
+        raise ConfigurationError(f"_target_ {name!r} does not exist: {error}") from error
+    ranges = next((ranges for module, ranges in RANGES.items() if name.startswith(module)), {})
+    arguments = checked_arguments(target, options | keywords, where, hints=ranges, complete=not partial)
+    if partial:
+        return functools.partial(target, **arguments)
+    try:
+        return target(**arguments)
+    except GLRError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise ConfigurationError(f"{where or name} is refused by {name}: {words}", option=where or None) from error
 
 
 def _require_trusted(node: Any, trusted: tuple[str, ...]) -> None:

@@ -9,7 +9,16 @@ class GLRError(Exception):
 
 
 class ConfigurationError(GLRError, ValueError):
-    """An option, or a combination of options, that cannot work."""
+    """An option, or a combination of options, that cannot work.
+
+    Attributes:
+        option: the option that is refused, with its dotted path where it came from a configuration
+            ("estimator.sigma"); None for a combination.
+    """
+
+    def __init__(self, message: str, *, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class DataError(GLRError, ValueError):

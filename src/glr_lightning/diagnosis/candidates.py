@@ -34,7 +34,7 @@ class Subject:
 
     def built(self, node: Mapping[str, Any]) -> Estimator:
         """An estimator that takes this network and loss and has made one estimate. Raises ConfigurationError."""
-        estimator: Estimator = build(node, trusted=self.trusted)
+        estimator: Estimator = build(node, where="estimator", trusted=self.trusted)
         estimator.check(self.network, self.loss)
         generator = generator_for(self.x.device, "trial")
         drawing(estimator, self.network, self.loss, self.x, self.y, generator)()

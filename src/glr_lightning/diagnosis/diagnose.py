@@ -166,7 +166,7 @@ def _subject(config: dict[str, Any]) -> Subject:
     order = torch.randperm(len(images), generator=generator_for(torch.device("cpu"), config["seed"], "batch"))
     x, y = images[order[: config["batch_size"]]]
     dtype = next(network.parameters()).dtype
-    loss = build(base["loss"], trusted=trusted)
+    loss = build(base["loss"], where="loss", trusted=trusted)
     return Subject(name, base, network, loss, scaled(x).to(device, dtype), y.to(device), trusted)
 
 
@@ -178,7 +178,7 @@ def with_trained_sigma(run: TrainedRun, trusted: tuple[str, ...]) -> dict[str, A
     node = run.config.get("estimator")
     if not isinstance(node, dict) or "sigma" not in node:
         return run.config
-    scales = trained_sigma(run, build(node, trusted=trusted), trusted)
+    scales = trained_sigma(run, build(node, where="estimator", trusted=trusted), trusted)
     sigma = [float(torch.as_tensor(scale).mean()) for scale in scales]
     one = sigma[0] if len(set(sigma)) == 1 else sigma
     return run.config | {"sigma": one, "estimator": node | {"sigma": one}}

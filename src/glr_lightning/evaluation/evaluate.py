@@ -51,7 +51,9 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
         ConfigurationError, CheckpointError, DataError: nothing to evaluate, or something that cannot be used.
     """
     folders = find_runs(config["run"])
-    threats: dict[str, Any] = {name: build(node, trusted=None) for name, node in (config["threat"] or {}).items()}
+    threats: dict[str, Any] = {
+        name: build(node, where=f"threat.{name}", trusted=None) for name, node in (config["threat"] or {}).items()
+    }
     certifications = {name: threat for name, threat in threats.items() if isinstance(threat, Certification)}
     threats = {name: threat for name, threat in threats.items() if name not in certifications}
     device = torch_device(config["device"])

@@ -138,7 +138,7 @@ def build_data(config: dict[str, Any], trusted: Sequence[str] | None = TRUSTED, 
     section = config.get("data")
     if not isinstance(section, dict):
         raise ConfigurationError("the configuration has no section 'data'; it is damaged or not of glr-train.")
-    return build(at_root(section, root), trusted=trusted)
+    return build(at_root(section, root), where="data", trusted=trusted)
 
 
 def at_root(section: dict[str, Any], root: str | None) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def build_network(config: dict[str, Any], data: ImageDataModule, trusted: Sequen
     section = config.get("network")
     if not isinstance(section, dict):
         raise ConfigurationError("the configuration has no section 'network'; it is damaged or not of glr-train.")
-    return build(section, trusted=trusted, image_shape=data.image_shape, classes=data.classes)
+    return build(section, where="network", trusted=trusted, image_shape=data.image_shape, classes=data.classes)
 
 
 def load_run(

@@ -109,14 +109,14 @@ def train(
     data.prepare_data()
     data.setup()  # the test files too: damage shall show now, not after hours
     network = build_network(config, data, trusted)
-    estimator = build(config["estimator"], trusted=trusted)
-    sigma, copies = (build(config[f"{name}_schedule"], trusted=trusted) for name in ("sigma", "copies"))
+    estimator = build(config["estimator"], where="estimator", trusted=trusted)
+    sigma, copies = (build(config[name], where=name, trusted=trusted) for name in ("sigma_schedule", "copies_schedule"))
     module = GLRModule(
         network,
         estimator,
-        build(config["loss"], trusted=trusted),
-        build(config["optimizer"], trusted=trusted),
-        build(config["scheduler"], trusted=trusted),
+        build(config["loss"], where="loss", trusted=trusted),
+        build(config["optimizer"], where="optimizer", trusted=trusted),
+        build(config["scheduler"], where="scheduler", trusted=trusted),
         classes=data.classes,
         seed=config["seed"],
         clip_norm=config["clip_norm"],
@@ -222,7 +222,9 @@ def _trainer(config: dict[str, Any], run_dir: Path, has_validation: bool, resume
     rows = _read_metrics(run_dir) if resume else []
     # of a run folder's loggers only the choice is taken, since a logger may write anywhere
     chosen = compose([f"logger={list(config['logger'])[-1]}"])["logger"] if resume else config["logger"]
-    loggers: list[Logger] = [build(node, trusted=None, save_dir=str(run_dir)) for node in chosen.values()]
+    loggers: list[Logger] = [
+        build(node, where=f"logger.{name}", trusted=None, save_dir=str(run_dir)) for name, node in chosen.items()
+    ]
     for logger in loggers:
         if isinstance(logger, CSVLogger) and rows:
             logger.experiment.metrics.extend(rows)  # a new CSVLogger starts an empty file

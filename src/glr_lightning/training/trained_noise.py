@@ -26,7 +26,7 @@ def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUS
         ConfigurationError, CheckpointError: a number of passes below 1; a run whose files do not fit each other.
     """
     validated_count("noisy_passes", passes)
-    estimator: Any = build(run.config.get("estimator"), trusted=trusted)
+    estimator: Any = build(run.config.get("estimator"), where="estimator", trusted=trusted)
     names = {field.name for field in dataclasses.fields(estimator)} if dataclasses.is_dataclass(estimator) else set()
     if not {"noise", "sigma", "copies"} <= names or estimator.objective not in ("joint", "layerwise"):
         return None
@@ -39,8 +39,8 @@ def trained_sigma(run: TrainedRun, estimator: Any, trusted: tuple[str, ...] = TR
     if per is not None:
         return _learned(run, estimator, per)
     if run.config.get("sigma_schedule") is not None:
-        schedule, epochs = build(run.config["sigma_schedule"], trusted=trusted), run.config.get("epochs")
-        epochs = validated_count("epochs", epochs)
+        schedule = build(run.config["sigma_schedule"], where="sigma_schedule", trusted=trusted)
+        epochs = validated_count("epochs", run.config.get("epochs"))
         estimator = Annealing(estimator, schedule, Constant(), epochs).at(min(run.checkpoint["epoch"], epochs - 1))
     return per_site(estimator.sigma, len(Chain.of(run.network).sites))
 
