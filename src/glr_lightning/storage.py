@@ -57,7 +57,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file whole or not at all: a reader never meets half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder: replacing is atomic
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

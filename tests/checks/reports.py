@@ -43,18 +43,13 @@ def row(threat: str, correct: int, level: float | None = None, kind: str = "clea
         "weights": "0" * 12,
         "images": "1" * 12,
         "evaluation_seed": 0,
-        "noisy_passes": 0,
         "threat": threat,
         "kind": kind,
-        "preset": "",
         "norm": "linf" if kind in ("attack", "worst_case") else "",
         "level_name": level_names.get(kind, "radius"),
         "level": level,
     }
-    means = {"gradient_source": "none", "surrogate": "", "targeted": False}
-    rest = dict.fromkeys(("target_reached", "abstained", "queries", "zero_gradient_fraction"))
-    flags = dict.fromkeys(("masked", "randomized", "out_of_budget", "black_box_stronger", "unreliable"), False)
-    return named | counts | norms | means | rest | flags | {"note": "", "fingerprint": ""} | facts
+    return Row(**(named | counts | norms | facts))
 
 
 def standard(clean: int = 180, shift: int = 0) -> list[Row]:

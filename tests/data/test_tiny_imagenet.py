@@ -213,8 +213,8 @@ def test_a_run_is_trained_and_evaluated_and_a_folder_elsewhere_has_its_own_cache
     outcome = run_cli(evaluate.main, [f"run={tmp_path / 'run'}", "threat=clean", "progress=false"], monkeypatch, capsys)
     assert outcome.code == 0, outcome.err
     (row,) = read_rows(tmp_path / "run" / "robustness.csv")
-    assert row["accuracy"] == pytest.approx(result["test_accuracy"], abs=1e-7)
-    assert row["n"] == 20
+    assert row.accuracy == pytest.approx(result["test_accuracy"], abs=1e-7)
+    assert row.n == 20
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(root, elsewhere)
     shutil.rmtree(root)

@@ -17,7 +17,7 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.evaluation import certification as module
 from glr_lightning.evaluation.certification import Certificate, Certification, certify, largest_shift, lower_bound
 from glr_lightning.evaluation.harness import Examination
-from glr_lightning.evaluation.row import FIELDS, read_rows, write_rows
+from glr_lightning.evaluation.row import read_rows, write_rows
 from glr_lightning.networks import Shift
 from glr_lightning.noise import Gaussian, Laplace, Noise
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
@@ -289,18 +289,19 @@ class TestRows:
         rows = [each.row for each in judged]
         for (level, _), each in zip(certification.levels, judged, strict=True):
             expected = (certificate.prediction == self.y) & (certificate.radius > level)
-            assert tuple(each.row) == FIELDS
             assert torch.equal(torch.as_tensor(each.evidence.correct), expected)
-            assert (each.row["level"], each.row["correct"]) == (level, int(expected.sum()))
-            assert each.row["wilson_low"] <= each.row["accuracy"] <= each.row["wilson_high"]
-        assert rows[0]["correct"] > rows[1]["correct"] > rows[2]["correct"] > 0
-        assert {row["abstained"] for row in rows} == {float((certificate.radius == 0).double().mean())}
+            assert (each.row.level, each.row.correct) == (level, int(expected.sum()))
+            assert each.row.wilson_low <= each.row.accuracy <= each.row.wilson_high
+        assert rows[0].correct > rows[1].correct > rows[2].correct > 0
+        assert {row.abstained for row in rows} == {float((certificate.radius == 0).double().mean())}
         row = rows[0]
-        named = [row[key] for key in ("run", "threat", "kind", "preset", "norm", "level_name", "gradient_source")]
+        named = [
+            getattr(row, key) for key in ("run", "threat", "kind", "preset", "norm", "level_name", "gradient_source")
+        ]
         assert named == ["r", "mine", "certificate", "preactivation", "", "radius", "none"]
-        assert (row["n"], row["queries"], row["noisy_passes"]) == (60, 500, 400)
+        assert (row.n, row.queries, row.noisy_passes) == (60, 500, 400)
         for word in ("alpha=0.001", "n=400", "sigma=0.8", "||W d||_2"):
-            assert word in row["note"]
+            assert word in row.note
         write_rows(tmp_path / "table.csv", rows)
         assert read_rows(tmp_path / "table.csv") == rows
 
@@ -310,15 +311,15 @@ class TestRows:
         most = 0.01 * float(ndtri(torch.tensor(0.001**0.01, dtype=torch.float64)))  # of 100 draws: 1.5 sigma
         certification = Certification(radii=[0.99 * most, 1.01 * most], draws=100, sigma=0.01)
         below, above = (each.row for each in certification.judge(examination))
-        assert (below["accuracy"], above["accuracy"]) == (1.0, 0.0)
-        assert "raise draws" not in below["note"]
-        assert above["note"].endswith("100 draws prove no radius above 0.015: raise draws")
+        assert (below.accuracy, above.accuracy) == (1.0, 0.0)
+        assert "raise draws" not in below.note
+        assert above.note.endswith("100 draws prove no radius above 0.015: raise draws")
 
     @pytest.mark.parametrize("norm", ["l2", "linf"])
     def test_pixels_are_a_norm_of_the_row(self, norm: str) -> None:
         certification, examination = Certification(draws=100, norm=norm), self.examination()
         row = next(certification.judge(examination)).row
-        assert (row["norm"], row["preset"]) == (norm, norm)
+        assert (row.norm, row.preset) == (norm, norm)
         standardised = dataclasses.replace(certification, norm="standardised").certificate(examination)
         expected = standardised.radius / largest_shift(self.network, self.x, 0.8, norm)
         assert torch.equal(certification.certificate(examination).radius, expected)
@@ -350,7 +351,7 @@ class TestRows:
         assert len(set(prints)) == len(prints)
         # but not on the other radii of the same pass, nor on the batches
         same = Certification(radii=[0.5, 1]).fingerprint(self.examination(batch_size=9), 0.5)
-        assert same == prints[0] == next(Certification(radii=[0.5], draws=10_000).judge(examination)).row["fingerprint"]
+        assert same == prints[0] == next(Certification(radii=[0.5], draws=10_000).judge(examination)).row.fingerprint
 
     def test_the_configuration_builds_it(self) -> None:
         built = build(load_yaml(Path(CONF_DIR) / "threat" / "certify.yaml")["certify"], trusted=None)

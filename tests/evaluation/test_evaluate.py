@@ -1,5 +1,6 @@
 """glr-evaluate: from a run folder to rows, with nothing re-declared and nothing run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from glr_lightning.cli.evaluate import main
 from glr_lightning.config import compose
-from glr_lightning.evaluation.row import FIELDS, read_rows, write_rows
+from glr_lightning.evaluation.row import read_rows, write_rows
 from glr_lightning.reporting.figures import _by_severity
 from glr_lightning.reporting.results import accuracy_interval, all_columns, read_runs
 from glr_lightning.runs.trained_run import load_checkpoint
@@ -45,8 +46,7 @@ def test_every_run_gets_a_row_per_threat_and_level(evaluate: Any, trained: Path)
     assert outcome.code == 0, outcome.err
     for run in ("lrtz", "bp"):
         rows = read_rows(trained / f"runs/{run}/robustness.csv")
-        assert all(tuple(row) == FIELDS for row in rows)
-        assert [(r["threat"], r["level"]) for r in rows] == [
+        assert [(r.threat, r.level) for r in rows] == [
             ("clean", None),
             ("fgsm", 0.13),
             *(
@@ -56,9 +56,9 @@ def test_every_run_gets_a_row_per_threat_and_level(evaluate: Any, trained: Path)
             ),
         ]
         fgsm = rows[1]
-        assert fgsm["gradient_source"] == "transfer"
-        assert 0 < fgsm["max_linf"] <= 0.13 + 1e-6
-        assert fgsm["accuracy"] < rows[0]["accuracy"]
+        assert fgsm.gradient_source == "transfer"
+        assert 0 < fgsm.max_linf <= 0.13 + 1e-6
+        assert fgsm.accuracy < rows[0].accuracy
     assert "lrtz" in outcome.out
     assert len(list((trained / "surrogates").iterdir())) == 1  # trained once, for both, and nothing left beside it
 
@@ -79,27 +79,27 @@ def test_an_evaluation_of_fewer_images_leaves_the_fuller_rows_alone(evaluate: An
     assert outcome.code == 0
     rows = read_rows(path)
     assert rows[: len(whole)] == whole
-    assert [(row["threat"], row["n"]) for row in rows[len(whole) :]] == [("contrast", 50)] * 5
+    assert [(row.threat, row.n) for row in rows[len(whole) :]] == [("contrast", 50)] * 5
     (run,) = read_runs([trained / "runs/bp"])
-    assert {row["n"] for cell in run.cells.values() for row in cell.rows} == {whole[0]["n"]}
+    assert {row.n for cell in run.cells.values() for row in cell.rows} == {whole[0].n}
 
 
 def test_the_same_seed_gives_the_same_rows_and_the_batch_size_does_not_matter(evaluate: Any, trained: Path) -> None:
     tables = []
     for batch_size in ("1000", "77"):
         assert evaluate("run=runs/lrtz", "threat=corruptions", f"batch_size={batch_size}").code == 0
-        tables.append([row | {"seconds": 0} for row in read_rows(trained / "runs/lrtz/robustness.csv")])
+        tables.append([replace(row, seconds=0) for row in read_rows(trained / "runs/lrtz/robustness.csv")])
     for one, other in zip(*tables, strict=True):
-        assert one["correct"] == other["correct"]
-        assert one["mean_l2"] == pytest.approx(other["mean_l2"])
+        assert one.correct == other.correct
+        assert one.mean_l2 == pytest.approx(other.mean_l2)
 
 
 def test_a_white_box_gradient_attack_on_a_threshold_network_is_flagged(evaluate: Any, trained: Path) -> None:
     for run, masked in (("lrtz", True), ("bp", False)):
         outcome = evaluate(f"run=runs/{run}", "threat=fgsm", "threat.fgsm.gradient_source=autograd")
         (row,) = read_rows(trained / f"runs/{run}/robustness.csv")
-        assert row["unreliable"] is masked
-        assert row["zero_gradient_fraction"] == (1.0 if masked else 0.0)
+        assert row.unreliable is masked
+        assert row.zero_gradient_fraction == (1.0 if masked else 0.0)
         assert ("says nothing about robustness" in outcome.out) is masked
 
 
@@ -111,14 +111,14 @@ def test_noisy_passes_add_a_row_beside_the_noise_free_one(evaluate: Any, trained
     for size in ("1000", "77"):
         outcome = evaluate("run=runs/lrtz", "threat=contrast", "noisy_passes=3", f"batch_size={size}")
         assert outcome.code == 0, outcome.err
-        rows = {r["noisy_passes"]: r for r in read_rows(path) if r["threat"] == "clean"}
+        rows = {r.noisy_passes: r for r in read_rows(path) if r.threat == "clean"}
         assert rows.keys() == {0, 3}
         noisy = rows[3]
-        assert (noisy["kind"], noisy["n"], noisy["max_linf"]) == ("clean", before["n"], 0.0)
-        assert rows[0]["correct"] == before["correct"]
-        outcomes[size] = noisy["correct"]
+        assert (noisy.kind, noisy.n, noisy.max_linf) == ("clean", before.n, 0.0)
+        assert rows[0].correct == before.correct
+        outcomes[size] = noisy.correct
         assert "passes" in outcome.out
-    assert outcomes["1000"] == outcomes["77"] != before["correct"]
+    assert outcomes["1000"] == outcomes["77"] != before.correct
     (run,) = read_runs([trained / "runs/lrtz"])
     noise_free, with_noise = [column for column in all_columns([run]) if column.kind == "clean"]
     if noise_free.noisy_passes:  # whichever was written first
@@ -131,13 +131,13 @@ def test_what_needs_the_noise_free_row_takes_it_whatever_stands_first(evaluate: 
     path = trained / "runs/lrtz/robustness.csv"
     assert evaluate("run=runs/lrtz", "threat=[clean,contrast]", "noisy_passes=2").code == 0
     rows = read_rows(path)
-    accuracy = rows[0]["accuracy"]
-    moved = [row for row in rows if row["noisy_passes"]] + rows[:-1]
-    write_rows(path, [moved[0] | {"accuracy": accuracy, "wilson_low": 0.0}, *moved[1:]])  # equal, but another row
+    accuracy = rows[0].accuracy
+    moved = [row for row in rows if row.noisy_passes] + rows[:-1]
+    write_rows(path, [replace(moved[0], accuracy=accuracy, wilson_low=0.0), *moved[1:]])  # equal, but another row
     (run,) = read_runs([trained / "runs/lrtz"])
-    assert accuracy_interval(run) == (rows[0]["wilson_low"], rows[0]["wilson_high"])
+    assert accuracy_interval(run) == (rows[0].wilson_low, rows[0].wilson_high)
     points = _by_severity(run, [cell for column, cell in run.cells.items() if column.kind == "corruption"])
-    assert points[0.0]["noisy_passes"] == 0
+    assert points[0.0].noisy_passes == 0
 
 
 def test_noisy_passes_of_a_run_without_noise_are_refused_by_name(evaluate: Any, trained: Path) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.evaluation.attempts import Trial, trials
 from glr_lightning.evaluation.harness import Examination, evaluate
-from glr_lightning.evaluation.row import FIELDS
 from glr_lightning.evaluation.summary import wilson_interval
 from glr_lightning.noise import Gaussian
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
@@ -72,16 +71,15 @@ class TestMeasurement:
         (x, y), model = images(), linear((1, 8, 8))
         row = only(evaluate(model, x, y, CLEAN, seed=0, run="here", batch_size=7))
         correct = int((model(x).argmax(1) == y).sum())
-        assert tuple(row) == FIELDS
-        assert (row["run"], row["threat"], row["kind"], row["level"]) == ("here", "clean", "clean", None)
-        assert (row["n"], row["correct"], row["accuracy"]) == (60, correct, correct / 60)
-        assert (row["wilson_low"], row["wilson_high"]) == wilson_interval(correct, 60)
-        assert row["mean_l2"] == row["max_l2"] == row["mean_linf"] == row["max_linf"] == 0
-        assert row["zero_gradient_fraction"] is None
-        assert not row["out_of_budget"]
-        assert not row["unreliable"]
-        assert row["note"] == ""
-        assert row["seconds"] > 0
+        assert (row.run, row.threat, row.kind, row.level) == ("here", "clean", "clean", None)
+        assert (row.n, row.correct, row.accuracy) == (60, correct, correct / 60)
+        assert (row.wilson_low, row.wilson_high) == wilson_interval(correct, 60)
+        assert row.mean_l2 == row.max_l2 == row.mean_linf == row.max_linf == 0
+        assert row.zero_gradient_fraction is None
+        assert not row.out_of_budget
+        assert not row.unreliable
+        assert row.note == ""
+        assert row.seconds > 0
 
     def test_a_linear_model_under_fgsm_has_a_closed_form(self) -> None:
         generator = torch.Generator().manual_seed(2)
@@ -94,18 +92,18 @@ class TestMeasurement:
         margin = scores.gather(1, y[:, None]) - scores.gather(1, 1 - y[:, None])
         for epsilon in (0.001, 0.01, 0.05):
             row = only(evaluate(model, x, y, white_box(epsilon=epsilon), seed=0))
-            assert row["correct"] == int((margin > epsilon * (weight[0] - weight[1]).abs().sum()).sum())
-            assert row["mean_linf"] == pytest.approx(epsilon, rel=1e-4)
-            assert row["max_l2"] == pytest.approx(epsilon * 8, rel=1e-4)
-            assert row["zero_gradient_fraction"] == 0
-            assert not row["unreliable"]
-            assert not row["out_of_budget"]
+            assert row.correct == int((margin > epsilon * (weight[0] - weight[1]).abs().sum()).sum())
+            assert row.mean_linf == pytest.approx(epsilon, rel=1e-4)
+            assert row.max_l2 == pytest.approx(epsilon * 8, rel=1e-4)
+            assert row.zero_gradient_fraction == 0
+            assert not row.unreliable
+            assert not row.out_of_budget
 
     def test_one_row_per_level_and_words_before_each(self) -> None:
         (x, y), said = images(), []
         threats = {**CLEAN, "fgsm": attack(fgsm, [0.1, 0.2], "linf", "autograd", ["autograd"])}
         rows = list(evaluate(linear((1, 8, 8)), x, y, threats, seed=0, progress=said.append))
-        assert [(row["threat"], row["level_name"], row["level"]) for row in rows] == [
+        assert [(row.threat, row.level_name, row.level) for row in rows] == [
             ("clean", "", None),
             ("fgsm", "epsilon", 0.1),
             ("fgsm", "epsilon", 0.2),
@@ -132,16 +130,16 @@ class TestMeasurement:
         transfer = {"fgsm": attack(fgsm, 0.1, "linf", "transfer", ["transfer"])}
         row = only(evaluate(model, x, y, transfer, seed=0, surrogate=surrogate))
         moved = fgsm(surrogate, x, y, random=None, epsilon=0.1)
-        assert row["correct"] == int((model(moved).argmax(1) == y).sum())
-        assert row["note"] == "transfer attack from a surrogate: no white-box claim"
-        assert not row["unreliable"]
+        assert row.correct == int((model(moved).argmax(1) == y).sum())
+        assert row.note == "transfer attack from a surrogate: no white-box claim"
+        assert not row.unreliable
 
     def test_float64_models_and_models_without_parameters(self) -> None:
         x, y = images(shape=(1, 2, 2))
         single = only(evaluate(linear((1, 2, 2)), x, y, CLEAN, seed=0))
         double = only(evaluate(linear((1, 2, 2)).double(), x, y, CLEAN, seed=0))
-        assert single["correct"] == double["correct"]
-        assert only(evaluate(nn.Flatten().eval(), x, y, CLEAN, seed=0))["n"] == 60
+        assert single.correct == double.correct
+        assert only(evaluate(nn.Flatten().eval(), x, y, CLEAN, seed=0)).n == 60
 
 
 class TestCheats:
@@ -161,8 +159,8 @@ class TestCheats:
         x, y = images()
         before = x.clone()
         row = only(evaluate(linear((1, 8, 8)), x, y, cheat(change), seed=0, batch_size=13))
-        assert row["out_of_budget"]
-        assert words in row["note"]
+        assert row.out_of_budget
+        assert words in row.note
         assert torch.equal(x, before)
 
     def test_one_image_in_a_thousand_is_enough(self) -> None:
@@ -173,8 +171,8 @@ class TestCheats:
             return x
 
         row = only(evaluate(linear((1, 8, 8)), x, y, cheat(change), seed=0))
-        assert row["out_of_budget"]
-        assert row["note"].startswith("1 of 1000 images break the rules")
+        assert row.out_of_budget
+        assert row.note.startswith("1 of 1000 images break the rules")
 
     def test_the_budget_is_of_the_declared_norm(self) -> None:
         x, y = images()
@@ -183,8 +181,8 @@ class TestCheats:
         def change(x: Tensor, epsilon: float) -> Tensor:
             return x + 0.99 * epsilon  # within the linf ball, eight times too far in l2
 
-        assert not only(evaluate(linear((1, 8, 8)), x, y, cheat(change, "linf"), seed=0))["out_of_budget"]
-        assert only(evaluate(linear((1, 8, 8)), x, y, cheat(change, "l2"), seed=0))["out_of_budget"]
+        assert not only(evaluate(linear((1, 8, 8)), x, y, cheat(change, "linf"), seed=0)).out_of_budget
+        assert only(evaluate(linear((1, 8, 8)), x, y, cheat(change, "l2"), seed=0)).out_of_budget
 
     def test_labels_cannot_be_rewritten(self) -> None:
         x, y = images()
@@ -194,9 +192,8 @@ class TestCheats:
             return x
 
         honest = only(evaluate(linear((1, 8, 8)), x, y, CLEAN, seed=0))
-        assert (
-            only(evaluate(linear((1, 8, 8)), x, y, {"a": Threat(function, "attack")}, seed=0))["correct"]
-            == (honest["correct"])
+        assert only(evaluate(linear((1, 8, 8)), x, y, {"a": Threat(function, "attack")}, seed=0)).correct == (
+            honest.correct
         )
 
     def test_another_shape_is_an_error(self) -> None:
@@ -210,12 +207,10 @@ class TestMaskedGradients:
         (x, y), hidden = images(), linear((1, 8, 8), classes=16)
         model = nn.Sequential(hidden, HardThreshold(), nn.Linear(16, 4)).eval()
         rows = list(evaluate(model, x, y, {**CLEAN, **white_box()}, seed=0, batch_size=9))
-        assert rows[1]["accuracy"] == rows[0]["accuracy"]
-        assert rows[1]["zero_gradient_fraction"] == 1.0
-        assert rows[1]["unreliable"]
-        assert (
-            rows[1]["note"] == "100 % of the input gradients are exactly zero: this row says nothing about robustness"
-        )
+        assert rows[1].accuracy == rows[0].accuracy
+        assert rows[1].zero_gradient_fraction == 1.0
+        assert rows[1].unreliable
+        assert rows[1].note == "100 % of the input gradients are exactly zero: this row says nothing about robustness"
 
     def test_frozen_threshold_net_has_no_graph_at_all(self) -> None:
         (x, y), model = (
@@ -223,8 +218,8 @@ class TestMaskedGradients:
             nn.Sequential(linear((1, 8, 8)), HardThreshold()).eval().requires_grad_(False),
         )
         row = only(evaluate(model, x, y, white_box(), seed=0))
-        assert row["zero_gradient_fraction"] == 1.0
-        assert row["unreliable"]
+        assert row.zero_gradient_fraction == 1.0
+        assert row.unreliable
 
     @pytest.mark.parametrize(("masked", "unreliable"), [(0.05, False), (0.06, True), (0.94, True)])
     def test_the_share_is_counted_per_image(self, masked: float, unreliable: bool) -> None:
@@ -237,17 +232,17 @@ class TestMaskedGradients:
         row = only(
             evaluate(nn.Sequential(Partly(), linear((1, 8, 8))).eval(), x, y, white_box(), seed=0, batch_size=30)
         )
-        assert row["zero_gradient_fraction"] == pytest.approx(masked)
-        assert row["unreliable"] is unreliable
-        assert (f"{100 * masked:.0f} % of the input gradients" in row["note"]) is unreliable
+        assert row.zero_gradient_fraction == pytest.approx(masked)
+        assert row.unreliable is unreliable
+        assert (f"{100 * masked:.0f} % of the input gradients" in row.note) is unreliable
 
     def test_a_masked_surrogate_spoils_a_transfer_attack(self) -> None:
         x, y = images()
         surrogate = nn.Sequential(linear((1, 8, 8)), HardThreshold(), nn.Linear(4, 4)).eval()
         transfer = {"fgsm": attack(fgsm, 0.1, "linf", "transfer", ["transfer"])}
         row = only(evaluate(linear((1, 8, 8)), x, y, transfer, seed=0, surrogate=surrogate))
-        assert row["unreliable"]
-        assert "no white-box claim; 100 % of" in row["note"]
+        assert row.unreliable
+        assert "no white-box claim; 100 % of" in row.note
 
     def test_an_attack_that_asks_for_no_gradient_does_not_pass_for_one(self) -> None:
         x, y = images()
@@ -257,9 +252,9 @@ class TestMaskedGradients:
             return x
 
         row = only(evaluate(linear((1, 8, 8)), x, y, white_box(idle), seed=0))
-        assert row["zero_gradient_fraction"] is None
-        assert row["unreliable"]
-        assert "asked for no input gradient" in row["note"]
+        assert row.zero_gradient_fraction is None
+        assert row.unreliable
+        assert "asked for no input gradient" in row.note
 
     def test_the_first_gradient_counts_and_copies_count_once(self) -> None:
         """Several steps on several copies: of the first step, an image counts if all its copies have no gradient."""
@@ -277,7 +272,7 @@ class TestMaskedGradients:
         model = nn.Sequential(nn.ReLU(), linear((1, 8, 8))).eval()
         for shift, share in ((0.0, 0.5), (0.01, 0.0)):
             row = only(evaluate(model, x, y, white_box(several, epsilon=0.2, shift=shift), seed=0, batch_size=11))
-            assert row["zero_gradient_fraction"] == share
+            assert row.zero_gradient_fraction == share
 
     def test_the_watch_is_taken_down(self) -> None:
         (x, y), model = images(), linear((1, 8, 8))
@@ -351,7 +346,7 @@ def test_a_thousandth_beyond_epsilon_is_out_of_budget() -> None:
     examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
     for share, out in ((1.0, False), (1.001, True)):
         threat = attack(beyond, [0.1], "linf", "none", ["none"], share=share)
-        assert examination.judge(trials({"beyond": threat})[0]).row["out_of_budget"] is out
+        assert examination.judge(trials({"beyond": threat})[0]).row.out_of_budget is out
 
 
 def test_how_gradients_are_computed_is_part_of_the_fingerprint() -> None:

@@ -69,12 +69,12 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(
     path.unlink()
     judgements[:] = ["stop"]
     assert evaluate("run=runs/lrtz", *QUICK).code == 130
-    assert [row["threat"] for row in read_rows(path)] == ["clean", "fgsm", "contrast"]
+    assert [row.threat for row in read_rows(path)] == ["clean", "fgsm", "contrast"]
     judgements[:] = []
     outcome = evaluate("run=runs/lrtz", *QUICK)
     assert len(judgements) == 4
     assert "3 of 7 rows were there already; again=true" in outcome.err + outcome.out
-    assert [row | {"seconds": 0} for row in read_rows(path)] == [row | {"seconds": 0} for row in uninterrupted]
+    assert [replace(row, seconds=0) for row in read_rows(path)] == [replace(row, seconds=0) for row in uninterrupted]
     resumed = read_evidence(path.with_suffix(".npz"))
     assert resumed.keys() == evidence.keys()
     assert all(np.array_equal(resumed[key].correct, evidence[key].correct) for key in evidence)
@@ -98,7 +98,7 @@ def test_only_what_changed_is_computed_again_and_everything_when_asked(
         outcome = evaluate("run=runs/lrtz", *QUICK, *changes)
         assert (outcome.code, len(judgements)) == (0, run), changes
     rows = read_rows(path)
-    assert [(row["level"], row["n"], row["evaluation_seed"]) for row in rows if row["threat"] == "fgsm"] == [
+    assert [(row.level, row.n, row.evaluation_seed) for row in rows if row.threat == "fgsm"] == [
         (0.13, 359, 1),
         (0.2, 359, 0),
         (0.13, 100, 1),
@@ -123,7 +123,7 @@ def test_a_table_is_about_one_network(evaluate: Any, trained: Path) -> None:
         assert "again=true" in outcome.err
         assert not (trained / "runs/lrt/robustness.csv").exists()  # refused before anything was run
         assert evaluate("run=runs/lrtz", "threat=clean", "again=true").code == 0
-        assert [row["threat"] for row in read_rows(trained / "runs/lrtz/robustness.csv")] == ["clean"]
+        assert [row.threat for row in read_rows(trained / "runs/lrtz/robustness.csv")] == ["clean"]
     finally:
         path.write_bytes(good)
 
@@ -155,14 +155,14 @@ def test_surrogates_of_several_families_have_a_row_each_and_their_images_are_mad
     assert len(kept) >= 2
     for run in ("lrtz", "lrt"):
         rows = read_rows(trained / f"runs/{run}/robustness.csv")
-        rows = [row for row in rows if row["kind"] == "attack"]
-        assert [row["surrogate"] for row in rows] == ["surrogate/relu", "surrogate/straight_through"]
-        assert rows[1]["zero_gradient_fraction"] == 0  # by its slopes
-        assert len({row["correct"] for row in rows}) == 2
+        rows = [row for row in rows if row.kind == "attack"]
+        assert [row.surrogate for row in rows] == ["surrogate/relu", "surrogate/straight_through"]
+        assert rows[1].zero_gradient_fraction == 0  # by its slopes
+        assert len({row.correct for row in rows}) == 2
 
     name = f"threat.adversarial_set.path={max(kept, key=kept.__getitem__)}"  # the newest: other tests keep others here
     assert evaluate("run=runs/lrt", *QUICK, "threat=adversarial_set", name).code == 0
-    assert "adversarial_set" in {row["threat"] for row in read_rows(trained / "runs/lrt/robustness.csv")}
+    assert "adversarial_set" in {row.threat for row in read_rows(trained / "runs/lrt/robustness.csv")}
     outcome = evaluate("run=runs/lrt", "threat=adversarial_set", name, "limit=10", "seed=3")
     assert outcome.code == 0
     outcome = evaluate("run=runs/lrt", "threat=adversarial_set", "threat.adversarial_set.path=nowhere.npz")
@@ -174,12 +174,12 @@ def test_inference_noise_runs_every_threat_against_the_noisy_network(evaluate: A
     outcome = evaluate("run=runs/lrtz", *options, "noisy_passes=2", "inference_noise=true")
     assert outcome.code == 0, outcome.err
     rows = read_rows(trained / "runs/lrtz/robustness.csv")
-    assert {row["noisy_passes"] for row in rows} == {2}
-    assert all(row["randomized"] for row in rows)
+    assert {row.noisy_passes for row in rows} == {2}
+    assert all(row.randomized for row in rows)
     clean, straight, autograd, *_ = rows
-    assert (clean["queries"], straight["queries"], autograd["masked"]) == (None, 8, True)
-    assert "gradients are means over 8 noisy passes" in straight["note"]
-    assert straight["accuracy"] < clean["accuracy"]
+    assert (clean.queries, straight.queries, autograd.masked) == (None, 8, True)
+    assert "gradients are means over 8 noisy passes" in straight.note
+    assert straight.accuracy < clean.accuracy
     outcome = evaluate("run=runs/lrtz", *options, "inference_noise=true")
     assert (outcome.code, "noisy_passes=32" in outcome.err) == (2, True)
 
@@ -193,8 +193,8 @@ def test_a_certificate_has_a_row_for_each_radius_and_is_refused_for_runs_without
     assert not list(trained.glob("**/robustness.csv"))  # refused before anything was run
     assert evaluate("run=[runs,bp]", *options, "threat.certify.sigma=0.5").code == 0
     for run in ("runs/lrtz", "runs/lrt", "bp"):
-        rows = [row for row in read_rows(trained / run / "robustness.csv") if row["kind"] == "certificate"]
-        assert [(row["level_name"], row["level"]) for row in rows] == [("radius", 0.0), ("radius", 0.5)]
-        assert rows[0]["correct"] >= rows[1]["correct"]
+        rows = [row for row in read_rows(trained / run / "robustness.csv") if row.kind == "certificate"]
+        assert [(row.level_name, row.level) for row in rows] == [("radius", 0.0), ("radius", 0.5)]
+        assert rows[0].correct >= rows[1].correct
     kept = evaluate("run=[runs,bp]", *options, "threat.certify.sigma=0.5")
     assert "9 of 9 rows were there already" in kept.out + kept.err

@@ -362,11 +362,11 @@ def test_the_honest_threats_run_on_a_residual_network(
     outcome = run_cli(evaluate.main, ["run=run", "threat=honest", *quick], monkeypatch, capsys)
     assert outcome.code == 0, outcome.err
     rows = read_rows(trained / "run/robustness.csv")
-    sources = {row["gradient_source"]: row for row in rows if row["threat"] == "pgd_linf"}
+    sources = {row.gradient_source: row for row in rows if row.threat == "pgd_linf"}
     assert {"autograd", "straight_through", "likelihood_ratio"} <= set(sources)
     for source in ("straight_through", "likelihood_ratio"):
-        assert sources[source]["zero_gradient_fraction"] == 0.0
-    assert sources["autograd"]["zero_gradient_fraction"] == 1.0
+        assert sources[source].zero_gradient_fraction == 0.0
+    assert sources["autograd"].zero_gradient_fraction == 1.0
 
 
 @pytest.mark.parametrize("norm", ["preactivation", "l2", "linf"])
@@ -381,9 +381,9 @@ def test_a_residual_network_behind_a_standardisation_is_certified(
             evaluate.main, ["run=run", "threat=certify", "progress=false", *quick, *more], monkeypatch, capsys
         )
         assert outcome.code == 0, outcome.err
-        rows = [row for row in read_rows(trained / "run/robustness.csv") if row["kind"] == "certificate"]
-        assert [(row["level"], row["preset"]) for row in rows] == [(0.0, norm), (0.01, norm)]
-        assert rows[0]["accuracy"] >= rows[1]["accuracy"]
+        rows = [row for row in read_rows(trained / "run/robustness.csv") if row.kind == "certificate"]
+        assert [(row.level, row.preset) for row in rows] == [(0.0, norm), (0.01, norm)]
+        assert rows[0].accuracy >= rows[1].accuracy
 
 
 @pytest.mark.parametrize("std", [0.25, 3.0])

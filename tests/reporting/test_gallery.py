@@ -40,7 +40,7 @@ def test_a_gallery_shows_the_strongest_way_of_each_threat_first(tmp_path: Path) 
     ]
     folder = make_run(tmp_path / "a", rows=rows)
     same = evidence(np.full((2, 1, 4, 4), 100), [0, 1])
-    write_evidence(folder / "robustness.npz", {each["fingerprint"]: same for each in rows})
+    write_evidence(folder / "robustness.npz", {each.fingerprint: same for each in rows})
     (run,) = read_runs([folder])
     shown = [(block.threat, block.title.rsplit(" ", 1)[1]) for block in chosen(blocks(run))]
     sources = ("transfer", "straight_through")  # of fgsm, in the order of the table

@@ -1,6 +1,7 @@
 """The page in a real browser: it loads nothing, sorts, shows its pictures, and runs nothing that a run wrote."""
 
 import base64
+import dataclasses
 import hashlib
 import re
 import shutil
@@ -27,7 +28,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of three runs, one of them with a name that is a script and a note that is one too."""
     folder = tmp_path_factory.mktemp("page")
     note = "<script>document.title='owned'</script>\" onmouseover=\"x"
-    marked = {**MASKED, "note": note}
+    marked = dataclasses.replace(MASKED, note=note)
     runs = [
         make_run(folder / "runs" / "lrtz", rows=[*standard(), marked], accuracy=0.9),
         make_run(folder / "runs" / "bp", "experiment=bp", rows=standard(190, 5), accuracy=0.95),

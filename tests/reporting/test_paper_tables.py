@@ -1,6 +1,7 @@
 """The paper's two tables: who is in which row, what stands beside it, and their LaTeX."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,9 @@ def test_paper_tables_are_in_the_papers_layout(tmp_path: Path) -> None:
         (["data=mnist", "data.resize=14"], papers()),
         (["data=mnist"], [row("clean", 180)]),
         (["data=mnist"], papers(source="autograd", surrogate="")[:2]),
-        (["data=mnist"], [papers()[1] | {"level": 0.2}]),
-        (["data=mnist"], [papers()[1] | {"targeted": True}]),
-        (["data=mnist"], [papers()[1] | {"noisy_passes": 8}]),
+        (["data=mnist"], [replace(papers()[1], level=0.2)]),
+        (["data=mnist"], [replace(papers()[1], targeted=True)]),
+        (["data=mnist"], [replace(papers()[1], noisy_passes=8)]),
         (["data=mnist"], papers()[2:6]),
     ],
 )
@@ -105,13 +106,13 @@ def test_no_paper_table_without_the_papers_settings(options: list[str], rows: li
 
 def test_a_paper_table_keeps_the_flags(tmp_path: Path) -> None:
     rows = papers()
-    rows[1] |= {"out_of_budget": True, "note": "3 of 200 images break the rules"}
+    rows[1] = replace(rows[1], out_of_budget=True, note="3 of 200 images break the rules")
     folder = make_run(tmp_path / "a", "experiment=lrt", "data=mnist", rows=rows)
     paper, _ = paper_tables(experiments(read_runs([folder])))
     found = paper.table()
     assert "45.00 †1 (54.35)" in found.rows[2]
     assert found.notes[0] == "†1 out of budget (3 of 200 images break the rules)"
-    rows = [each | {"randomized": True} for each in papers()]
+    rows = [replace(each, randomized=True) for each in papers()]
     other = make_run(tmp_path / "b", "experiment=wide/lrt", "data=mnist", rows=rows)
     paper, _ = paper_tables(experiments(read_runs([folder, other])))
     assert "clean of b: predictions are random." in paper.table().notes

@@ -110,7 +110,7 @@ def test_robustness_table(two: list[Path], tmp_path: Path) -> None:
 
 def test_one_marked_severity_marks_the_mean(tmp_path: Path) -> None:
     rows = standard()
-    rows[4] |= {"out_of_budget": True, "note": "3 of 200 images break the rules"}
+    rows[4] = replace(rows[4], out_of_budget=True, note="3 of 200 images break the rules")
     text = written([make_run(tmp_path / "a", rows=rows)], tmp_path / "out")
     cells = table(text, "Accuracy under threat")["a"]
     assert cells["blur<br>mean of severity 1–5<br>cifar10_c"] == "58.50 †1"

@@ -1,6 +1,7 @@
 """What a report says of robustness: comparable columns, flags that no table or figure loses, and honest comparisons."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def test_what_makes_numbers_incomparable_makes_other_columns() -> None:
         {"targeted": True},
         {"noisy_passes": 32},
     ]
-    words = [" | ".join(column.words) for column in table_cells([attack, *(attack | other for other in others)])]
+    words = [
+        " | ".join(column.words) for column in table_cells([attack, *(replace(attack, **other) for other in others)])
+    ]
     assert words == [
         "pgd | epsilon 0.1 (linf) | gradient: autograd",
         "pgd | epsilon 0.1 (l2) | gradient: autograd",
@@ -74,7 +77,7 @@ def test_the_row_of_most_images_counts_and_fewer_are_said(tmp_path: Path) -> Non
     (cell,) = table_cells(worst).values()  # a higher worst case over fewer attacks does not hide a lower one
     assert (cell.accuracy, cell.remarks) == (0.3, ["4.50 % of the first 100 images (more)"])
     many = make_run(tmp_path / "many", rows=standard())
-    mixed = make_run(tmp_path / "mixed", rows=[row("clean", 180), standard()[1] | few])
+    mixed = make_run(tmp_path / "mixed", rows=[row("clean", 180), replace(standard()[1], **few)])
     below = section(written([many, mixed], tmp_path / "out"), "Accuracy under threat")
     assert "fgsm epsilon 0.13 (linf) (mixed): of the first 100 images." in below
 
@@ -98,7 +101,7 @@ def test_defaults_of_a_column_are_the_plain_clean_images() -> None:
     assert Column("clean", "clean") == next(iter(table_cells([row("clean", N)])))
     assert Column("clean", "clean").is_clean
     assert not Column("clean", "clean", noisy_passes=3).is_clean
-    assert MASKED["unreliable"]
+    assert MASKED.unreliable
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -149,7 +152,7 @@ def test_heat_map_shows_means_over_seeds_and_what_is_missing(tmp_path: Path) -> 
 
 def test_certified_accuracy_has_a_panel_for_each_norm(tmp_path: Path) -> None:
     rows = [row("smoothing", 180 - 100 * r, r, "certificate", norm=n) for n in ("l2", "linf") for r in (0.0, 0.5, 1.0)]
-    rows = [each | {"correct": int(each["correct"])} for each in rows]
+    rows = [replace(each, correct=int(each.correct)) for each in rows]
     figure = certified(experiments(read_runs([make_run(tmp_path / "a", rows=rows)])))
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes] == ["l2", "linf"]
@@ -171,9 +174,9 @@ def test_no_figure_without_data_and_dollars_are_no_mathematics(tmp_path: Path) -
     assert draw_robustness(experiments(read_runs([make_run(tmp_path / "a", rows=[row("clean", 1)])]))) == {}
     sign = r"$\frac{$"
     hostile = [
-        each | {"threat": sign + each["threat"], "preset": sign, "norm": each["norm"] and sign + each["norm"]}
+        replace(each, threat=sign + each.threat, preset=sign, norm=each.norm and sign + each.norm)
         for each in [*attacked(), *standard()[2:], row("a", 9, 1, "certificate", norm="l2")]
-        if each["kind"] != "worst_case"
+        if each.kind != "worst_case"
     ]
     folder = make_run(tmp_path / sign, rows=hostile)
     config = yaml.safe_load((folder / "config.yaml").read_text())

@@ -55,11 +55,11 @@ class TestEveryYAML:
         parts = list(evaluate(linear(shape), x, y, threats, batch_size=batch, **settings))
         assert len(whole) == len(trials(threats, surrogates))
         for left, right in zip(whole, parts, strict=True):
-            assert not left["out_of_budget"], left["note"]
-            assert (left["max_linf"] == 0) == (left["kind"] == "clean")
+            assert not left.out_of_budget, left.note
+            assert (left.max_linf == 0) == (left.kind == "clean")
             for field in set(FIELDS) - {"seconds"}:
-                expected = right[field]
-                assert left[field] == (pytest.approx(expected, rel=1e-5) if type(expected) is float else expected)
+                found, expected = getattr(left, field), getattr(right, field)
+                assert found == (pytest.approx(expected, rel=1e-5) if type(expected) is float else expected)
 
     @pytest.mark.parametrize("name", sorted(set(THREATS) - BATCH_DEPENDENT))
     def test_images_depend_on_seed_and_index_alone(self, name: str, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ class TestEveryYAML:
                 seed=0,
             )
         )
-        for name in {row["threat"] for row in rows} - {"elastic_transform"}:
-            sizes = [row["mean_l2"] for row in rows if row["threat"] == name]
+        for name in {row.threat for row in rows} - {"elastic_transform"}:
+            sizes = [row.mean_l2 for row in rows if row.threat == name]
             assert sizes[-1] > sizes[0]
             assert sizes == sorted(sizes) or name == "glass_blur"

@@ -60,8 +60,8 @@ def test_a_reloaded_run_has_the_accuracy_that_training_reported(experiment: str,
     run = load_run(tmp_path / "run")
     x, y = run.data.split("test")
     (row,) = evaluate(run.network, x, y, {"clean": Threat(clean, "clean")}, seed=0)
-    assert row["accuracy"] == pytest.approx(result["test_accuracy"], abs=1e-7)
-    assert row["n"] == len(y)
+    assert row.accuracy == pytest.approx(result["test_accuracy"], abs=1e-7)
+    assert row.n == len(y)
 
 
 def test_a_run_folder_holds_what_the_readme_says(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.evaluation.harness import EXAMPLES, Examination, Judged
-from glr_lightning.evaluation.row import FIELDS
+from glr_lightning.evaluation.row import Row
 from glr_lightning.evaluation.summary import counted
 from glr_lightning.networks import Shift, Standardise
 from glr_lightning.noise import Gaussian, Noise
@@ -268,21 +268,15 @@ class Certification:
         start = time.perf_counter()
         certificate = self.certificate(examination, advance)
         y = examination.y.cpu()
-        row = {
-            **examination.facts(),
+        shared = examination.facts() | {
             "noisy_passes": self.draws,
             "threat": name,
             "kind": KIND,
             "preset": self.norm,
             "norm": self.norm if self.norm in ("l2", "linf") else "",
             "level_name": self.level_name,
-            "gradient_source": "none",
-            "surrogate": "",
-            "targeted": False,
-            **dict.fromkeys(("mean_l2", "max_l2", "mean_linf", "max_linf", "target_reached", "zero_gradient_fraction")),
             "abstained": float(certificate.abstained.double().mean()),
             "queries": float(self.selection + self.draws),
-            **dict.fromkeys(("masked", "out_of_budget", "black_box_stronger", "unreliable"), False),
             "seconds": (time.perf_counter() - start) / len(self.radii),
         }
         network, _, sigma = self.smoothing(examination.model)
@@ -291,10 +285,15 @@ class Certification:
         reach = max(float(torch.special.ndtri(unanimous)) / gain, 0.0)
         for radius in map(float, self.radii):
             correct = certificate.correct(y, radius)
-            own = {"level": radius, "fingerprint": self.fingerprint(examination, radius), **counted(correct)}
-            own["note"] = self._note(sigma[0]) + self._beyond(radius, reach)
+            row = Row(
+                **shared,
+                **counted(correct),
+                level=radius,
+                note=self._note(sigma[0]) + self._beyond(radius, reach),
+                fingerprint=self.fingerprint(examination, radius),
+            )
             evidence = examination.evidence(correct, certificate.prediction, examination.x[:EXAMPLES])
-            yield Judged({field: (row | own)[field] for field in FIELDS}, evidence)
+            yield Judged(row, evidence)
 
     def smoothing(self, model: nn.Module) -> tuple[nn.Module, Noise, tuple[float | Tensor, ...]]:
         """The network, and the noise of its layers from the first on.

@@ -91,7 +91,7 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
                     for judged in task.judge(lambda share=share: bar.advance(shown, share)):  # type: ignore[misc]
                         record.add(judged)
                 bar.update(shown, completed=place + (number + 1) / len(tasks))
-                results += [row for row in record.rows if row["fingerprint"] in task.fingerprints]
+                results += [row for row in record.rows if row.fingerprint in task.fingerprints]
         bar.update(shown, description="")
     if kept:
         terminal.console.print(f"{kept} of {len(results)} rows were there already; again=true computes them again.")
@@ -189,7 +189,7 @@ def _task(
         if surrogate is not None and options.get("keep_images", True):
             chosen = with_kept_images(examination, trial, surrogate.folder, advance)
         judged = examination.judge(chosen, advance)
-        yield replace(judged, row=judged.row | {"fingerprint": fingerprint})
+        yield replace(judged, row=replace(judged.row, fingerprint=fingerprint))
 
     return Task(trial.words, [fingerprint], len(examination.batches), judge)
 

@@ -1,117 +1,132 @@
-"""The table of an evaluation: rows with fixed fields, written and read as CSV.
+"""The table of an evaluation: rows with typed fields, written and read as CSV.
 
-One threat at one level with one source of gradients is one trial, and gives one row, a flat dict with the keys FIELDS:
-
-    run, checkpoint            which model
-    weights, images            the hashes of its weights and of the images and labels: rows that agree in both can be
-                               compared image by image
-    evaluation_seed            of the threats' randomness
-    noisy_passes               passes that a prediction is the mean of, 0 for the noise-free network
-    threat, kind, preset       which threat, of which kind and set of constants
-    norm                       in which an epsilon bounds the change
-    level_name, level          "severity", "epsilon", "radius" or ""; its value, None for a threat without levels
-    gradient_source            where the attack's gradient came from
-    surrogate                  of which surrogate, for transfer attacks
-    targeted                   did the attack want a given wrong class of each image?
-    n, correct, accuracy       images, hits and their ratio
-    wilson_low, wilson_high    the 95 % interval of the accuracy
-    mean_l2 ... max_linf       norms of x' - x per image, in units of the pixel range
-    target_reached             share of images predicted as the target, None without one
-    abstained                  share of images on which a certificate was refused, None for other kinds
-    queries                    forward passes of an image, each noisy one counted, that the attack made in the network
-    seconds                    wall time of the row, threat and judgement together
-    zero_gradient_fraction     share of images whose first gradient was exactly zero; None if none was asked for
-    masked                     the attack had no gradients to follow
-    randomized                 two predictions of the network on the same images differ
-    out_of_budget              an image left [0, 1], the epsilon ball or the finite numbers; it counts as if untouched
-    black_box_stronger         an attack without gradients broke what this source's gradients did not, see worst_case.py
-    unreliable                 the row must not be read as robustness: masked or black_box_stronger
-    note                       why, in words
-    fingerprint                the hash of all that the row depends on, so that it need not be computed again
+One threat at one level with one source of gradients gives one row. The table's columns are the fields of `Row`, in
+their order.
 """
 
 import csv
-import os
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, final, get_type_hints
 
-from glr_lightning.errors import CheckpointError, ConfigurationError
-
-Row = dict[str, Any]
-
-
-def _optional_float(text: str) -> float | None:
-    return float(text) if text else None
+from glr_lightning.errors import CheckpointError
+from glr_lightning.storage import write_atomically
 
 
-_truth = {"True": True, "False": False}.__getitem__
-_PARSERS: dict[str, Callable[[str], object]] = {
-    "run": str,
-    "checkpoint": str,
-    "weights": str,
-    "images": str,
-    "evaluation_seed": int,
-    "noisy_passes": int,
-    "threat": str,
-    "kind": str,
-    "preset": str,
-    "norm": str,
-    "level_name": str,
-    "level": _optional_float,
-    "gradient_source": str,
-    "surrogate": str,
-    "targeted": _truth,
-    "n": int,
-    "correct": int,
-    "accuracy": float,
-    "wilson_low": float,
-    "wilson_high": float,
-    "mean_l2": _optional_float,
-    "max_l2": _optional_float,
-    "mean_linf": _optional_float,
-    "max_linf": _optional_float,
-    "target_reached": _optional_float,
-    "abstained": _optional_float,
-    "queries": _optional_float,
-    "seconds": float,
-    "zero_gradient_fraction": _optional_float,
-    "masked": _truth,
-    "randomized": _truth,
-    "out_of_budget": _truth,
-    "black_box_stronger": _truth,
-    "unreliable": _truth,
-    "note": str,
-    "fingerprint": str,
-}
-FIELDS = tuple(_PARSERS)
+@final
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """How often one network is right under one threat, how far the images moved, and whether to believe it."""
+
+    run: str
+    """The run folder, "" for a network without one."""
+    checkpoint: str
+    """Which of the run's checkpoints: "best", "last" or ""."""
+    weights: str
+    """The hash of the network's weights."""
+    images: str
+    """The hash of images and labels. Rows that agree in `weights` and `images` can be compared image by image."""
+    evaluation_seed: int
+    """The seed of the threats' randomness."""
+    noisy_passes: int = 0
+    """Noisy passes that a prediction is the mean of, 0 for the noise-free network."""
+    threat: str
+    """The name of the threat."""
+    kind: str
+    """"clean", "corruption", "attack", "worst_case" or "certificate"."""
+    preset: str = ""
+    """The named set of constants of a corruption."""
+    norm: str = ""
+    """The norm in which an epsilon bounds the change, "" if nothing bounds it."""
+    level_name: str = ""
+    """What `level` counts: "severity", "epsilon", "radius" or ""."""
+    level: float | None = None
+    """The severity, epsilon or radius; None for a threat without levels."""
+    gradient_source: str = "none"
+    """Where the attack's gradient came from."""
+    surrogate: str = ""
+    """The name of the surrogate of a transfer attack."""
+    targeted: bool = False
+    """Whether the attack aimed at one given wrong class per image."""
+    n: int
+    """The number of images."""
+    correct: int
+    """The number of images that are classified correctly."""
+    accuracy: float
+    """correct / n."""
+    wilson_low: float
+    """The lower end of the accuracy's 95 % interval."""
+    wilson_high: float
+    """The upper end of the accuracy's 95 % interval."""
+    mean_l2: float | None = None
+    """The mean over images of the L2 norm of x' - x, in units of the pixel range."""
+    max_l2: float | None = None
+    """The maximum over images of the L2 norm."""
+    mean_linf: float | None = None
+    """The mean over images of the L-infinity norm."""
+    max_linf: float | None = None
+    """The maximum over images of the L-infinity norm."""
+    target_reached: float | None = None
+    """The share of images that are predicted as their target, None for an untargeted attack."""
+    abstained: float | None = None
+    """The share of images for which a certificate was refused, None for other kinds."""
+    queries: float | None = None
+    """Forward passes of the network that the attack made per image, each noisy pass counted; None without an attack."""
+    seconds: float
+    """Wall time of the row: the threat and the predictions on its images."""
+    zero_gradient_fraction: float | None = None
+    """The share of images whose first input gradient was exactly zero, None if no gradient was asked for."""
+    masked: bool = False
+    """Whether the attack had no gradients to follow."""
+    randomized: bool = False
+    """Whether two predictions of the network on the same images differ."""
+    out_of_budget: bool = False
+    """Whether an image left [0, 1], the epsilon ball or the finite numbers; it counts as if it were untouched."""
+    black_box_stronger: bool = False
+    """Whether an attack without gradients broke what this source's gradients did not, see `worst_case`."""
+    unreliable: bool = False
+    """Whether the row must not be read as robustness: masked or black_box_stronger."""
+    note: str = ""
+    """The reasons, in words."""
+    fingerprint: str = ""
+    """The hash of all that the row depends on. A row whose fingerprint is known need not be computed again."""
+
+
+FIELDS = tuple(field.name for field in fields(Row))
+"""The header of the table."""
+
+AGAIN = "Remove the file and evaluate the run again."
+
+
+def table_text(rows: Sequence[Row], extra: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Format rows as CSV with a header.
+
+    Args:
+        rows: the rows.
+        extra: for each row, values by column. They replace fields or stand in further columns behind them.
+    """
+    records = [asdict(row) | dict(more) for row, more in zip(rows, extra or [{}] * len(rows), strict=True)]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys([*FIELDS, *(key for record in records for key in record)])))
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
-    """Writes rows as CSV with the header FIELDS, whole or not at all: a reader never meets half a table.
-
-    Folders are made. Raises ConfigurationError for a row whose keys are not FIELDS.
-    """
+    """Write rows as CSV, whole or not at all: a reader never meets half a table. Missing folders are made."""
     path = Path(path)
-    for row in rows:
-        if set(row) != set(FIELDS):
-            raise ConfigurationError(f"a row must have the fields {', '.join(FIELDS)}; got {', '.join(row)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder: replacing it is atomic
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, table_text(rows))
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows that `write_rows` wrote, with their types.
+    """Read the rows that `write_rows` wrote, with their types.
 
-    Raises CheckpointError if the file is missing or malformed.
+    Raises:
+        CheckpointError: the file is missing or malformed.
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
@@ -120,26 +135,34 @@ def read_rows(path: str | Path) -> list[Row]:
             if tuple(header) != FIELDS:
                 raise CheckpointError(
                     f"{path} is no table of results of this version: its header is {','.join(header)}, not "
-                    f"{','.join(FIELDS)}. Remove the file and evaluate the run again."
+                    f"{','.join(FIELDS)}. {AGAIN}"
                 )
             return [_parse(cells, f"{path}, line {reader.line_num}") for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a table of results: {error}. Remove the file and evaluate the run again."
-        ) from error
+        raise CheckpointError(f"{path} cannot be read as a table of results: {error}. {AGAIN}") from error
+
+
+def _optional_float(text: str) -> float | None:
+    return float(text) if text else None
+
+
+PARSERS: Mapping[Any, Callable[[str], Any]] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: {"True": True, "False": False}.__getitem__,
+    float | None: _optional_float,
+}
+"""How the text of a cell becomes the value of a field, by the field's type."""
 
 
 def _parse(cells: Sequence[str], where: str) -> Row:
     if len(cells) != len(FIELDS):
-        raise CheckpointError(
-            f"{where}: {len(FIELDS)} cells expected, got {len(cells)}. Remove the file and evaluate the run again."
-        )
-    row: Row = {}
-    for (field, parse), text in zip(_PARSERS.items(), cells, strict=True):
+        raise CheckpointError(f"{where}: {len(FIELDS)} cells expected, got {len(cells)}. {AGAIN}")
+    types, values = get_type_hints(Row), {}
+    for name, text in zip(FIELDS, cells, strict=True):
         try:
-            row[field] = parse(text)
+            values[name] = PARSERS[types[name]](text)
         except (ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{where}: {field} cannot be {text!r}. Remove the file and evaluate the run again."
-            ) from error
-    return row
+            raise CheckpointError(f"{where}: {name} cannot be {text!r}. {AGAIN}") from error
+    return Row(**values)

@@ -30,19 +30,19 @@ class Record:
         self.folder = folder
         path = folder / ROBUSTNESS
         rows = read_rows(path) if path.exists() else []
-        self.rows: list[Row] = [row for row in rows if row["kind"] != WORST_CASE]
+        self.rows: list[Row] = [row for row in rows if row.kind != WORST_CASE]
         self.evidence: dict[str, Evidence] = read_evidence(folder / EVIDENCE) if self.rows else {}
         for row in self.rows:
-            known = self.evidence.get(row["fingerprint"])
-            if known is not None and (len(known.correct), known.correct.sum()) != (row["n"], row["correct"]):
-                raise damaged(folder / EVIDENCE, f"it does not fit the row of {row['threat']} in {ROBUSTNESS}")
+            known = self.evidence.get(row.fingerprint)
+            if known is not None and (len(known.correct), known.correct.sum()) != (row.n, row.correct):
+                raise damaged(folder / EVIDENCE, f"it does not fit the row of {row.threat} in {ROBUSTNESS}")
 
     def require_weights(self, weights: str, forget: bool) -> None:
         """Let one table be about one network: rows of other weights are forgotten, or refused.
 
         Raises ConfigurationError for rows of other weights, unless they may be forgotten.
         """
-        others = {row["checkpoint"] for row in self.rows if row["weights"] != weights}
+        others = {row.checkpoint for row in self.rows if row.weights != weights}
         if others and forget:
             self.rows, self.evidence = [], {}
         elif others:
@@ -53,21 +53,21 @@ class Record:
 
     def has(self, fingerprint: str) -> bool:
         """Is the row there, with what it was counted from?"""
-        return fingerprint in self.evidence and any(row["fingerprint"] == fingerprint for row in self.rows)
+        return fingerprint in self.evidence and any(row.fingerprint == fingerprint for row in self.rows)
 
     def add(self, judged: Judged) -> None:
         """Put a row in the place of the one that it replaces, or at the end, and write both files."""
         new = judged.row
         # another test set of so many images takes the old one's place: the two have no worst case in common
-        self.rows = [row for row in self.rows if row["n"] != new["n"] or row["images"] == new["images"]]
+        self.rows = [row for row in self.rows if row.n != new.n or row.images == new.images]
         identity = _identity(new)
         places = [place for place, row in enumerate(self.rows) if _identity(row) == identity]
         if places:
             self.rows[places[0]] = judged.row
         else:
             self.rows.append(judged.row)
-        self.evidence[judged.row["fingerprint"]] = judged.evidence
-        known = {row["fingerprint"] for row in self.rows}
+        self.evidence[judged.row.fingerprint] = judged.evidence
+        known = {row.fingerprint for row in self.rows}
         self.evidence = {key: evidence for key, evidence in self.evidence.items() if key in known}
         write_evidence(self.folder / EVIDENCE, self.evidence)
         write_rows(self.folder / ROBUSTNESS, self.checked())
@@ -78,4 +78,4 @@ class Record:
 
 
 def _identity(row: Row) -> tuple[Any, ...]:
-    return tuple(row[field] for field in SAME)
+    return tuple(getattr(row, field) for field in SAME)

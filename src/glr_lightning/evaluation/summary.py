@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.evaluation.attempts import Trial
-from glr_lightning.evaluation.row import FIELDS, Row
+from glr_lightning.evaluation.row import Row
 
 ZERO_GRADIENT_LIMIT = 0.05  # share of images without a gradient above which an attack has not been an attack
 
@@ -48,33 +48,30 @@ def summarise(trial: Trial, images: Mapping[str, Tensor], facts: Mapping[str, An
     l2, linf = images["l2"].double(), images["linf"].double()
     own_queries = 0.0 if trial.gradient_source == "transfer" else float(images["queries"].double().mean())
     note = [_transfer(trial), _eot(trial, facts), masked, _broken_rules(images, lawful)]
-    row = {
+    return Row(
         **facts,
-        "threat": trial.name,
-        "kind": threat.kind,
-        "preset": threat.preset,
-        "norm": threat.norm,
-        "level_name": threat.level_name,
-        "level": None if trial.level is None else float(trial.level),
-        "gradient_source": trial.gradient_source,
-        "surrogate": trial.surrogate,
-        "targeted": threat.targeted,
+        threat=trial.name,
+        kind=threat.kind,
+        preset=threat.preset,
+        norm=threat.norm,
+        level_name=threat.level_name,
+        level=None if trial.level is None else float(trial.level),
+        gradient_source=trial.gradient_source,
+        surrogate=trial.surrogate,
+        targeted=threat.targeted,
         **counted(images["correct"]),
-        "mean_l2": float(l2.mean()),
-        "max_l2": float(l2.max()),
-        "mean_linf": float(linf.mean()),
-        "max_linf": float(linf.max()),
-        "target_reached": float(images["reached"].double().mean()) if threat.targeted else None,
-        "abstained": None,
-        "queries": own_queries if threat.kind == "attack" else None,
-        "zero_gradient_fraction": None if math.isnan(share) else share,
-        "masked": bool(masked),
-        "out_of_budget": not bool(lawful.all()),
-        "black_box_stronger": False,
-        "unreliable": bool(masked),
-        "note": "; ".join(filter(None, note)),
-    }
-    return {name: row[name] for name in FIELDS}
+        mean_l2=float(l2.mean()),
+        max_l2=float(l2.max()),
+        mean_linf=float(linf.mean()),
+        max_linf=float(linf.max()),
+        target_reached=float(images["reached"].double().mean()) if threat.targeted else None,
+        queries=own_queries if threat.kind == "attack" else None,
+        zero_gradient_fraction=None if math.isnan(share) else share,
+        masked=bool(masked),
+        out_of_budget=not bool(lawful.all()),
+        unreliable=bool(masked),
+        note="; ".join(filter(None, note)),
+    )
 
 
 def _transfer(trial: Trial) -> str:

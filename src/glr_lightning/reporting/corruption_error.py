@@ -103,7 +103,7 @@ def _errors(runs: Sequence[Run]) -> Errors:
         for column, cell in run.cells.items():
             name = f"{column.threat} ({column.preset})" if column.preset else column.threat
             for row in cell.rows if _counts(column) else ():
-                found.setdefault(name, {}).setdefault(row["level"], []).append(1 - row["accuracy"])
+                found.setdefault(name, {}).setdefault(row.level or 0.0, []).append(1 - row.accuracy)
     return {name: {level: fmean(values) for level, values in levels.items()} for name, levels in found.items()}
 
 

@@ -132,7 +132,7 @@ def severity(experiments: Experiments, columns: Sequence[Column]) -> Figure:
         axes.set(ylim=(-2, 102))
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy / %")
-    _severity_ticks(grid, panels, [row["level"] for cell in shown for row in cell.rows])
+    _severity_ticks(grid, panels, [row.level or 0.0 for cell in shown for row in cell.rows])
     _legend(figure, evaluated, shown)
     return figure
 
@@ -155,17 +155,17 @@ def panel_of(column: Column) -> tuple[str, ...]:
 
 def _by_severity(run: Run, cells: Sequence[Cell]) -> dict[float, Row]:
     """The rows of a corruption by severity, where the clean images, judged the same way, are severity 0."""
-    rows = {row["level"]: row for cell in cells for row in cell.rows}
-    passes = {row["noisy_passes"] for row in rows.values()}
+    rows = {row.level or 0.0: row for cell in cells for row in cell.rows}
+    passes = {row.noisy_passes for row in rows.values()}
     clean = [cell.rows[0] for c, cell in run.cells.items() if c.kind == "clean" and c.noisy_passes in passes]
     return {0.0: clean[0], **rows} if clean and rows else rows
 
 
 def _severities(axes: Axes, points: Mapping[float, Row], shift: float, look: Look, intervals: bool) -> None:
     places, rows = [level + shift for level in sorted(points)], [points[level] for level in sorted(points)]
-    _line(axes, places, [100 * row["accuracy"] for row in rows], look._replace(marker=""))
+    _line(axes, places, [100 * row.accuracy for row in rows], look._replace(marker=""))
     for place, row in zip(places, rows, strict=True):
-        low, middle, high = (100 * row[key] for key in ("wilson_low", "accuracy", "wilson_high"))
+        low, middle, high = (100 * share for share in (row.wilson_low, row.accuracy, row.wilson_high))
         around = _around(low, middle, high) if intervals else None
         axes.errorbar(place, middle, yerr=around, **_point(look, is_marked(row)))
 

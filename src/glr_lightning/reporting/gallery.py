@@ -58,7 +58,7 @@ def galleries(runs: Sequence[Run]) -> list[Picture]:
 
 def blocks(run: Run) -> list[Block]:
     """Each attack at its largest budget, in the order of the table."""
-    evidence = run.evidence if any(row["kind"] == "attack" for row in run.rows) else {}
+    evidence = run.evidence if any(row.kind == "attack" for row in run.rows) else {}
     strongest: dict[Column, tuple[Column, Row]] = {}
     for column, cell in run.cells.items():
         way = replace(column, levels=())
@@ -66,7 +66,7 @@ def blocks(run: Run) -> list[Block]:
             strongest[way] = column, cell.rows[0]
     found = []
     for column, row in strongest.values():
-        attacked, clean = evidence.get(row["fingerprint"]), _clean(run, row, evidence)
+        attacked, clean = evidence.get(row.fingerprint), _clean(run, row, evidence)
         if attacked is not None and clean is not None:
             title = ", ".join(column.words) + (" †" if run.cells[column].warnings else "")
             found.append(Block(column.threat, run.cells[column].accuracy, title, clean, attacked))
@@ -84,10 +84,10 @@ def chosen(found: Sequence[Block]) -> list[Block]:
 
 def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | None:
     """The clean images that a row was attacked from: of the same images, or of more that begin with them."""
-    attacked = evidence.get(row["fingerprint"])
-    rows = [r for r in run.rows if r["kind"] == "clean" and r["noisy_passes"] == row["noisy_passes"]]
-    rows.sort(key=lambda r: r["images"] != row["images"])
-    for clean in (evidence.get(r["fingerprint"]) for r in rows):
+    attacked = evidence.get(row.fingerprint)
+    rows = [r for r in run.rows if r.kind == "clean" and r.noisy_passes == row.noisy_passes]
+    rows.sort(key=lambda r: r.images != row.images)
+    for clean in (evidence.get(r.fingerprint) for r in rows):
         if clean is not None and attacked is not None and _same_images(clean, attacked):
             return clean
     return None

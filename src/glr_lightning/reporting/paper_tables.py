@@ -131,7 +131,7 @@ class PaperTable:
             rows.append([line.model, line.label, seeds(line.runs) or NONE, *cells])
         notes = numbered(footnotes) + self._remarks()
         evaluated = [cell for line in self.lines for entry in line.entries.values() for cell in entry.cells]
-        counts = sorted({row["n"] for cell in evaluated for row in cell.rows})
+        counts = sorted({row.n for cell in evaluated for row in cell.rows})
         notes.append(f"Ours are of {' or '.join(f'{n:,}' for n in counts)} test images.")
         notes.append(
             "Ours (published), in %: in brackets the accuracies from the README of the authors' code of Peng et al., "

@@ -12,13 +12,11 @@
 It reads run folders and runs nothing in them.
 """
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from glr_lightning.evaluation.row import FIELDS
+from glr_lightning.evaluation.row import table_text
 from glr_lightning.reporting.corruption_error import corruption_error_table, find_baseline
 from glr_lightning.reporting.document import Document, Picture, Section, markdown
 from glr_lightning.reporting.figures import MOST, draw
@@ -127,13 +125,17 @@ def environment_json(runs: Sequence[Run]) -> str:
 
 def results_csv(runs: Sequence[Run]) -> str:
     """All rows of all runs, unrounded; `run` is the name that the report uses."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [*FIELDS, "experiment", "seed", "config_hash"])
-    writer.writeheader()
-    for run in runs:
-        own = {"run": run.name, "experiment": run.config.get("experiment"), "seed": run.config.get("seed")}
-        writer.writerows(row | own | {"config_hash": run.config_hash} for row in run.rows)
-    return text.getvalue()
+    rows = [(run, row) for run in runs for row in run.rows]
+    extra = [
+        {
+            "run": run.name,
+            "experiment": run.config.get("experiment"),
+            "seed": run.config.get("seed"),
+            "config_hash": run.config_hash,
+        }
+        for run, _ in rows
+    ]
+    return table_text([row for _, row in rows], extra)
 
 
 def _summary(runs: Sequence[Run], groups: Mapping[str, Sequence[Run]]) -> str:

@@ -110,13 +110,13 @@ class Cell:
 
     @property
     def accuracy(self) -> float:
-        return fmean(row["accuracy"] for row in self.rows)
+        return fmean(row.accuracy for row in self.rows)
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 %. Of a mean over severities, the mean of their bounds: too wide rather than too narrow, since the
         severities share their images and a mean never varies more than its terms do on average."""
-        return fmean(row["wilson_low"] for row in self.rows), fmean(row["wilson_high"] for row in self.rows)
+        return fmean(row.wilson_low for row in self.rows), fmean(row.wilson_high for row in self.rows)
 
     @property
     def warnings(self) -> list[str]:
@@ -126,11 +126,11 @@ class Cell:
     @property
     def remarks(self) -> list[str]:
         """What else is to be known of the accuracy."""
-        said = [part for row in self.rows if not is_marked(row) for part in (row["note"], *_unsaid(row)) if part]
-        counts = sorted({row["n"] for row in self.rows if row["n"] < self.images})
+        said = [part for row in self.rows if not is_marked(row) for part in (row.note, *_unsaid(row)) if part]
+        counts = sorted({row.n for row in self.rows if row.n < self.images})
         said += [f"of the first {n:,} images" for n in counts]
-        for row in self.others if self.rows[0]["kind"] == WORST_CASE else ():  # over other attacks, maybe more of them
-            said.append(f"{100 * row['accuracy']:.2f} % of the first {row['n']:,} images ({row['note']})")
+        for row in self.others if self.rows[0].kind == WORST_CASE else ():  # over other attacks, maybe more of them
+            said.append(f"{100 * row.accuracy:.2f} % of the first {row.n:,} images ({row.note})")
         return list(dict.fromkeys(said))
 
 
@@ -179,7 +179,7 @@ _SHARED = tuple(field.name for field in fields(Column) if field.name != "levels"
 
 
 def is_marked(row: Row) -> bool:
-    return bool(row["unreliable"] or row["out_of_budget"] or row["black_box_stronger"])
+    return bool(row.unreliable or row.out_of_budget or row.black_box_stronger)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -271,21 +271,21 @@ def table_cells(rows: Sequence[Row], path: Path | str = ROBUSTNESS) -> dict[Colu
     together: dict[tuple[tuple[Any, ...], Any], dict[float | None, Row]] = {}
     others: dict[tuple[tuple[Any, ...], Any], list[Row]] = {}
     for row in rows:
-        joint = row["kind"] == "corruption" and row["level"] is not None
-        which = "all severities" if joint else row["level"]
-        key = (tuple(row[field] for field in _SHARED), which)
+        joint = row.kind == "corruption" and row.level is not None
+        which = "all severities" if joint else row.level
+        key = (tuple(getattr(row, field) for field in _SHARED), which)
         levels = together.setdefault(key, {})
-        other = levels.get(row["level"])
-        if other is not None and other["n"] == row["n"]:
+        other = levels.get(row.level)
+        if other is not None and other.n == row.n:
             raise CheckpointError(
-                f"{path} has two rows for {row['threat']} at {row['level_name'] or 'level'} {row['level']} on "
-                f"{row['n']} images; remove the file and evaluate the run again."
+                f"{path} has two rows for {row.threat} at {row.level_name or 'level'} {row.level} on "
+                f"{row.n} images; remove the file and evaluate the run again."
             )
         if other is not None:
-            others.setdefault(key, []).append(min(row, other, key=lambda each: each["n"]))
-        if other is None or other["n"] < row["n"]:
-            levels[row["level"]] = row
-    images = max((row["n"] for row in rows), default=0)
+            others.setdefault(key, []).append(min(row, other, key=lambda each: each.n))
+        if other is None or other.n < row.n:
+            levels[row.level] = row
+    images = max((row.n for row in rows), default=0)
     cells = {}
     for key, levels in together.items():
         known = tuple(sorted(level for level in levels if level is not None))
@@ -403,24 +403,24 @@ def _listed(levels: Sequence[float]) -> str:
 
 def _warning(row: Row, several: bool) -> str:
     """Of masked gradients that is enough: with how many images a black box breaks besides, no two notes are alike."""
-    where = f"{row['level_name']} {row['level']:g}: " if several else ""
-    unreliable = row["unreliable"] or row["black_box_stronger"]
-    verdicts = {"unreliable": unreliable, "out of budget": row["out_of_budget"]}
+    where = f"{row.level_name} {row.level:g}: " if several else ""
+    unreliable = row.unreliable or row.black_box_stronger
+    verdicts = {"unreliable": unreliable, "out of budget": row.out_of_budget}
     verdict = " and ".join(words for words, true in verdicts.items() if true)
-    said = [part for part in row["note"].split("; ") if not (row["masked"] and part.startswith(SHOWN_UP))]
+    said = [part for part in row.note.split("; ") if not (row.masked and part.startswith(SHOWN_UP))]
     reasons = "; ".join(filter(None, [*said, *_unsaid(row)]))
     return f"{where}{verdict}" + (f" ({reasons})" if reasons else "")
 
 
 def _unsaid(row: Row) -> list[str]:
     """What a row's flags say and its note does not."""
-    zero, abstained = (100 * (row[field] or 0.0) for field in ("zero_gradient_fraction", "abstained"))
+    zero, abstained = (100 * (value or 0.0) for value in (row.zero_gradient_fraction, row.abstained))
     facts = {
-        "predictions are random": row["randomized"] and row["kind"] != "certificate",
+        "predictions are random": row.randomized and row.kind != "certificate",
         f"{SHOWN_UP} succeeds where this attack fails": (
-            row["black_box_stronger"] and not row["masked"] and SHOWN_UP not in row["note"]
+            row.black_box_stronger and not row.masked and SHOWN_UP not in row.note
         ),
         f"{zero:.3g} % of the input gradients are exactly zero": zero,
         f"abstains on {abstained:.3g} % of the images": abstained,
     }
-    return [words for words, true in facts.items() if true and words not in row["note"]]
+    return [words for words, true in facts.items() if true and words not in row.note]

@@ -47,8 +47,8 @@ def entries(run: Run) -> list[dict[str, Any]]:
 
 def _entry(run: Run, column: Column, cells: list[Cell], threat_model: str, own: dict[str, Any]) -> dict[str, Any]:
     rows = [row for cell in cells for row in cell.rows]
-    same = {"kind": "clean", "noisy_passes": column.noisy_passes, "images": rows[0]["images"]}  # of the same images
-    clean = [row for row in run.rows if all(row[field] == value for field, value in same.items())]
+    same = {"kind": "clean", "noisy_passes": column.noisy_passes, "images": rows[0].images}  # of the same images
+    clean = [row for row in run.rows if all(getattr(row, field) == value for field, value in same.items())]
     warnings = [words for cell in cells for words in (*cell.warnings, *cell.remarks)]
     return {
         "name": run.name,
@@ -61,13 +61,13 @@ def _entry(run: Run, column: Column, cells: list[Cell], threat_model: str, own: 
         "additional_data": False,
         "number_forward_passes": column.noisy_passes or 1,
         "eps": f"{column.levels[0]:g}" if column.kind == WORST_CASE else None,
-        "clean_acc": _percent(clean[0]["accuracy"]) if clean else None,
+        "clean_acc": _percent(clean[0].accuracy) if clean else None,
         "reported": None,
         "external": None,
         **own,
         "unreliable": any(cell.warnings for cell in cells),
-        "randomized": any(row["randomized"] for row in rows),
-        "number_images": min(row["n"] for row in rows),
+        "randomized": any(row.randomized for row in rows),
+        "number_images": min(row.n for row in rows),
         "footnote": "; ".join(dict.fromkeys(warnings)),
     }
 

@@ -140,7 +140,7 @@ def _curves(runs: Sequence[Run], kinds: Sequence[str]) -> dict[Column, Points]:
         for column, cell in run.cells.items():
             for row in cell.rows if column.kind in kinds and column.levels else ():
                 single = Cell((row,), cell.images)
-                found.setdefault(replace(column, levels=()), {}).setdefault(row["level"], []).append(single)
+                found.setdefault(replace(column, levels=()), {}).setdefault(row.level or 0.0, []).append(single)
     return {way: {level: _point(cells) for level, cells in sorted(levels.items())} for way, levels in found.items()}
 
 

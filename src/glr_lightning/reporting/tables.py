@@ -103,7 +103,7 @@ def robustness_table(runs: Sequence[Run], columns: Sequence[Column]) -> Table:
     rows = []
     for run in evaluated:
         cells = [_cell(run.cells.get(column), footnotes) for column in columns]
-        images = sorted({row["n"] for row in run.rows})
+        images = sorted({row.n for row in run.rows})
         rows.append([run.name, *cells, ", ".join(map(str, images))])
     intervals = [cell.interval for run in evaluated for cell in run.cells.values()]
     half = max((100 * (high - low) / 2 for low, high in intervals), default=0.0)
