@@ -18,6 +18,7 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -118,15 +119,23 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
 @contextmanager
 def composing(overrides: Sequence[str]) -> Iterator[DictConfig]:
     """As `compose`, with the interpolations in place; within the block they can be resolved."""
+    folders = _added_folders()
     state = Singleton.get_state()  # Hydra allows one application at a time; step aside for the one that runs
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-            yield hydra.compose("train", overrides=list(overrides))
+            yield hydra.compose("train", overrides=[*overrides, *folders])
     except HydraException as error:
         raise ConfigurationError(what_to_mend(error)) from None
     finally:
         Singleton.set_state(state)
+
+
+def _added_folders() -> list[str]:
+    """The folders of options that the running entry point was given by --config-dir, as an override."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    added = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
+    return [f"hydra.searchpath=[{','.join(added)}]"] if added else []
 
 
 def what_to_mend(error: Exception) -> str:
