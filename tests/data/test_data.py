@@ -498,7 +498,7 @@ class Mirror:
     def __call__(self, url: str, root: str, filename: str, md5: str) -> None:
         self.asked.append(url)
         assert socket.getdefaulttimeout() is not None
-        content = gzip.compress(contents()[filename.removesuffix(".gz")])
+        content = gzip.compress(contents()[url.rsplit("/", 1)[1].removesuffix(".gz")])
         failing = self.failure is not None and self.fails_at in url
         Path(root, filename).write_bytes(content[: 10 if failing else None])
         if self.failure is not None and failing:

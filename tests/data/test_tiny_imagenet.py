@@ -27,11 +27,9 @@ from glr_lightning.data import (
     decoding,
     download,
     files,
-    jpeg,
     pixel_cache,
     tiny_imagenet,
 )
-from glr_lightning.data.files import Bounds
 from glr_lightning.errors import ConfigurationError, DataError
 from glr_lightning.evaluation.row import read_rows
 from glr_lightning.runs.trained_run import at_root, load_run
@@ -246,7 +244,7 @@ def refuse_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(jpeg, "decoded", refuse)
+    monkeypatch.setattr(decoding, "_decoded", refuse)
 
 
 def test_decodes_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,19 +328,19 @@ def test_a_damaged_file_is_made_again(root: Path, spoil: str) -> None:
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interruption_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     seen = []
-    real = jpeg.decoded
+    real = decoding._decoded
 
-    def interrupted(*args: Any) -> bytearray:
+    def interrupted(*args: Any) -> bytes:
         seen.append(args)
-        if len(seen) == 3:
+        if len(seen) == 20:
             raise failure
         return real(*args)
 
     before = sorted(root.parent.rglob("*"))
-    in_batches(monkeypatch, processes=1)
+    monkeypatch.setattr(decoding, "BATCH", 8)
     with monkeypatch.context() as patch:
-        patch.setattr(jpeg, "decoded", interrupted)
-        patch.setattr(TinyImageNet10, "_cache_folders", lambda self: [root])
+        patch.setattr(decoding, "_decoded", interrupted)
+        patch.setattr(TinyImageNet10, "_cache_folders", lambda self: [root / "deep" / "below"])
         with pytest.raises(KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else DataError) as caught:
             ten(root).prepare_data()
     if isinstance(caught.value, DataError):
@@ -409,88 +407,35 @@ def test_says_where_the_file_could_not_be_written(root: Path) -> None:
         ten(root, cache=root / f"{TOP}.tar" / "below").prepare_data()
 
 
-# --- processes ------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------------------------
 
 
-def in_batches(monkeypatch: pytest.MonkeyPatch, processes: int, size: int = 8) -> list[decoding.Server]:
-    """Small batches, of which there are several here; the processes that will have been started."""
-    started = []
-
-    class Watched(decoding.Server):
-        def __init__(self) -> None:
-            super().__init__()
-            started.append(self)
-
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [1, 7, 512])
+def test_batches_of_any_size_hold_the_pixels_that_pillow_decodes(
+    root: Path, monkeypatch: pytest.MonkeyPatch, size: int, mode: str
+) -> None:
     monkeypatch.setattr(decoding, "BATCH", size)
-    monkeypatch.setattr(decoding, "processors", lambda: processes)
-    monkeypatch.setattr(decoding, "Server", Watched)
-    return started
+    names = [name for name in LAYOUT if name.endswith(".JPEG") and not name.startswith("test")]
+    batches = list(decoding.decode(files.Files(root, names, LAYOUT.__getitem__), names, side=64, mode=mode))
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    pixels = [np.asarray(Image.open(io.BytesIO(LAYOUT[name])).convert(mode)) for name in names]
+    wanted = torch.from_numpy(np.stack(pixels)).view(len(names), 64, 64, -1).permute(0, 3, 1, 2)
+    assert torch.equal(torch.cat(batches), wanted)
 
 
-def assert_ended(servers: list[decoding.Server], number: int) -> None:
-    assert [server._process.returncode is None for server in servers] == [False] * number
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
-
-
-def test_any_number_of_processes_gives_the_same_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contents = []
-    for processes in (1, 3):
-        servers = in_batches(monkeypatch, processes)
-        ten(root, grey=True, resize=48).prepare_data()
-        assert_ended(servers, processes if processes > 1 else 0)
-        (path,) = root.glob("*.pixels")
-        contents.append(path.read_bytes())
-        path.unlink()
-    assert contents[0] == contents[1]
-    servers = in_batches(monkeypatch, processes=50, size=25)
-    ten(root).prepare_data()
-    assert_ended(servers, 2)  # as many as batches
-    assert_holds(ten(root), WNIDS[:10])
-
-
-@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("places", [[0], [21, 5], [49]], ids=str)
 def test_the_first_damaged_file_is_named_in_whatever_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, places: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: list[int]
 ) -> None:
     lines = [line.split("\t") for line in LAYOUT["val/val_annotations.txt"].decode().splitlines()]
     names = [f"train/{wnid}/images/{wnid}_{number}.JPEG" for wnid in WNIDS[:10] for number in range(TRAIN)]
     names += [f"val/images/{line[0]}" for line in lines if line[1] in WNIDS[:10]]
     write_tar(tmp_path / f"{TOP}.tar", LAYOUT | {names[place]: LAYOUT[names[place]][:-200] for place in places})
-    servers = in_batches(monkeypatch, processes)
+    monkeypatch.setattr(decoding, "BATCH", 8)
     with pytest.raises(DataError, match=f"{TOP}.tar: {names[min(places)]} is damaged: .* found .*truncated"):
         ten(tmp_path).prepare_data()
-    assert_ended(servers, processes if processes > 1 else 0)
     assert [path.name for path in tmp_path.iterdir()] == [f"{TOP}.tar"]
-
-
-def test_an_interruption_ends_the_processes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    servers = in_batches(monkeypatch, processes=2, size=2)
-
-    def interrupted(path: Path, key: str, labels: Any, shape: Any, batches: Any) -> None:
-        next(batches)
-        assert [server._process.poll() for server in servers] == [None, None]
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pixel_cache, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        ten(root).prepare_data()
-    assert_ended(servers, 2)
-
-
-def test_says_so_when_a_process_has_ended(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    servers = in_batches(monkeypatch, processes=2, size=2)
-    real = decoding.Server.decoded
-
-    def killed(self: decoding.Server, *args: Any) -> bytearray:
-        self.stop()
-        return real(self, *args)
-
-    monkeypatch.setattr(decoding.Server, "decoded", killed)
-    with pytest.raises(DataError, match=r"a process that decodes images has ended \(.*Start again"):
-        ten(root).prepare_data()
-    assert_ended(servers, 2)
-    assert not list(root.glob("*.pixels"))
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -619,33 +564,39 @@ MEMBERS: dict[str, tuple[tuple[tarfile.TarInfo, ...], str]] = {
     "absolute": ((member("/etc/passwd"),), "'/etc/passwd' is refused: it may lie outside"),
     "parent": ((member(f"{TOP}/../../x"),), r"'tiny-imagenet-200/\.\./\.\./x' is refused: it may lie outside"),
     "parent folder": ((member("../x", tarfile.DIRTYPE),), r"'\.\./x' is refused: it may lie outside"),
-    "backslash": ((member("..\\x"),), "is refused: it may lie outside"),
-    "drive": ((member("C:x"),), "'C:x' is refused: it may lie outside"),
     "symbolic link": ((member("l", tarfile.SYMTYPE, linkname="/etc"),), "'l' is refused: it is a link"),
     "hard link": ((member("l", tarfile.LNKTYPE, linkname="x"),), "'l' is refused: it is a link"),
-    "device": ((member("d", tarfile.CHRTYPE),), "'d' is refused: it is a device"),
-    "sparse": ((member("s", tarfile.GNUTYPE_SPARSE),), "'s' is refused: it is a device"),
-    "pipe": ((member("p", tarfile.FIFOTYPE),), "'p' is refused: it is a device"),
-    "twice": ((member("x"), member("./x")), "'./x' is refused: it is there twice"),
+    "device": ((member("d", tarfile.CHRTYPE),), "'d' is refused: it is a link or a special file"),
+    "sparse": ((member("s", tarfile.GNUTYPE_SPARSE),), "'s' is refused: it is a link or a special file"),
+    "pipe": ((member("p", tarfile.FIFOTYPE),), "'p' is refused: it is a link or a special file"),
+    "twice": ((member(FIRST), member(f"./{FIRST}")), rf"'\./{FIRST}' is refused: it is there twice"),
     "under the top folder and beside it": ((member("wnids.txt"),), "wnids.txt' is refused: it is there twice"),
-    "large file": (
-        (member("words", size=3_000_000),),
-        "'words' is refused: it has 3000000 bytes, 1000000 are the most",
-    ),
+    "large file": ((member("words", size=3_000_000),), "unpacks to more than 3000000 bytes"),
     "large in all": (tuple(member(f"x{n}", size=900_000) for n in range(5)), "unpacks to more than 3000000 bytes"),
-    "many files": (tuple(member(f"x{n}") for n in range(400)), "or 300 files, far more"),
-    "large header": ((member("x" * 9_000_000),), r"found a header of 90000\d\d bytes, 65536 are the most"),
+    "many files": (tuple(member(f"x{n}") for n in range(6000)), "unpacks to more than 3000000 bytes"),
+    "large header": ((member("x" * 9_000_000),), "unpacks to more than 3000000 bytes"),
 }
 
 
 @pytest.mark.parametrize("case", MEMBERS)
 def test_refuses_members_of_a_tar_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     members, message = MEMBERS[case]
-    monkeypatch.setattr(tiny_imagenet, "BOUNDS", Bounds(files=300, file_bytes=1_000_000, total_bytes=3_000_000))
+    monkeypatch.setattr(tiny_imagenet, "MOST_BYTES", 3_000_000)
     write_tar(tmp_path / f"{TOP}.tar.gz", extra=members)
     with pytest.raises(DataError, match=message):
         ten(tmp_path).prepare_data()
     assert [path.name for path in tmp_path.iterdir()] == [f"{TOP}.tar.gz"]
+
+
+def test_a_tar_that_unpacks_to_far_more_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_imagenet, "MOST_BYTES", 3_000_000)
+    write_tar(tmp_path / f"{TOP}.tar.gz", extra=(member("words", size=100_000_000),))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="unpacks to more than 3000000 bytes"):
+        ten(tmp_path).prepare_data()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -654,19 +605,17 @@ def test_refuses_members_of_a_tar_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     [
         (["/etc/passwd"], 0o100644, 1, "'/etc/passwd' is refused: it may lie outside"),
         (["a/../../x"], 0o100644, 1, r"'a/\.\./\.\./x' is refused: it may lie outside"),
-        (["..\\x"], 0o100644, 1, "is refused: it may lie outside"),
-        (["link"], 0o120777, 1, "'link' is refused: it is a link or a device"),
-        (["device"], 0o020644, 0, "'device' is refused: it is a link or a device"),
-        (["x", "x"], 0o100644, 1, "'x' is refused: it is there twice"),
-        (["big"], 0o100644, 3_000_000, "'big' is refused: it has 3000000 bytes"),
+        (["link"], 0o120777, 1, "'link' is refused: it is a link or a special file"),
+        (["device"], 0o020644, 0, "'device' is refused: it is a link or a special file"),
+        (["wnids.txt"], 0o100644, 1, "'wnids.txt' is refused: it is there twice"),
+        (["big"], 0o100644, 3_000_000, "unpacks to more than 3000000 bytes"),
         (["a", "b", "c", "d"], 0o100644, 900_000, "unpacks to more than 3000000 bytes"),
-        ([str(number) for number in range(400)], 0o100644, 0, "or 300 files"),
     ],
 )
 def test_refuses_members_of_a_zip_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], mode: int, size: int, message: str
 ) -> None:
-    monkeypatch.setattr(tiny_imagenet, "BOUNDS", Bounds(files=300, file_bytes=1_000_000, total_bytes=3_000_000))
+    monkeypatch.setattr(tiny_imagenet, "MOST_BYTES", 3_000_000)
     path = write_zip(tmp_path / f"{TOP}.zip")
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
@@ -694,20 +643,13 @@ def test_a_member_of_a_zip_unpacks_to_no_more_than_was_admitted(tmp_path: Path) 
     assert peak < 10_000_000
 
 
-def test_refuses_a_zip_that_is_not_deflated(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / f"{TOP}.zip", "w", zipfile.ZIP_BZIP2) as archive:
-        archive.writestr("wnids.txt", b"x")
-    with pytest.raises(DataError, match=r"is refused: it is compressed by another method than deflate"):
-        ten(tmp_path).prepare_data()
-
-
 def test_refuses_an_encrypted_zip(tmp_path: Path) -> None:
     path = write_zip(tmp_path / f"{TOP}.zip")
     content = bytearray(path.read_bytes())
-    directory = content.index(b"PK\x01\x02")
-    content[directory + 8] |= 1  # flag bit 0 of the first entry of the central directory
+    entry = content.rindex(f"{TOP}/wnids.txt".encode()) - 46  # of the central directory
+    content[entry + 8] |= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"is refused: it is encrypted"):
+    with pytest.raises(DataError, match=r"complete member of the zip file, found .* is encrypted"):
         ten(tmp_path).prepare_data()
 
 
@@ -775,7 +717,7 @@ def test_a_pipe_in_place_of_an_image_is_refused(tmp_path: Path) -> None:
     path = write_folder(tmp_path / TOP) / FIRST
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(DataError, match="is refused: it is a special file"):
+    with pytest.raises(DataError, match="is refused: it is a link or a special file"):
         ten(tmp_path).prepare_data()
 
 

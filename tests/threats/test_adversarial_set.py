@@ -148,7 +148,7 @@ class TestDamage:
         monkeypatch.setattr(np, "savez", lambda file, **arrays: file.write(b"half") and 1 / 0)
         with pytest.raises(ZeroDivisionError):
             with_kept_images(examination(), transfer(), tmp_path)
-        assert not list((tmp_path / "adversarial").iterdir())
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_threat_without_levels_and_norm_can_be_kept(tmp_path: Path) -> None:

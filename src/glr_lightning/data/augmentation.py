@@ -15,7 +15,12 @@ from torch.nn.functional import pad
 @final
 @dataclass(frozen=True)
 class Augmentation:
-    """flip: mirror an image left to right with probability 1/2. crop: shift it by up to so many pixels each way."""
+    """Random flips and shifts.
+
+    Attributes:
+        flip: mirror an image left to right with probability 1/2.
+        crop: shift an image by up to this many pixels each way.
+    """
 
     flip: bool = False
     crop: int = 0
@@ -24,9 +29,14 @@ class Augmentation:
         return self.flip or self.crop > 0
 
     def __call__(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Images [N, C, H, W] of any dtype as the same, each with a flip and a shift of its own.
+        """Flip and shift each image independently; both shifts are uniform on {-crop, ..., crop}.
 
-        The two shifts are independent and uniform on {-crop, ..., crop}. generator: on the images' device.
+        Args:
+            images: [N, C, H, W] of any dtype.
+            generator: on the images' device.
+
+        Returns:
+            [N, C, H, W] of the same dtype.
         """
         device = images.device
         mirrored = torch.rand(len(images), generator=generator, device=device) < (0.5 if self.flip else 0.0)
@@ -37,12 +47,15 @@ class Augmentation:
 
 
 def moved(images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor, most: int) -> Tensor:
-    """Shifted and then mirrored images: out[n, c, i, j] = images[n, c, i - down[n], j' - right[n]], where j' is j, or
-    W - 1 - j if mirrored[n]; zero where that lies outside.
+    """Shift and then mirror images.
+
+    out[n, c, i, j] = images[n, c, i - down[n], j' - right[n]], where j' = W - 1 - j if mirrored[n], else j, and
+    zero where that lies outside.
 
     Args:
         images: [N, C, H, W].
-        down, right: [N] int64, in pixels, in [-most, most].
+        down: [N] int64, in pixels, in [-most, most].
+        right: [N] int64, in pixels, in [-most, most].
         mirrored: [N] bool.
         most: the largest shift.
     """

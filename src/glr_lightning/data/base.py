@@ -1,4 +1,4 @@
-"""What every image data set has in common: arguments, the held-out images, loaders, pixels in [0, 1]."""
+"""The base of all image data sets: arguments, held-out images, loaders, pixels in [0, 1]."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -14,27 +14,28 @@ from glr_lightning.data.batches import ImageSet, OrderedLoader, Shuffled, Shuffl
 from glr_lightning.errors import ConfigurationError, DataError
 from glr_lightning.randomness import step_generator
 
-EVALUATION_BATCH = (
-    1000  # at least this many: evaluation is not multiplied by noisy copies, and has no batch size to tune
-)
-LARGEST = 2**32 - 1  # what Lightning accepts as a seed
+EVALUATION_BATCH = 1000
+"""The smallest batch of an evaluation, which is not multiplied by noisy copies."""
+LARGEST = 2**32 - 1
+"""The largest seed that Lightning accepts."""
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
     """Images with one label each, kept as uint8 and scaled to float32 in [0, 1] on the batch's device.
 
-    A subclass states three facts (`name`, `classes`, `native_shape`) and implements `read`.
+    A subclass declares `name`, `classes` and `native_shape`, and implements `read`.
 
     Args:
-        root: folder of the data set's files; None where there are none.
+        root: folder of the data set's files; None if it has none.
         batch_size: images per training step, over all processes together (>= 1).
         validation: share of the training set that is held out for validation, in [0, 1). 0: no validation.
-        split_seed: which images are held out (>= 0); independent of `seed`, so runs with different seeds compare.
-        seed: order of the training batches (>= 0).
-        resize: side of the square that images are resized to (antialiased, once, when loaded); None: as they are.
+        split_seed: seed of the choice of held-out images (>= 0); independent of `seed`, so that runs with different
+            seeds can be compared.
+        seed: seed of the order of the training batches (>= 0).
+        resize: side of the square that images are resized to (antialiased, once, when loaded); None: no resizing.
         flip: mirror training images left to right with probability 1/2, anew in each batch.
-        crop: shift training images by up to so many pixels each way, anew in each batch, zeros moving in (a random crop
-            after zero padding).
+        crop: shift training images by up to this many pixels each way, anew in each batch; zeros move in (a random
+            crop after zero padding).
 
     With several processes each takes an equal share of every training batch, and every process evaluates all validation
     and test images, so that no image counts twice. Use `Trainer(use_distributed_sampler=False)`.
@@ -86,9 +87,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Images [N, *native_shape] uint8 and labels [N] int64 in [0, classes) of the training or the test set.
+        """Read the training or the test set.
 
-        The images may be resized already: [N, *image_shape].
+        Returns:
+            Images [N, *native_shape] uint8, or [N, *image_shape] if they are resized already, and labels [N] int64
+            in [0, classes).
         """
 
     @property
@@ -99,14 +102,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return (self.native_shape[0], self.resize, self.resize)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads what `stage` needs ("fit", "validate", "test"; None: everything), each part once."""
+        """Read what `stage` needs ("fit", "validate", "test"; None: everything), each part once."""
         if stage in ("fit", "validate", None) and self._train is None:
             self._train, self._val = self._split_off(self._load(train=True))
         if stage in ("test", None) and self._test is None:
             self._test = self._load(train=False)
 
     def train_dataloader(self) -> ShuffledLoader | OrderedLoader:
-        """Batches of `batch_size` (the last may be smaller) in an order that follows from (seed, epoch)."""
+        """Return batches of `batch_size` (the last may be smaller) in an order that follows from (seed, epoch)."""
         self.setup("fit")
         assert self._train is not None
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -118,20 +121,20 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return ShuffledLoader(self._train, order)
 
     def val_dataloader(self) -> OrderedLoader | list[Any]:
-        """The validation images in order; no loader at all if none are held out."""
+        """Return the validation images in order; no loader if none are held out."""
         self.setup("validate")
         return [] if self._val is None else self._evaluation_loader(self._val)
 
     def test_dataloader(self) -> OrderedLoader:
-        """The test images in order."""
+        """Return the test images in order."""
         self.setup("test")
         assert self._test is not None
         return self._evaluation_loader(self._test)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Scales uint8 pixels to float32 in [0, 1], on the device that the batch has reached.
+        """Scale uint8 pixels to float32 in [0, 1] on the batch's device.
 
-        Training batches are augmented before; what is drawn follows from (seed, global step, rank).
+        Training batches are augmented first; what is drawn follows from (seed, global step, rank).
         """
         images, labels = batch
         if self.augmentation and self.trainer is not None and self.trainer.training:
@@ -140,7 +143,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return (scaled(images) if images.dtype == torch.uint8 else images), labels
 
     def part(self, which: Literal["train", "val", "test"]) -> ImageSet:
-        """One split as it is kept: uint8, an index tensor at a time (see `scaled`). Needs no Trainer.
+        """Return one split as uint8 images, taken by index tensors (see `scaled`). Needs no Trainer.
 
         Raises:
             ConfigurationError: for another name, or "val" when no images are held out.
@@ -158,8 +161,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return data
 
     def split(self, which: Literal["train", "val", "test"], limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """All images [N, C, H, W] float32 in [0, 1] and labels [N] int64 of one split, in order, or the first `limit`;
-        needs no Trainer.
+        """Return the images of one split in order, all or the first `limit`. Needs no Trainer.
+
+        Returns:
+            Images [N, C, H, W] float32 in [0, 1] and labels [N] int64.
 
         Raises:
             ConfigurationError: as `part`.
@@ -169,8 +174,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return scaled(images), labels
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the images: a process that is spawned reads them again, in place of getting a copy."""
-        state: Any = super().__getstate__()
+        """Return the state without the images, which a spawned process reads again."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
         return state | dict.fromkeys(("_train", "_val", "_test"))
 
     def _evaluation_loader(self, data: ImageSet) -> OrderedLoader:
@@ -186,12 +191,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         ):
             raise DataError(
                 f"{where}: expected images uint8 [N, {', '.join(map(str, self.native_shape))}], "
-                f"found {images.dtype} {list(images.shape)}. Mend read() of {type(self).__name__}."
+                f"found {images.dtype} {list(images.shape)}. Correct read() of {type(self).__name__}."
             )
         if labels.dtype != torch.int64 or labels.ndim != 1 or len(labels) != len(images) or not len(labels):
             raise DataError(
                 f"{where}: expected one int64 label for each of the {len(images)} images and at least one image, "
-                f"found {labels.dtype} {list(labels.shape)}. Mend read() of {type(self).__name__}."
+                f"found {labels.dtype} {list(labels.shape)}. Correct read() of {type(self).__name__}."
             )
         check_labels(labels, self.classes, where)
         if self.resize is not None:
@@ -199,7 +204,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return ImageSet(images, labels)
 
     def _split_off(self, data: ImageSet) -> tuple[ImageSet, ImageSet | None]:
-        """(training part, validation part); which images go where follows from `split_seed` alone."""
+        """Return the training and the validation part; the choice follows from `split_seed` alone."""
         count = round(self.validation * len(data))
         if self.validation == 0:
             return data, None
@@ -214,12 +219,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
 
 class PublishedImages(ImageDataModule):
-    """Images in files that are there or are downloaded.
+    """Images in files that are downloaded if they are missing.
 
     Args:
         root: folder of the files.
-        download: fetch what is missing.
-        options: of ImageDataModule.
+        download: whether missing files are downloaded.
+        options: see ImageDataModule.
     """
 
     root: Path
@@ -234,27 +239,36 @@ class PublishedImages(ImageDataModule):
 
 
 def scaled(images: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [0, 1]; same shape and device."""
+    """Return uint8 pixels as float32 in [0, 1]; same shape and device."""
     return images.float().div_(255)
 
 
 def resized(images: Tensor, side: int) -> Tensor:
-    """Images [N, C, H, W] uint8 as [N, C, side, side] uint8, bilinear with antialiasing."""
+    """Resize images [N, C, H, W] uint8 to [N, C, side, side] uint8, bilinear with antialiasing."""
     if images.shape[2:] == (side, side):
         return images
     # in parts, so that no float copy of the whole set exists
-    parts = (interpolate(part.float(), (side, side), mode="bilinear", antialias=True) for part in images.split(4096))
+    parts = (
+        interpolate(part.float(), (side, side), mode="bilinear", antialias=True) for part in torch.split(images, 4096)
+    )
     return torch.cat([part.round_().clamp_(0, 255).byte() for part in parts])
 
 
 def check_labels(labels: Tensor, classes: int, where: str, remedy: str = "") -> None:
-    """Raises DataError at the first label outside [0, classes); `where` names the data, `remedy` what to do."""
+    """Raise DataError at the first label outside [0, classes).
+
+    Args:
+        labels: [N] int64.
+        classes: the number of classes.
+        where: names the data in the message.
+        remedy: what to do, in the message.
+    """
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])
         raise DataError(
             f"{where}: expected labels 0..{classes - 1}, found {int(labels[first])} at index {first} "
-            f"({len(wrong)} such labels). {remedy or 'Mend the data.'}"
+            f"({len(wrong)} such labels). {remedy or 'Correct the data.'}"
         )
 
 

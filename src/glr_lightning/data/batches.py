@@ -1,4 +1,4 @@
-"""Batches: samplers that yield whole index tensors, a data set that answers each with one gather."""
+"""Batches: samplers that yield index tensors of whole batches, and a data set that gathers each at once."""
 
 from collections.abc import Iterator
 from typing import Any, final
@@ -13,10 +13,12 @@ from glr_lightning.errors import ConfigurationError
 
 @final
 class ImageSet(Dataset[tuple[Tensor, Tensor]]):
-    """Images [N, C, H, W] uint8 and labels [N] int64; an item is a whole batch, not one image.
+    """Images and labels; an item is a whole batch, not one image.
 
-    rows: [n] int64, the images that belong to it; None: all. They are not copied, so that a set may be mapped from a
-    file that memory would not hold.
+    Args:
+        images: [N, C, H, W] uint8. They are not copied, so that they may be mapped from a file larger than memory.
+        labels: [N] int64.
+        rows: [n] int64, the images that belong to the set; None: all.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
@@ -28,7 +30,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images if self.rows is None else self.rows)
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [batch, C, H, W] and labels [batch] for an index tensor [batch] int64."""
+        """Return images [batch, C, H, W] and labels [batch] for an index tensor [batch] int64."""
         # index_select: the same as images[index], several times as fast
         rows = index if self.rows is None else self.rows.index_select(0, index)
         return self.images.index_select(0, rows), self.labels.index_select(0, rows)
@@ -36,8 +38,10 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
 
 @final
 class InOrder(SequentialSampler):
-    """Index tensors [batch] from first to last. It is a SequentialSampler so that Lightning sees that nothing is
-    shuffled, and leaves it in place under `overfit_batches`."""
+    """Index tensors [batch] from first to last.
+
+    It is a SequentialSampler so that Lightning sees that nothing is shuffled, and keeps it under `overfit_batches`.
+    """
 
     def __init__(self, data: ImageSet, batch_size: int) -> None:
         super().__init__(data)
@@ -47,17 +51,17 @@ class InOrder(SequentialSampler):
         return -(-len(self.data_source) // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        yield from torch.arange(len(self.data_source)).split(self.batch_size)
+        yield from torch.split(torch.arange(len(self.data_source)), self.batch_size)
 
 
 @final
 class Shuffled(Sampler[Tensor]):
     """Index tensors of one epoch's training batches: a pure function of (seed, epoch, rank, world_size).
 
-    Each epoch is one permutation, cut into batches of `batch_size`; the last one may be smaller. Of every batch
-    each of the `world_size` processes takes an equal share, so the mean over processes of their mean gradients is the
-    mean over the batch, and the batches do not depend on the number of processes. To keep the shares equal, the last
-    batch is filled up with at most `world_size - 1` images from the start of the permutation.
+    Each epoch is one permutation, cut into batches of `batch_size`; the last one may be smaller. Each of the
+    `world_size` processes takes an equal share of every batch, so the mean over processes of their mean gradients is
+    the mean over the batch, and the batches do not depend on the number of processes. To keep the shares equal, the
+    last batch is filled up with at most `world_size - 1` images from the start of the permutation.
 
     Raises:
         ConfigurationError: if `batch_size` is not a multiple of `world_size`.
@@ -76,13 +80,13 @@ class Shuffled(Sampler[Tensor]):
         self.world_size = world_size
         self.epoch = 0
         self._taken = 0  # batches taken of the present epoch
-        self._resumed: int | None = None  # batches per epoch of the run whose place is taken up next
+        self._resumed: int | None = None  # batches per epoch of the run to resume at the next iteration
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the permutation; Lightning calls this before every epoch."""
+        """Choose the permutation; Lightning calls this before every epoch."""
         if epoch != self.epoch:
             self.epoch, self._taken = epoch, 0
 
@@ -95,19 +99,19 @@ class Shuffled(Sampler[Tensor]):
             yield index
 
     def _shares(self) -> tuple[Tensor, ...]:
-        """This process's part of every batch of the epoch, each [batch_size / world_size] int64."""
+        """Return this process's part of every batch of the epoch, each [batch_size / world_size] int64."""
         entropy = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(int(entropy[0])))
         if missing := -self.size % self.world_size:
             order = order[torch.arange(self.size + missing) % self.size]
-        return order[self.rank :: self.world_size].split(self.batch_size // self.world_size)
+        return torch.split(order[self.rank :: self.world_size], self.batch_size // self.world_size)
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the epoch, for a checkpoint written in the middle of one."""
+        """Return the place in the epoch, for a checkpoint written in the middle of one."""
         return {"epoch": self.epoch, "taken": self._taken, "batches": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes up that place: the next iteration goes on behind it, unless another epoch is chosen first."""
+        """Go on after that place in the next iteration, unless another epoch is chosen first."""
         self.epoch, self._taken, self._resumed = state["epoch"], state["taken"], state["batches"]
 
     def _start(self) -> int:
@@ -124,11 +128,11 @@ class Shuffled(Sampler[Tensor]):
 
 
 class _Loader(DataLoader[tuple[Tensor, Tensor]]):
-    """Batches (images [batch, C, H, W] uint8, labels [batch] int64), taken in this process."""
+    """Batches of images [batch, C, H, W] uint8 and labels [batch] int64, gathered in this process."""
 
     def __init__(self, data: ImageSet, sampler: Sampler[Any]) -> None:
-        # batch_size=None: what the sampler yields is a batch already. A generator of its own, because DataLoader draws
-        # one number per epoch for its workers and would take it from the global stream.
+        # batch_size=None: the sampler yields whole batches. Its own generator: DataLoader draws one number per epoch
+        # for its workers, and would take it from the global one.
         super().__init__(data, batch_size=None, sampler=sampler, num_workers=0, generator=torch.Generator())
 
 
@@ -142,14 +146,16 @@ class OrderedLoader(_Loader):
 
 @final
 class ShuffledLoader(_Loader):
-    """Training batches. Lightning keeps its state in the checkpoint, so a run resumes in the middle of an epoch too."""
+    """Training batches; the state is kept in checkpoints, so that a run resumes in the middle of an epoch."""
 
     def __init__(self, data: ImageSet, shuffled: Shuffled) -> None:
         super().__init__(data, shuffled)
         self.shuffled = shuffled
 
     def state_dict(self) -> dict[str, int]:
+        """Return the state of the sampler, see `Shuffled`."""
         return self.shuffled.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore the state of the sampler."""
         self.shuffled.load_state_dict(state)

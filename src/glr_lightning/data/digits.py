@@ -19,7 +19,7 @@ class Digits(ImageDataModule):
     native_shape = (1, 8, 8)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Images [N, 1, 8, 8] uint8 (the original 0..16 stretched to 0..255) and labels [N] int64."""
+        """Return images [N, 1, 8, 8] uint8 (the original 0..16 stretched to 0..255) and labels [N] int64."""
         pixels, digits = load_digits(return_X_y=True)
         images = torch.from_numpy(np.rint(pixels * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
         labels = torch.from_numpy(digits).long()

@@ -1,8 +1,6 @@
-"""Fetching one published file: whole and with the right checksum, or not at all."""
+"""The download of one published file."""
 
-import os
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -10,34 +8,35 @@ from pathlib import Path
 
 from torchvision.datasets.utils import download_url
 
-SECONDS_OF_SILENCE = 30.0  # after which a mirror is given up
+from glr_lightning.storage import replacing
+
+SECONDS_OF_SILENCE = 30.0
+"""After which a mirror is given up."""
 
 
 def fetch(filename: str, md5: str, mirrors: Sequence[str], folder: Path, *, size: int | None = None) -> None:
-    """Downloads `filename` to `folder` from the first mirror that yields a file with this checksum, and of this size in
-    bytes, where one is given.
+    """Download a file, whole or not at all, from the first mirror that yields the right one.
 
-    It arrives in a temporary folder beside its place and is then renamed, so that whatever goes wrong, Ctrl-C
-    included, leaves nothing behind.
+    Args:
+        filename: its name, at the mirrors and in the folder.
+        md5: its checksum, hex digits.
+        mirrors: addresses that the name is appended to.
+        folder: where it is kept; the folder is made.
+        size: its size in bytes, if that is to be checked too.
 
     Raises:
         OSError: if no mirror yields the file, or `folder` cannot be written; the message has every reason.
     """
-    existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     failures = []
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=existing) as scratch, _giving_up_on_silence():
-        for mirror in mirrors:
-            try:
-                download_url(mirror + filename, scratch, filename, md5)
-                found = Path(scratch, filename).stat().st_size
-                if size is not None and found != size:
-                    raise OSError(f"expected {size} bytes, found {found}")
-            except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: the checksum is wrong
-                failures.append(f"{mirror}{filename}: {error}")
-                continue
-            folder.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(scratch, filename), folder / filename)
+    for mirror in mirrors:
+        try:
+            with replacing(folder / filename) as temporary, _giving_up_on_silence():
+                download_url(mirror + filename, str(folder), temporary.name, md5)
+                if size is not None and temporary.stat().st_size != size:
+                    raise OSError(f"expected {size} bytes, found {temporary.stat().st_size}")
             return
+        except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: the checksum is wrong
+            failures.append(f"{mirror}{filename}: {error}")
     raise OSError("; ".join(failures))
 
 

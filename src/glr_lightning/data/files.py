@@ -1,19 +1,18 @@
-"""The files of a data set, in a folder or in an archive. Archives are read as streams and never unpacked to disk.
+"""The files of a data set, in a folder or in an archive that is read as a stream and never unpacked to disk.
 
-Nothing that is read can lie outside the folder or the archive: links and special files are refused by name, and so are
-members of an archive with an absolute path or `..`, members that are there twice, encrypted ones, and more bytes than
-`Bounds` allows.
+Names are keys, not paths: nothing outside the folder or the archive is read or written. Links, special files, names
+that point outside, names that occur twice and archives that unpack to more bytes than they may are refused, because no
+published archive is like that.
 """
 
 import gzip
 import hashlib
 import lzma
 import os
-import re
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,22 +21,13 @@ from typing import IO, Any
 from glr_lightning.data.idx import damaged
 from glr_lightning.errors import DataError
 
-BLOCK = 2**18  # bytes of a stream that are unpacked at once
-LONGEST_HEADER = 2**16  # bytes; of a tar's headers that have a content, a long name or a list of attributes
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What an archive may hold at most: files, bytes of one file, bytes altogether, unpacked."""
-
-    files: int
-    file_bytes: int
-    total_bytes: int
+BLOCK = 2**18
+"""Bytes of a stream that are unpacked at once."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """names: of all files, relative to the top. read: the content of one of them; raises DataError."""
+    """The names of all files relative to the top, and a function that reads one of them or raises DataError."""
 
     place: Path
     names: Collection[str]
@@ -45,14 +35,14 @@ class Files:
 
 
 @contextmanager
-def opened(place: Path, *, top: str, wanted: Callable[[str], bool], bounds: Bounds) -> Iterator[Files]:
-    """The files of a folder, or of a zip, tar, tar.gz or tar.xz (told apart by their first bytes).
+def opened(place: Path, *, top: str, wanted: Callable[[str], bool], most: int) -> Iterator[Files]:
+    """Open a folder, or a zip, tar, tar.gz or tar.xz, told apart by their first bytes.
 
     Args:
         place: the folder or the archive.
         top: an archive's files may lie in a folder of this name, which is then no part of their names.
-        wanted: of a name, whether the file is needed; of a tar, which can be read only once, these are held in memory.
-        bounds: what an archive may hold.
+        wanted: whether a file is needed, by its name. A tar can be read only once: these are held in memory.
+        most: the most bytes that an archive may unpack to.
 
     Raises:
         DataError: if `place` cannot be read, is damaged, or holds what is refused.
@@ -66,19 +56,22 @@ def opened(place: Path, *, top: str, wanted: Callable[[str], bool], bounds: Boun
             start = file.read(6)
     except OSError as error:
         raise _unreadable(place, error) from error
-    members = _Members(place, top, bounds)
     if start.startswith(b"PK"):
-        with _zip(place, members, wanted) as files:
+        with _zip(place, top, wanted, most) as files:
             yield files
     else:
         openers: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
         unpack = next((opener for magic, opener in openers.items() if start.startswith(magic)), open)
-        yield _tar(place, members, wanted, unpack)
+        yield _tar(place, top, wanted, most, unpack)
 
 
 def walked(folder: Path, wanted: Callable[[str], bool], above: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """(name relative to the folder, size and times) of all files that are wanted; folders are entered if
-    `wanted("folder/")`.
+    """Yield (name relative to the folder, size and times) of all files that are wanted.
+
+    Args:
+        folder: the folder.
+        wanted: whether a file is needed, by its name; folders are entered if `wanted("folder/")`.
+        above: what the names begin with.
 
     Raises:
         DataError: for a link or a special file that is wanted, or a folder that cannot be read.
@@ -91,8 +84,7 @@ def walked(folder: Path, wanted: Callable[[str], bool], above: str = "") -> Iter
                 if not wanted(f"{name}/" if is_folder else name):
                     continue
                 if entry.is_symlink() or not (is_folder or entry.is_file()):
-                    kind = "a link" if entry.is_symlink() else "a special file"
-                    raise _refused(folder, entry.name, f"it is {kind}; only files and folders are read")
+                    raise _refused(folder, entry.name, "it is a link or a special file")
                 if is_folder:
                     yield from walked(Path(entry.path), wanted, f"{name}/")
                 else:
@@ -102,7 +94,7 @@ def walked(folder: Path, wanted: Callable[[str], bool], above: str = "") -> Iter
 
 
 def identity(place: Path, wanted: Callable[[str], bool]) -> str:
-    """Hex digits that change with the content of a folder or archive, from names, sizes and times of modification."""
+    """Return hex digits that change with the names, sizes and times of the files of a folder, or of an archive."""
     try:
         found = walked(place, wanted) if place.is_dir() else [(place.name, place.stat())]
         lines = sorted(f"{name}\t{info.st_size}\t{info.st_mtime_ns}" for name, info in found)
@@ -111,66 +103,26 @@ def identity(place: Path, wanted: Callable[[str], bool]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-class _Members:
-    """Looks at every member of an archive before it is read."""
-
-    def __init__(self, archive: Path, top: str, bounds: Bounds) -> None:
-        self.archive, self.top, self.bounds = archive, top, bounds
-        self._names: set[str] = set()
-        self._bytes = 0
-
-    def admit(self, path: str, size: int, *, is_folder: bool) -> str:
-        """The name of a file or a folder. Raises DataError if it is refused."""
-        parts = PurePosixPath(path).parts
-        if path.startswith("/") or ".." in parts or re.search(r"\\|\0|^[A-Za-z]:", path):
-            raise _refused(self.archive, path, "it may lie outside the archive")
-        name = "/".join(parts[1:] if parts[:1] == (self.top,) else parts)
-        if is_folder:
-            return name
-        if name in self._names:
-            raise _refused(self.archive, path, "it is there twice")
-        self._names.add(name)
-        self._bytes += size
-        if size > self.bounds.file_bytes:
-            raise _refused(self.archive, path, f"it has {size} bytes, {self.bounds.file_bytes} are the most")
-        if self._bytes > self.bounds.total_bytes or len(self._names) > self.bounds.files:
-            raise self.too_much()
-        return name
-
-    def refuse(self, path: str, why: str) -> DataError:
-        return _refused(self.archive, path, why)
-
-    def too_much(self) -> DataError:
-        return DataError(
-            f"{self.archive} is refused: it unpacks to more than {self.bounds.total_bytes} bytes or "
-            f"{self.bounds.files} files, far more than the data set has. Get the published archive."
-        )
-
-
 @contextmanager
-def _zip(archive: Path, members: _Members, wanted: Callable[[str], bool]) -> Iterator[Files]:
+def _zip(archive: Path, top: str, wanted: Callable[[str], bool], most: int) -> Iterator[Files]:
     try:
         file = zipfile.ZipFile(archive)
     except Exception as error:  # zipfile reports damage in many ways
         raise damaged(archive, "a complete zip file", _words(error)) from error
     with file:
+        if sum(info.file_size for info in file.infolist()) > most:
+            raise _too_much(archive, most)
         found: dict[str, zipfile.ZipInfo] = {}
         for info in file.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise members.refuse(info.filename, "it is a link or a device; only files and folders are read")
-            if info.flag_bits & 1:
-                raise members.refuse(info.filename, "it is encrypted")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
-                raise members.refuse(info.filename, "it is compressed by another method than deflate")
-            name = members.admit(info.orig_filename, info.file_size, is_folder=info.is_dir())
+            special = stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
+            name = _name(archive, info.filename, top, special, found)
             if wanted(name) and not info.is_dir():
                 found[name] = info
 
         def read(name: str) -> bytes:
             try:
                 with file.open(found[name]) as stream:
-                    # a size, since without one all is unpacked first, also what is beyond the size that was admitted
+                    # a size: without one all is unpacked first, also what is beyond the size that it declares
                     return stream.read(found[name].file_size)
             except Exception as error:
                 raise damaged(archive / name, "a complete member of the zip file", _words(error)) from error
@@ -178,25 +130,8 @@ def _zip(archive: Path, members: _Members, wanted: Callable[[str], bool]) -> Ite
         yield Files(archive, found.keys(), read)
 
 
-HEADERS = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-
-
 class _Member(tarfile.TarInfo):
-    """A header that is no header ends a tar silently in tarfile, as if its rest were not there; here it is an error. So
-    is one that is followed by more than `LONGEST_HEADER` bytes of its own, which tarfile would hold in memory."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
-        member = super().frombuf(buf, encoding, errors)
-        if member.type in HEADERS and member.size > LONGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {member.size} bytes, {LONGEST_HEADER} are the most")
-        return member
+    """A member of a tar. A spoilt header is an error; tarfile takes it for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Member":
@@ -211,33 +146,30 @@ class _Member(tarfile.TarInfo):
 class _Bounded:
     """A stream that gives no more than so many bytes, whatever it unpacks to."""
 
-    def __init__(self, stream: IO[bytes], members: _Members) -> None:
-        self._stream, self._members = stream, members
-        # a tar has, beside each file, a header of 512 bytes and padding to as much
-        self._left = members.bounds.total_bytes + 2048 * members.bounds.files
+    def __init__(self, archive: Path, stream: IO[bytes], most: int) -> None:
+        self._archive, self._stream, self._most = archive, stream, most
+        self._given = 0
 
     def read(self, size: int) -> bytes:
         chunk = self._stream.read(min(size, BLOCK))
-        self._left -= len(chunk)
-        if self._left < 0:
-            raise self._members.too_much()
+        self._given += len(chunk)
+        if self._given > self._most:
+            raise _too_much(self._archive, self._most)
         return chunk
 
 
-def _tar(archive: Path, members: _Members, wanted: Callable[[str], bool], unpack: Callable[..., Any]) -> Files:
+def _tar(archive: Path, top: str, wanted: Callable[[str], bool], most: int, unpack: Callable[..., Any]) -> Files:
     contents: dict[str, bytes] = {}
     try:
         with unpack(archive, "rb") as stream:
-            bounded = _Bounded(stream, members)
+            bounded = _Bounded(archive, stream, most)
             with tarfile.open(fileobj=bounded, mode="r|", bufsize=BLOCK, tarinfo=_Member) as file:  # type: ignore[call-overload]
                 for member in file:
-                    if not (member.isdir() or member.isreg()) or member.issparse():
-                        kind = "a link" if member.islnk() or member.issym() else "a device or another special file"
-                        raise members.refuse(member.name, f"it is {kind}; only files and folders are read")
-                    name = members.admit(member.name, member.size, is_folder=member.isdir())
+                    special = not (member.isdir() or member.isreg()) or member.issparse()
+                    name = _name(archive, member.name, top, special, contents)
                     if wanted(name) and member.isreg():
                         contents[name] = file.extractfile(member).read()
-                    file.members.clear()  # else it keeps every header, of any number of folders too
+                    file.members.clear()  # it would keep every header
             while bounded.read(BLOCK):  # the checksum is at the very end
                 pass
     except DataError:
@@ -245,6 +177,26 @@ def _tar(archive: Path, members: _Members, wanted: Callable[[str], bool], unpack
     except Exception as error:  # tarfile, lzma and gzip report damage in many ways
         raise damaged(archive, "a complete tar file (plain, gz or xz) or zip file", _words(error)) from error
     return Files(archive, contents.keys(), contents.__getitem__)
+
+
+def _name(archive: Path, path: str, top: str, special: bool, known: Container[str]) -> str:
+    """Return the name of a member of an archive. Raises DataError if it is refused."""
+    parts = PurePosixPath(path).parts
+    name = "/".join(parts[1:] if parts[:1] == (top,) else parts)
+    if special:
+        raise _refused(archive, path, "it is a link or a special file")
+    if path.startswith("/") or ".." in parts:
+        raise _refused(archive, path, "it may lie outside the archive")
+    if name in known:
+        raise _refused(archive, path, "it is there twice")
+    return name
+
+
+def _too_much(archive: Path, most: int) -> DataError:
+    return DataError(
+        f"{archive} is refused: it unpacks to more than {most} bytes, far more than the data set has. "
+        "Get the published archive."
+    )
 
 
 def _content(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Reading idx files, the format of MNIST and its relatives, plain or gzipped; gzipped ones are unpacked in memory."""
+"""The idx files of MNIST and its relatives, plain or gzipped; gzipped ones are unpacked in memory."""
 
 import gzip
 import math
@@ -14,7 +14,7 @@ REMEDY = "Delete this file and get it again (data.download=true does, where ther
 
 
 def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
-    """The tensor [N, *item_shape] uint8 that an idx file holds; a name that ends in .gz means gzip.
+    """Return the tensor [N, *item_shape] uint8 that an idx file holds; a name that ends in .gz means gzip.
 
     An idx file is 2 zero bytes, the type (8: unsigned byte), the number of dimensions, each dimension as a
     big-endian 32-bit number, and then the data, last dimension fastest.
@@ -40,12 +40,12 @@ def read_idx(path: Path, item_shape: tuple[int, ...]) -> Tensor:
 
 
 def damaged(path: Path | str, expected: str, found: str) -> DataError:
-    """The error for a file that is there but is not what it should be."""
+    """Return the error for a file that is there but is not what it should be."""
     return DataError(f"{path} is damaged: expected {expected}, found {found}. {REMEDY}")
 
 
 def _content(path: Path) -> bytearray:
-    """The whole file, unpacked; a bytearray because torch wants writable memory."""
+    """Return the whole file, unpacked; a bytearray because torch wants writable memory."""
     try:
         content = path.read_bytes()
         return bytearray(gzip.decompress(content) if path.suffix == ".gz" else content)

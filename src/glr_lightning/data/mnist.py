@@ -1,4 +1,4 @@
-"""MNIST, and what it shares with the data sets that are published in the same four files."""
+"""MNIST, and the base of the data sets that are published in the same four files."""
 
 import hashlib
 from abc import abstractmethod
@@ -13,21 +13,21 @@ from glr_lightning.data.download import fetch
 from glr_lightning.data.idx import REMEDY, read_idx
 from glr_lightning.errors import DataError
 
-# md5 of the label bytes. The data sets' files bear the same names, and a folder of one is easily taken for another's.
 LABELS_OF = {
     "e86ee40d66677c011a9abda399ec8c4d": "MNIST",
     "073c3904dfbd3e141ff8aa01cfde6b15": "MNIST",
     "3236f6424fc25388b2834cb19942cf7e": "FashionMNIST",
     "8dea97a4e78c1bd1b5a6e8efbb870b6e": "FashionMNIST",
 }
+"""Data set by the md5 of its label bytes; the files have the same names, so folders are easily mistaken."""
 
 
 class MNISTLike(PublishedImages):
     """28 x 28 grey images in the four idx files of MNIST, plain or gzipped.
 
     The two files of a split are looked for, together, in `root/<published name>/raw` (where torchvision keeps
-    them), `root/raw` and `root`. What is missing is downloaded to the first of these, with the addresses and
-    checksums that torchvision declares, if `download` is true.
+    them), `root/raw` and `root`. If `download` is true, missing files are downloaded to the first of these, with the
+    addresses and checksums that torchvision declares.
     """
 
     classes = 10
@@ -40,11 +40,11 @@ class MNISTLike(PublishedImages):
     @property
     @abstractmethod
     def published(self) -> type[torchvision.datasets.MNIST]:
-        """torchvision's class of the data set, for the facts that it declares: its name, mirrors and checksums."""
+        """The data set's class in torchvision, which declares its name, mirrors and checksums."""
 
     @final
     def prepare_data(self) -> None:
-        """Downloads, if `download` is true, the files of each split that no folder has in full.
+        """Download, if `download` is true, the files of each split that no folder has in full.
 
         Raises:
             DataError: if a file cannot be fetched.
@@ -60,7 +60,7 @@ class MNISTLike(PublishedImages):
 
     @final
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Images [N, 1, 28, 28] uint8 and labels [N] int64, from the first folder that has both files."""
+        """Return images [N, 1, 28, 28] uint8 and labels [N] int64, from the first folder that has both files."""
         found = self._find(train)
         if found is None:
             raise self._not_there(train, "prepare_data() comes first" if self.download else "data.download is false")
@@ -80,14 +80,15 @@ class MNISTLike(PublishedImages):
         return images.unsqueeze(1), labels.long()
 
     def _files(self, train: bool) -> list[tuple[str, str]]:
-        """(name of the gz file, md5) of the images and of the labels."""
-        return self.published.resources[:2] if train else self.published.resources[2:]
+        """Return (name of the gz file, md5) of the images and of the labels."""
+        resources: list[tuple[str, str]] = self.published.resources
+        return resources[:2] if train else resources[2:]
 
     def _missing(self, train: bool, folder: Path) -> list[tuple[str, str]]:
         return [(name, md5) for name, md5 in self._files(train) if _either(folder, name) is None]
 
     def _find(self, train: bool) -> tuple[Path, Path] | None:
-        """The images' and the labels' file, both from the first folder that has both."""
+        """Return the files of the images and of the labels, from the first folder that has both."""
         for folder in self.folders:
             images, labels = (_either(folder, name) for name, _ in self._files(train))
             if images is not None and labels is not None:
@@ -115,6 +116,6 @@ class MNIST(MNISTLike):
 
 
 def _either(folder: Path, name: str) -> Path | None:
-    """The unpacked file if it is in the folder, else the gzipped one, else None."""
+    """Return the unpacked file if it is in the folder, else the gzipped one, else None."""
     candidates = (folder / name.removesuffix(".gz"), folder / name)
     return next((path for path in candidates if path.is_file()), None)

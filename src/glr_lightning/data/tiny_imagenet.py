@@ -8,14 +8,11 @@ images have no labels.
 import hashlib
 import json
 import os
-import re
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -23,24 +20,19 @@ from glr_lightning.data import pixel_cache
 from glr_lightning.data.base import PublishedImages, resized
 from glr_lightning.data.decoding import decode
 from glr_lightning.data.download import fetch
-from glr_lightning.data.files import Bounds, Files, identity, opened
-from glr_lightning.data.idx import damaged
+from glr_lightning.data.files import Files, identity, opened
 from glr_lightning.data.pixel_cache import Sets
+from glr_lightning.data.tiny_imagenet_layout import ANNOTATIONS, TOP, WNIDS, Listing, is_needed, is_wnid
 from glr_lightning.errors import ConfigurationError, DataError
 from glr_lightning.terminal import console, progress_bar, say
 
-TOP = "tiny-imagenet-200"
-# the published file; size and md5 are of the copy at this address
 URL, ARCHIVE, SIZE, MD5 = "http://cs231n.stanford.edu/", f"{TOP}.zip", 248_100_043, "90528d7ca1a48142e341f4ef8d21d0de"
+"""The published file, with the size in bytes and the checksum of the copy at this address."""
 ARCHIVES = (ARCHIVE, f"{TOP}.tar", f"{TOP}.tar.gz", f"{TOP}.tar.xz")
 SUFFIXES = tuple(Path(name).suffix for name in ARCHIVES)
-# the published one has 120,206 files, the largest of 2.7 MB, and 0.3 GB
-BOUNDS = Bounds(files=250_000, file_bytes=2**24, total_bytes=2**30)
-WNIDS, ANNOTATIONS = "wnids.txt", "val/val_annotations.txt"
+MOST_BYTES = 2**30
+"""The most that an archive may unpack to; the published one has 0.3 GB."""
 SIDE = 64
-_NEEDED = re.compile(
-    rf"{re.escape(WNIDS)}|train/([^/]+/(images/([^/]+\.JPEG)?)?)?|val/({re.escape(ANNOTATIONS[4:])}|images/([^/]+\.JPEG)?)?"
-)
 
 
 class TinyImageNetLike(PublishedImages):
@@ -49,20 +41,20 @@ class TinyImageNetLike(PublishedImages):
     `root` is the folder `tiny-imagenet-200`, a folder that holds it (or the same as a .zip, .tar, .tar.gz or .tar.xz),
     or such an archive itself. The published zip is downloaded to `root` if there is nothing and `download` is true.
 
-    The images are decoded once, into one file of raw pixels that is mapped into memory later on. Another choice of
-    classes, colour or size has a file of its own, and so have data whose files' names, sizes or times differ; these
-    files may be deleted at any time.
-
-    Args:
-        root, batch_size, download and others: see ImageDataModule and PublishedImages.
-        wnids: the classes, as WordNet ids such as n01443537, in their order; None: the first ones of wnids.txt.
-        grey: one channel, the luma of ITU-R 601 (0.299 R + 0.587 G + 0.114 B), in place of three. It is taken before
-            images are resized.
-        resize: as for all data sets; done before the pixels are stored.
-        cache: folder of the decoded pixels; None: `root`, or where that cannot be written the user's cache folder.
+    The images are decoded once, into one file of raw pixels that is mapped into memory from then on. Each choice of
+    classes, colour and size has its own file, and so has each version of the data, told by names, sizes and times of
+    files. These files may be deleted at any time.
 
     The order of the labels is that of `wnids` or of wnids.txt. Training images are sorted by class and name, test
     images come in the order of val_annotations.txt.
+
+    Args:
+        root: see above.
+        wnids: the classes, as WordNet ids such as n01443537, in their order; None: the first ones of wnids.txt.
+        grey: one channel, the luma of ITU-R 601 (0.299 R + 0.587 G + 0.114 B), in place of three; taken before images
+            are resized.
+        cache: folder of the decoded pixels; None: `root`, or the user's cache folder if that cannot be written.
+        options: see PublishedImages; `resize` is done before the pixels are stored.
     """
 
     native_shape = (3, SIDE, SIDE)
@@ -91,7 +83,7 @@ class TinyImageNetLike(PublishedImages):
 
     @final
     def prepare_data(self) -> None:
-        """Downloads the archive if there is none and `download` is true, and decodes it if that has not been done.
+        """Download the archive if there is none and `download` is true, and decode it if that has not been done.
 
         Raises:
             DataError: if the data are not there, damaged or refused, or cannot be written.
@@ -107,14 +99,14 @@ class TinyImageNetLike(PublishedImages):
 
     @final
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Images [N, *image_shape] uint8, mapped into memory, and labels [N] int64."""
+        """Return images [N, *image_shape] uint8, mapped into memory, and labels [N] int64."""
         return self._open()[train]
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_sets": None}
 
     def _open(self) -> Sets:
-        """Both sets, mapped into memory; to look for them takes a part of a second where the source is a folder."""
+        """Return both sets, mapped into memory; the search takes a fraction of a second if the source is a folder."""
         if self._sets is None:
             self._sets = self._found_or_decoded()
         return self._sets
@@ -123,20 +115,20 @@ class TinyImageNetLike(PublishedImages):
         source = self._source()
         if source is None:
             raise self._not_there("prepare_data() comes first" if self.download else "data.download is false")
-        about = [identity(source, _is_needed), self.wnids, self.classes, self.grey, self.image_shape]
+        about = [identity(source, is_needed), self.wnids, self.classes, self.grey, self.image_shape]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         folders = self._cache_folders()
         for folder in folders:
             found = pixel_cache.load(folder / self._cache_name(key), key)
             if found is not None:
                 return found
-        with opened(source, top=TOP, wanted=_is_needed, bounds=BOUNDS) as files:
+        with opened(source, top=TOP, wanted=is_needed, most=MOST_BYTES) as files:
             listing = Listing.of(files, self.wnids, self.classes)
             failures = []
             for folder in folders:
                 path = folder / self._cache_name(key)
                 try:
-                    with closing(self._decoded(files, listing)) as batches:  # whatever fails, no process is left
+                    with closing(self._decoded(files, listing)) as batches:  # whatever fails, the bar ends
                         pixel_cache.save(path, key, listing.labels, self.image_shape, batches)
                 except OSError as error:
                     failures.append(f"{folder.absolute()}: {error.strerror or error}")
@@ -152,7 +144,7 @@ class TinyImageNetLike(PublishedImages):
         )
 
     def _source(self) -> Path | None:
-        """The folder of the published layout, or the archive."""
+        """Return the folder of the published layout, or the archive."""
         if self.root.is_file():
             return self.root
         if (self.root / TOP).is_dir():
@@ -163,7 +155,7 @@ class TinyImageNetLike(PublishedImages):
         return next((self.root / name for name in ARCHIVES if (self.root / name).is_file()), None)
 
     def _cache_folders(self) -> list[Path]:
-        """Where the decoded pixels may be, in order of preference."""
+        """Return the folders that the decoded pixels may be in, in order of preference."""
         if self.cache is not None:
             return [self.cache]
         user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -173,7 +165,7 @@ class TinyImageNetLike(PublishedImages):
         return f"{self.name}-{key[:16]}.pixels"
 
     def _tell_of_others(self, path: Path) -> None:
-        """They are of other settings or of data that have changed since; which ones are needed only the user knows."""
+        """Tell how much the files of other settings and earlier data take; only the user knows which are needed."""
         with suppress(OSError):  # another process may remove them meanwhile
             others = [other.stat().st_size for other in path.parent.glob(self._cache_name("*")) if other != path]
             if others:
@@ -182,15 +174,12 @@ class TinyImageNetLike(PublishedImages):
                     f"{sum(others) / 1e9:.2f} GB, of other settings or earlier data; what is not needed may be deleted."
                 )
 
-    def _decoded(self, files: Files, listing: "Listing") -> Generator[Tensor, None, None]:
-        """Batches [n, *image_shape] uint8 of all images, in order."""
+    def _decoded(self, files: Files, listing: Listing) -> Generator[Tensor, None, None]:
+        """Yield batches [n, *image_shape] uint8 of all images, in order."""
         columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(f"decoding {self.name}, once"))
-        with (
-            progress_bar(*columns, enabled=console.is_terminal) as bar,
-            closing(decode(files, listing.names, side=SIDE, mode="L" if self.grey else "RGB")) as batches,
-        ):
+        with progress_bar(*columns, enabled=console.is_terminal) as bar:
             task = bar.add_task("", total=len(listing.names))
-            for pixels in batches:
+            for pixels in decode(files, listing.names, side=SIDE, mode="L" if self.grey else "RGB"):
                 yield pixels if self.resize is None else resized(pixels, self.resize)
                 bar.advance(task, len(pixels))
 
@@ -219,111 +208,8 @@ class TinyImageNet10(TinyImageNetLike):
     classes = 10
 
 
-@dataclass(frozen=True)
-class Listing:
-    """names: of all image files, those of the training set first. labels: {train?: [N] int64}."""
-
-    names: list[str]
-    labels: dict[bool, Tensor]
-
-    @classmethod
-    def of(cls, files: Files, wnids: Sequence[str] | None, classes: int) -> "Listing":
-        """What the published layout says of the classes asked for; wnids=None: of the first `classes` ones.
-
-        Raises:
-            DataError: if something is missing, there twice, or not what the layout demands.
-        """
-        known = _known_wnids(files)
-        if wnids is None and len(known) < classes:
-            raise damaged(files.place / WNIDS, f"at least {classes} classes", f"{len(known)}")
-        chosen = list(known[:classes] if wnids is None else wnids)
-        unknown = [wnid for wnid in chosen if wnid not in known]
-        if unknown:
-            raise DataError(
-                f"data.wnids has {', '.join(unknown)}, which {files.place / WNIDS} does not list; it has {known[0]} "
-                f"and {len(known) - 1} others. Set data.wnids=[...] to some of these."
-            )
-        label_of = {wnid: label for label, wnid in enumerate(chosen)}
-        train: list[tuple[str, int]] = [
-            (name, label_of[name.split("/")[1]])
-            for name in files.names
-            if name.startswith("train/") and name.split("/")[1] in label_of
-        ]
-        train.sort(key=lambda image: (image[1], image[0]))
-        test = [(name, label_of[wnid]) for name, wnid in _annotations(files, known).items() if wnid in label_of]
-        for where, images in (("train/{wnid}/images", train), (ANNOTATIONS, test)):
-            empty = label_of.keys() - {chosen[label] for _, label in images}
-            if empty:
-                place = files.place / where.format(wnid=min(empty))
-                raise damaged(place, f"at least one image (*.JPEG) of the class {min(empty)}", "none")
-        labels = {
-            is_train: torch.tensor([label for _, label in part]) for is_train, part in ((True, train), (False, test))
-        }
-        return cls([name for name, _ in train + test], labels)
-
-
-def _known_wnids(files: Files) -> list[str]:
-    """The classes in the order of wnids.txt."""
-    if WNIDS not in files.names:
-        raise damaged(files.place, f"the list of classes {WNIDS}, at the top or in a folder {TOP}", "no such file")
-    known = _lines(files, WNIDS)
-    place = files.place / WNIDS
-    for number, wnid in enumerate(known, 1):
-        if not _is_wnid(wnid):
-            raise damaged(place, f"a WordNet id such as n01443537 in line {number}", repr(wnid))
-        if wnid in known[: number - 1]:
-            raise damaged(place, "every class once", f"{wnid} a second time in line {number}")
-    if not known:
-        raise damaged(place, "WordNet ids", "an empty file")
-    return known
-
-
-def _annotations(files: Files, known: Sequence[str]) -> dict[str, str]:
-    """{name of a test image: its class}, in the order of val_annotations.txt."""
-    place = files.place / ANNOTATIONS
-    if ANNOTATIONS not in files.names:
-        raise damaged(files.place, f"the classes of the test images, {ANNOTATIONS}", "no such file")
-    wnid_of: dict[str, str] = {}
-    for number, line in enumerate(_lines(files, ANNOTATIONS), 1):
-        filename, *rest = line.split("\t")
-        if not rest or not filename.endswith(".JPEG") or "/" in filename:
-            raise damaged(place, f"NAME.JPEG<tab>WNID in line {number}", repr(line))
-        name, wnid = f"val/images/{filename}", rest[0]
-        if wnid not in known:
-            raise damaged(place, f"a class of {WNIDS} in line {number}", repr(wnid))
-        if name in wnid_of:
-            raise damaged(place, "every image once", f"{filename} a second time in line {number}")
-        wnid_of[name] = wnid
-    images = {name for name in files.names if name.startswith("val/images/")}
-    for name in sorted(wnid_of.keys() - images)[:1]:
-        raise damaged(place, "lines of images that are there", f"{name}, which is not")
-    for name in sorted(images - wnid_of.keys())[:1]:
-        raise damaged(place, "a line for every image in val/images", f"none for {name}")
-    return wnid_of
-
-
-def _lines(files: Files, name: str) -> list[str]:
-    try:
-        return files.read(name).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise damaged(files.place / name, "text (UTF-8)", f"{error}") from error
-
-
-def _is_needed(name: str) -> bool:
-    return _NEEDED.fullmatch(name) is not None
-
-
-def _is_wnid(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"n\d{8}", value) is not None
-
-
 def _checked_wnids(wnids: object) -> Sequence[str]:
-    if (
-        not isinstance(wnids, list | tuple)
-        or not wnids
-        or not all(map(_is_wnid, wnids))
-        or len(set(wnids)) < len(wnids)
-    ):
+    if not isinstance(wnids, list | tuple) or not wnids or not all(map(is_wnid, wnids)) or len(set(wnids)) < len(wnids):
         raise ConfigurationError(
             f"data.wnids must be null or a list of different WordNet ids such as n01443537; it is {wnids!r}. Set "
             "data.wnids=[n01443537,n01629819]."
