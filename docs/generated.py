@@ -65,7 +65,7 @@ def groups(conf: Path = CONF) -> list[str]:
     return sorted(found - nested - {"."})
 
 
-SORTED_INTO = ("experiment",)
+SORTED_INTO = ("experiment", "method", "setting")
 """Groups whose subfolders only sort their options, as in experiment=paper/lrt; other subfolders are groups."""
 
 

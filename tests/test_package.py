@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from glr_lightning import __version__
 from glr_lightning.cli import diagnose, evaluate, report, train
-from glr_lightning.config import CONF_DIR
 from tests.checks.cli_runner import run_cli
 
 ROOT = Path(__file__).parents[1]
@@ -53,15 +54,25 @@ def test_the_plain_torch_loop_of_the_readme_runs_and_learns() -> None:
     assert len(predictions.unique()) == 10
 
 
-def test_the_readme_names_every_option_of_every_group() -> None:
-    table = README[README.index("## Configuration") : README.index("## Extending it")]
-    groups = {path for path in Path(CONF_DIR).iterdir() if path.is_dir()}
-    for group in groups:
-        assert f"| `{group.name}` |" in table, group.name
-        row = next(line for line in table.splitlines() if line.startswith(f"| `{group.name}` |"))
-        for option in group.glob("*.yaml"):
-            if (group.name, option.stem) != ("noise", "uniform"):  # there to be refused
-                assert f"`{option.stem}`" in row, f"{group.name}={option.stem}"
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 110
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)
+    assert len(links) > 20
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_citation_names_this_version_and_the_three_papers() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert citation["license"] == "MIT"
+    assert [paper["year"] for paper in citation["references"]] == [2022, 2020, 2024]
+
+
+def test_the_changelog_has_dates_and_begins_with_this_version() -> None:
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert headings[0].startswith(__version__)
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", heading) for heading in headings)
 
 
 ENTRY_POINTS = {"train": train.main, "evaluate": evaluate.main, "report": report.main, "diagnose": diagnose.main}
