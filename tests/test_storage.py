@@ -21,13 +21,18 @@ def test_a_reader_meets_the_old_file_until_the_new_one_is_whole(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def fail(path: Path, failure: type[BaseException]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        raise failure
+
+
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError, ValueError])
 def test_a_failure_leaves_the_old_file_and_no_folder(tmp_path: Path, failure: type[BaseException]) -> None:
     (tmp_path / "file").write_text("old")
     for path in (tmp_path / "file", tmp_path / "new" / "deep" / "file"):
-        with pytest.raises(failure), replacing(path) as temporary:
-            temporary.write_text("half")
-            raise failure
+        with pytest.raises(failure):
+            fail(path, failure)
     assert [path.name for path in tmp_path.rglob("*")] == ["file"]
     assert (tmp_path / "file").read_text() == "old"
 

@@ -23,6 +23,7 @@ from glr_lightning.validation import (
     Scale,
     Seed,
     Share,
+    Size,
     checked,
     checked_arguments,
 )
@@ -244,3 +245,25 @@ def test_declaring_hints_does_not_import_pydantic() -> None:
     code = "import sys, glr_lightning.validation; print('pydantic' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+class Base:
+    def __init__(self, *, size: Size, seed: Seed = 0) -> None:
+        self.size, self.seed = size, seed
+
+
+class Middle(Base):
+    """Has no constructor of its own."""
+
+
+class Wide(Middle):
+    def __init__(self, *, grey: bool = False, **options: Any) -> None:
+        super().__init__(size=3, **options)
+        self.grey = grey
+
+
+def test_options_that_a_constructor_passes_on_are_checked_against_the_hints_of_its_base() -> None:
+    assert checked_arguments(Wide, {"grey": True, "seed": 1}, "data", complete=True) == {"grey": True, "seed": 1}
+    with pytest.raises(ConfigurationError) as caught:
+        checked_arguments(Wide, {"seed": -1}, "data")
+    assert caught.value.option == "data.seed"

@@ -121,8 +121,9 @@ def checked_arguments(
                 f"{_name(target)} has no option {name!r}.{_closest(name, known)} {_list_of(known)}", option=option
             )
     if complete:
-        for name, parameter in known.items():
-            if parameter.default is inspect.Parameter.empty and name not in arguments:
+        for name in known.keys() & _signature(target).keys() - arguments.keys():
+            parameter = known[name]
+            if parameter.default is inspect.Parameter.empty:
                 option = f"{where}.{name}" if where else name
                 raise ConfigurationError(
                     f"{option} must be given; it is {parameter.allowed or 'an option without a default'}.",
@@ -164,14 +165,22 @@ class _Parameter:
 
 @functools.cache
 def _parameters(target: Callable[..., Any]) -> dict[str, _Parameter]:
-    """The parameters that may be given by keyword."""
+    """The parameters that may be given by keyword, those that a constructor passes on to its base included."""
     hints = _hints(target)
-    found = {}
+    found = dict(_parameters(base)) if (base := _base_that_gets_the_rest(target)) else {}
     for name, parameter in _signature(target).items():
         if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             hint = hints[name] if name in hints else _hint_of_default(parameter.default)
             found[name] = _Parameter(hint, parameter.default)
     return found
+
+
+def _base_that_gets_the_rest(target: Callable[..., Any]) -> type | None:
+    """The class whose constructor `super().__init__(**options)` calls, if that of a class takes any keyword."""
+    if not isinstance(target, type) or not _takes_any_keyword(target):
+        return None
+    constructors = [base for base in target.__mro__[:-1] if "__init__" in vars(base)]
+    return constructors[1] if len(constructors) > 1 else None
 
 
 def _signature(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -126,9 +126,10 @@ def test_every_data_set_has_it_and_leaves_it_off(name: str) -> None:
 
 @pytest.mark.parametrize(("option", "value"), [("flip", 1), ("flip", None), ("crop", -1), ("crop", 4), ("crop", True)])
 def test_refuses_an_option_out_of_range(option: str, value: object) -> None:
-    with pytest.raises(ConfigurationError, match=rf"data\.{option} must be .*; it is {value!r}"):
+    with pytest.raises(ConfigurationError) as caught:
         toy(**{option: value})
-    with pytest.raises(ConfigurationError, match="from 0 to 1; it is 2"):
+    assert (caught.value.option or "").removeprefix("data.") == option
+    with pytest.raises(ConfigurationError, match="less than the 2 pixels of an image, got 2"):
         toy(resize=2, crop=2)
 
 

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from glr_lightning.config import build
 from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, download, mnist
 from glr_lightning.data.batches import Shuffled
 from glr_lightning.errors import ConfigurationError, DataError
@@ -76,8 +77,19 @@ def numbers(images: Tensor) -> list[int]:
     ],
 )
 def test_refuses_an_argument_out_of_range(option: str, value: object) -> None:
-    with pytest.raises(ConfigurationError, match=rf"{option} must be .*; it is .*Set .*{option}="):
+    with pytest.raises(ConfigurationError) as caught:
         toy(**{option: value})
+    assert caught.value.option == option
+    with pytest.raises(ConfigurationError) as caught:
+        build({"_target_": "glr_lightning.data.Digits", "batch_size": 4, option: value}, where="data")
+    assert caught.value.option == f"data.{option}"
+
+
+def test_an_unknown_option_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="colour"):
+        build({"_target_": "glr_lightning.data.Digits", "batch_size": 4, "colour": 1}, where="data")
+    with pytest.raises(ConfigurationError, match="colour"):
+        build({"_target_": "glr_lightning.data.MNIST", "root": "x", "batch_size": 4, "colour": 1}, where="data")
 
 
 def test_refuses_a_share_that_leaves_nothing() -> None:
@@ -87,7 +99,7 @@ def test_refuses_a_share_that_leaves_nothing() -> None:
 
 
 def test_refuses_an_unknown_split_and_a_validation_split_that_is_not_there() -> None:
-    with pytest.raises(ConfigurationError, match="train, val or test; it is 'dev'"):
+    with pytest.raises(ConfigurationError, match="train, val or test, got 'dev'"):
         toy().split("dev")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"data\.validation=0 holds none out"):
         toy().split("val")
@@ -96,8 +108,8 @@ def test_refuses_an_unknown_split_and_a_validation_split_that_is_not_there() -> 
 def test_mnist_refuses_no_root_and_an_unclear_download() -> None:
     with pytest.raises(ConfigurationError, match=r"data\.root=DIR"):
         MNIST(root=None, batch_size=4)
-    with pytest.raises(ConfigurationError, match=r"data\.download must be true or false; it is 'yes'"):
-        MNIST(root="data", batch_size=4, download="yes")
+    with pytest.raises(ConfigurationError, match=r"download must be true or false, got 'yes'"):
+        MNIST(root="data", batch_size=4, download="yes")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)

@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Interval, MinLen
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -13,11 +14,11 @@ from glr_lightning.data.augmentation import Augmentation
 from glr_lightning.data.batches import ImageSet, OrderedLoader, Shuffled, ShuffledLoader
 from glr_lightning.errors import ConfigurationError, DataError
 from glr_lightning.randomness import step_generator
+from glr_lightning.validation import Seed, Size, checked
 
 EVALUATION_BATCH = 1000
 """The smallest batch of an evaluation, which is not multiplied by noisy copies."""
-LARGEST = 2**32 - 1
-"""The largest seed that Lightning accepts."""
+Folder = Path | Annotated[str, MinLen(1)]
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -49,34 +50,29 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     classes: int
     native_shape: tuple[int, int, int]  # (channels, height, width)
 
+    @checked
     def __init__(
         self,
         *,
-        root: str | Path | None = None,
-        batch_size: int,
-        validation: float = 0.0,
-        split_seed: int = 0,
-        seed: int = 0,
-        resize: int | None = None,
+        root: Folder | None = None,
+        batch_size: Size,
+        validation: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+        split_seed: Seed = 0,
+        seed: Seed = 0,
+        resize: Size | None = None,
         flip: bool = False,
-        crop: int = 0,
+        crop: Annotated[int, Interval(ge=0)] = 0,
     ) -> None:
         super().__init__()
-        if not (root is None or (isinstance(root, str | Path) and str(root))):
-            raise _refusal("data.root", "a folder or null", root)
-        _check_whole("batch_size", batch_size, least=1)
-        _check_whole("data.split_seed", split_seed, least=0)
-        _check_whole("seed", seed, least=0)
-        if resize is not None:
-            _check_whole("data.resize", resize, least=1)
-        if isinstance(validation, bool) or not isinstance(validation, int | float) or not 0 <= validation < 1:
-            raise _refusal("data.validation", "a share of the training set in [0, 1), such as 0.1", validation)
-        if not isinstance(flip, bool):
-            raise _refusal("data.flip", "true or false", flip)
-        _check_whole("data.crop", crop, least=0, most=min(self.native_shape[1:] if resize is None else [resize]) - 1)
+        side = min(self.native_shape[1:]) if resize is None else resize
+        if crop >= side:
+            raise ConfigurationError(
+                f"data.crop must be less than the {side} pixels of an image, got {crop}; use for example data.crop=0.",
+                option="data.crop",
+            )
         self.root = None if root is None else Path(root).expanduser()
         self.batch_size = batch_size
-        self.validation = float(validation)
+        self.validation = validation
         self.split_seed = split_seed
         self.seed = seed
         self.resize = resize
@@ -149,7 +145,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             ConfigurationError: for another name, or "val" when no images are held out.
         """
         if which not in ("train", "val", "test"):
-            raise _refusal("split", "train, val or test", which)
+            raise ConfigurationError(f"split must be train, val or test, got {which!r}.", option="split")
         self.prepare_data()
         self.setup("test" if which == "test" else "fit")
         data = {"train": self._train, "val": self._val, "test": self._test}[which]
@@ -229,12 +225,11 @@ class PublishedImages(ImageDataModule):
 
     root: Path
 
-    def __init__(self, *, root: str | Path | None, download: bool = True, **options: Any) -> None:
+    @checked
+    def __init__(self, *, root: Folder | None, download: bool = True, **options: Any) -> None:
         super().__init__(root=root, **options)
         if root is None:
             raise ConfigurationError(f"{self.name} is read from files, but data.root is null. Set data.root=DIR.")
-        if not isinstance(download, bool):
-            raise ConfigurationError(f"data.download must be true or false; it is {download!r}. Set one of them.")
         self.download = download
 
 
@@ -270,12 +265,3 @@ def check_labels(labels: Tensor, classes: int, where: str, remedy: str = "") -> 
             f"{where}: expected labels 0..{classes - 1}, found {int(labels[first])} at index {first} "
             f"({len(wrong)} such labels). {remedy or 'Correct the data.'}"
         )
-
-
-def _check_whole(option: str, value: object, *, least: int, most: int = LARGEST) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise _refusal(option, f"a whole number from {least} to {most}", value)
-
-
-def _refusal(option: str, wanted: str, got: object) -> ConfigurationError:
-    return ConfigurationError(f"{option} must be {wanted}; it is {got!r}. Set {option}=VALUE.")

@@ -8,7 +8,7 @@ from typing import Any, final
 import torchvision
 from torch import Tensor
 
-from glr_lightning.data.base import PublishedImages, check_labels
+from glr_lightning.data.base import Folder, PublishedImages, check_labels
 from glr_lightning.data.download import fetch
 from glr_lightning.data.idx import REMEDY, read_idx
 from glr_lightning.errors import DataError
@@ -33,7 +33,7 @@ class MNISTLike(PublishedImages):
     classes = 10
     native_shape = (1, 28, 28)
 
-    def __init__(self, *, root: str | Path | None, **options: Any) -> None:
+    def __init__(self, *, root: Folder | None, **options: Any) -> None:
         super().__init__(root=root, **options)
         self.folders = [self.root / self.published.__name__ / "raw", self.root / "raw", self.root]
 

@@ -8,7 +8,7 @@ images have no labels.
 import hashlib
 import json
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, final
@@ -17,7 +17,7 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from glr_lightning.data import pixel_cache
-from glr_lightning.data.base import PublishedImages, resized
+from glr_lightning.data.base import Folder, PublishedImages, resized
 from glr_lightning.data.decoding import decode
 from glr_lightning.data.download import fetch
 from glr_lightning.data.files import Files, identity, opened
@@ -25,6 +25,7 @@ from glr_lightning.data.pixel_cache import Sets
 from glr_lightning.data.tiny_imagenet_layout import ANNOTATIONS, TOP, WNIDS, Listing, is_needed, is_wnid
 from glr_lightning.errors import ConfigurationError, DataError
 from glr_lightning.terminal import console, progress_bar, say
+from glr_lightning.validation import NonEmpty, checked
 
 URL, ARCHIVE, SIZE, MD5 = "http://cs231n.stanford.edu/", f"{TOP}.zip", 248_100_043, "90528d7ca1a48142e341f4ef8d21d0de"
 """The published file, with the size in bytes and the checksum of the copy at this address."""
@@ -59,22 +60,25 @@ class TinyImageNetLike(PublishedImages):
 
     native_shape = (3, SIDE, SIDE)
 
+    @checked
     def __init__(
         self,
         *,
-        root: str | Path | None,
-        wnids: Sequence[str] | None = None,
+        root: Folder | None,
+        wnids: NonEmpty[str] | None = None,
         grey: bool = False,
-        cache: str | Path | None = None,
+        cache: Folder | None = None,
         **options: Any,
     ) -> None:
         super().__init__(root=root, **options)
-        if not isinstance(grey, bool):
-            raise ConfigurationError(f"data.grey must be true or false; it is {grey!r}. Set one of them.")
-        if not (cache is None or (isinstance(cache, str | Path) and str(cache))):
-            raise ConfigurationError(f"data.cache must be a folder or null; it is {cache!r}. Set data.cache=DIR.")
         if wnids is not None:
-            self.classes = len(_checked_wnids(wnids))
+            if not all(map(is_wnid, wnids)) or len(set(wnids)) < len(wnids):
+                raise ConfigurationError(
+                    f"data.wnids must be different WordNet ids such as n01443537, got {list(wnids)}; for example "
+                    "data.wnids=[n01443537,n01629819].",
+                    option="data.wnids",
+                )
+            self.classes = len(wnids)
         self.wnids = wnids if wnids is None else list(wnids)
         self.grey = grey
         self.native_shape = (1 if grey else 3, SIDE, SIDE)
@@ -206,12 +210,3 @@ class TinyImageNet10(TinyImageNetLike):
 
     name = "tiny_imagenet_10"
     classes = 10
-
-
-def _checked_wnids(wnids: object) -> Sequence[str]:
-    if not isinstance(wnids, list | tuple) or not wnids or not all(map(is_wnid, wnids)) or len(set(wnids)) < len(wnids):
-        raise ConfigurationError(
-            f"data.wnids must be null or a list of different WordNet ids such as n01443537; it is {wnids!r}. Set "
-            "data.wnids=[n01443537,n01629819]."
-        )
-    return wnids
