@@ -19,6 +19,9 @@ PACKAGE = ROOT / "src" / "glr_lightning"
 COMMANDS = {name: f"glr-{name}" for name in ("train", "evaluate", "report", "diagnose")}
 """The configuration of each command, and its name."""
 
+SORTED_INTO = ("experiment", "method", "setting")
+"""Groups whose subfolders only sort their options, as in experiment=paper/lrt; other subfolders are groups."""
+
 HIDDEN = {"defaults", "hydra"}
 SHORTEST = 60
 """Characters of a default value that are shown before it is cut."""
@@ -61,12 +64,7 @@ class Option:
 def groups(conf: Path = CONF) -> list[str]:
     """Every folder of `conf` that holds options, by its path."""
     found = {path.parent.relative_to(conf).as_posix() for path in conf.rglob("*.yaml")}
-    nested = {group for group in found if any(group.startswith(f"{other}/") for other in found if other in SORTED_INTO)}
-    return sorted(found - nested - {"."})
-
-
-SORTED_INTO = ("experiment", "method", "setting")
-"""Groups whose subfolders only sort their options, as in experiment=paper/lrt; other subfolders are groups."""
+    return sorted(group for group in found - {"."} if group in SORTED_INTO or group.split("/")[0] not in SORTED_INTO)
 
 
 def options(group: str, conf: Path = CONF) -> list[Option]:
@@ -158,7 +156,7 @@ def _cell(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{_cell(text).replace('&lt;', '<')}`" if text else ""
+    return "`{}`".format(text.replace("|", "\\|")) if text else ""
 
 
 def _reference(target: str) -> str:

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generated
 
+FETCHED = re.compile(
+    r'<(?:script|img|iframe|link rel="(?:stylesheet|preconnect|icon)")[^>]*(?:src|href)="(?:https?:)?//[^"]+"'
+)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', flags=re.DOTALL)
 
 
@@ -43,3 +47,10 @@ def on_page_content(content: str, **_: Any) -> str:
 def _mathml(found: re.Match[str]) -> str:
     display = "inline" if found[2] == "(" else "block"
     return latex2mathml.converter.convert(html.unescape(found[3].strip()), display=display)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that would fetch something from the network when it is read."""
+    if found := FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri} fetches from the network: {found[0]}")
+    return output
