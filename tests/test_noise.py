@@ -234,8 +234,9 @@ def test_uniform_noise_breaks_the_law_that_refuses_it() -> None:
 
 @pytest.mark.parametrize("nu", [0, -1, math.inf, math.nan, "5", None, True])
 def test_degrees_of_freedom_must_be_a_positive_number(nu: object) -> None:
-    with pytest.raises(ConfigurationError, match=r"noise\.nu must be a number from"):
+    with pytest.raises(ConfigurationError) as refusal:
         StudentT(nu)
+    assert refusal.value.option == "nu"
 
 
 # right and not yet so; `strict` turns it red as soon as it holds: then drop the mark

@@ -1,7 +1,7 @@
 """Piecewise-constant activations. Smooth ones (sigmoid, tanh, ReLU) are torch's own.
 
-A piecewise-constant activation has a zero derivative, so backpropagation cannot train through it. It declares
-its cells, which lets the likelihood-ratio estimator replace the score by its mean over the cell.
+A piecewise-constant activation has a zero derivative, so backpropagation cannot train through it. It declares its
+cells, which lets the likelihood-ratio estimator replace the score by its mean over the cell.
 """
 
 import itertools
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.validation import checked
 
 
 class PiecewiseConstant(nn.Module):
@@ -24,6 +25,7 @@ class PiecewiseConstant(nn.Module):
         ConfigurationError: cuts not ascending, or the counts do not fit.
     """
 
+    @checked
     def __init__(self, cuts: Sequence[float], levels: Sequence[float]) -> None:
         super().__init__()
         self.cuts = tuple(float(c) for c in cuts)
@@ -47,7 +49,7 @@ class PiecewiseConstant(nn.Module):
         return (self.cuts[0] - 1.0, *inner, self.cuts[-1] + 1.0)
 
     def select(self, v: Tensor, per_cell: Sequence[Tensor]) -> Tensor:
-        """For each pre-activation the value that belongs to its cell; shapes broadcast.
+        """Return for each pre-activation the value that belongs to its cell; shapes broadcast.
 
         Args:
             v: [...] pre-activations.
@@ -60,12 +62,14 @@ class PiecewiseConstant(nn.Module):
         return value
 
     def forward(self, v: Tensor) -> Tensor:
+        """Return phi(v)."""
         if len(self.levels) == 2:
             low, high = self.levels
             return (v > self.cuts[0]).to(v.dtype).mul_(high - low).add_(low)
         return self.select(v, [v.new_full((), level) for level in self.levels])
 
     def extra_repr(self) -> str:
+        """Return the cuts and levels."""
         return f"cuts={self.cuts}, levels={self.levels}"
 
 
@@ -74,7 +78,7 @@ ELEMENTWISE = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.
 
 
 def jumps(module: nn.Module) -> bool:
-    """Is this activation, one of ours or of torch's, discontinuous? Derivatives then miss what happens at the jumps."""
+    """Whether an activation, of this package or of torch, is discontinuous, so that derivatives miss its jumps."""
     if isinstance(module, nn.Threshold):
         return module.value != module.threshold
     return isinstance(module, PiecewiseConstant) or (isinstance(module, nn.Hardshrink) and module.lambd != 0)

@@ -13,19 +13,24 @@ import torch
 from torch import Tensor
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.validation import Checked
 
 
-class Baseline(ABC):
+class Baseline(Checked, ABC):
     """A rule for b in (L - b)."""
 
     needs_clean: ClassVar[bool] = False
-    """Does it use the loss of the noise-free pass?"""
+    """Whether it uses the loss of the noise-free pass."""
 
     required_groups: ClassVar[int] = 1
-    """How many independent groups of copies it takes."""
+    """The smallest number of independent groups of copies."""
 
     def check(self, groups: int) -> None:
-        """Refuse a number of independent groups that is too small. Raises ConfigurationError."""
+        """Refuse too few independent groups.
+
+        Raises:
+            ConfigurationError: fewer groups than `required_groups`.
+        """
         if groups < self.required_groups:
             raise ConfigurationError(
                 f"this baseline needs at least {self.required_groups} independent groups of copies to leave one out, "
@@ -35,7 +40,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def __call__(self, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
-        """The baseline of every copy and sample.
+        """Return the baseline of every copy and sample.
 
         Args:
             loss: [copies, batch].
@@ -52,6 +57,7 @@ class NoBaseline(Baseline):
     """b = 0, as in the published formula."""
 
     def __call__(self, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
+        """Return zero."""
         return torch.zeros_like(loss[:1])
 
 
@@ -62,6 +68,7 @@ class Clean(Baseline):
     needs_clean = True
 
     def __call__(self, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
+        """Return the clean loss."""
         assert clean_loss is not None
         return clean_loss[None]
 
@@ -76,6 +83,7 @@ class LeaveOneOut(Baseline):
     required_groups = 2
 
     def __call__(self, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
+        """Return the mean loss over the other groups."""
         copies = loss.shape[0]
         per_group = torch.zeros_like(loss).index_add_(0, group, loss)  # at most one group per copy
         size = torch.zeros_like(loss[:, :1]).index_add_(0, group, torch.ones_like(loss[:, :1]))

@@ -217,6 +217,10 @@ def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
         return functools.partial(target, **arguments)
     try:
         return target(**arguments)
+    except ConfigurationError as error:
+        if error.option is not None and where:
+            error.option = f"{where}.{error.option}"
+        raise
     except GLRError:
         raise
     except Exception as error:

@@ -1,19 +1,21 @@
-"""Where noise enters: a schedule of forward passes, each with noise at some of the network's sites.
+"""Injections: which layers are noisy in which forward pass.
 
-A site is a layer with weights. An injection partitions the sites; every site appears in exactly one pass,
-and its gradient is estimated from the losses of that pass.
+A site is a layer with weights, where noise enters. An injection partitions the sites: every site appears in exactly one
+pass, and its gradient is estimated from the losses of that pass.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from glr_lightning.validation import Checked
 
-class Injection(ABC):
+
+class Injection(Checked, ABC):
     """A partition of the sites 0 .. n-1 into passes."""
 
     @abstractmethod
     def passes(self, sites: int) -> list[tuple[int, ...]]:
-        """The noisy sites of each pass, in ascending order."""
+        """Return the noisy sites of each pass, in ascending order."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Joint(Injection):
     """Noise at all sites in one pass (papers 1 and 2): the gradient of ONE smoothed objective E[L]."""
 
     def passes(self, sites: int) -> list[tuple[int, ...]]:
+        """One pass with all sites."""
         return [tuple(range(sites))]
 
 
@@ -33,4 +36,5 @@ class Layerwise(Injection):
     """
 
     def passes(self, sites: int) -> list[tuple[int, ...]]:
+        """A pass for every site."""
         return [(site,) for site in range(sites)]

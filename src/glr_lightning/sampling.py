@@ -1,4 +1,4 @@
-"""How the K noise copies of one step are drawn, and which of them depend on each other.
+"""Samplers: how the K noise copies of one step are drawn, and which of them depend on each other.
 
 A sampler returns the draws together with a dependence group per copy: copies of different groups are
 independent, copies of one group need not be. A baseline for copy k may use only the losses of other groups
@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.quasirandom import SobolEngine
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.noise import Noise
+from glr_lightning.validation import Checked, Count
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,20 @@ class Draws:
     group: Tensor
 
 
-class Sampler(ABC):
-    """Draws noise copies. `group_size(copies)` of them depend on each other; groups are independent."""
+class Sampler(Checked, ABC):
+    """Draws noise copies in groups: copies of one group depend on each other, groups are independent."""
 
     mirrored: ClassVar[bool] = False
-    """Is every group a pair (z, -z)?"""
+    """Whether every group is a pair (z, -z)."""
     max_dimensions: ClassVar[float] = math.inf
-    """How many numbers a site of one sample may have."""
+    """The largest number of pre-activations that a site of one sample may have."""
 
     @abstractmethod
     def group_size(self, copies: int) -> int:
-        """How many of so many copies are one dependence group."""
+        """Size of a dependence group when drawing `copies`."""
 
     def part(self, groups: int) -> "Sampler":
-        """The sampler that draws so many whole groups and not all of them, for who holds few copies at a time."""
+        """The sampler that draws `groups` whole groups rather than all, for drawing the copies in chunks."""
         return self
 
     def check(self, noise: Noise, copies: int) -> None:
@@ -64,7 +65,11 @@ class Sampler(ABC):
             )
 
     def check_site(self, dimensions: int) -> None:
-        """Refuse a site with too many numbers per sample. Raises ConfigurationError."""
+        """Refuse a site with too many pre-activations per sample.
+
+        Raises:
+            ConfigurationError: `dimensions` is above `max_dimensions`.
+        """
         if dimensions > self.max_dimensions:
             raise ConfigurationError(
                 f"{type(self).__name__.lower()} sampling has at most {self.max_dimensions:,} dimensions, and one "
@@ -73,7 +78,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def group(self, copies: int, device: torch.device) -> Tensor:
-        """The dependence group of each copy, [copies] int64."""
+        """Return the dependence group of each copy, [copies] int64."""
 
     @abstractmethod
     def __call__(
@@ -88,7 +93,7 @@ class Sampler(ABC):
         """Draw noise of shape [copies, *shape], shape = (batch, *site)."""
 
     def bound(self, noise: Noise, copies: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        """The `draw` of `Chain.noisy`: takes a pre-activation [1 or copies, batch, *site], returns its noise."""
+        """Return the `draw` of `Chain.noisy`: from a pre-activation [1 or copies, batch, *site] to its noise."""
         return lambda v0: self(noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
 
 
@@ -97,9 +102,11 @@ class Independent(Sampler):
     """All copies independent: every copy is a group of its own."""
 
     def group_size(self, copies: int) -> int:
+        """1: every copy is a group."""
         return 1
 
     def group(self, copies: int, device: torch.device) -> Tensor:
+        """Number the copies."""
         return torch.arange(copies, device=device)
 
     def __call__(
@@ -111,6 +118,7 @@ class Independent(Sampler):
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
     ) -> Draws:
+        """Draw all copies at once."""
         z = noise.sample((copies, *shape), generator=generator, dtype=dtype)
         return Draws(z, self.group(copies, z.device))
 
@@ -125,9 +133,11 @@ class Antithetic(Sampler):
     mirrored = True
 
     def group_size(self, copies: int) -> int:
+        """2: a pair."""
         return 2
 
     def check(self, noise: Noise, copies: int) -> None:
+        """Refuse an odd number of copies, and a density that is not symmetric."""
         super().check(noise, copies)
         if not noise.symmetric:
             raise ConfigurationError(
@@ -136,6 +146,7 @@ class Antithetic(Sampler):
             )
 
     def group(self, copies: int, device: torch.device) -> Tensor:
+        """Copies k and k + K/2 are pair k."""
         return torch.arange(copies // 2, device=device).repeat(2)
 
     def __call__(
@@ -147,6 +158,7 @@ class Antithetic(Sampler):
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
     ) -> Draws:
+        """Draw half of the copies and mirror them."""
         half = noise.sample((copies // 2, *shape), generator=generator, dtype=dtype)
         return Draws(torch.cat([half, -half]), self.group(copies, half.device))
 
@@ -159,42 +171,34 @@ class Sobol(Sampler):
     one point in each interval of length 2^-m along each dimension, and the copies of one randomisation are such a
     set. Three randomisations, drawn anew at every call (so for every step and layer), keep that property:
 
-    - A digital shift, u xor s with s uniform: of each randomisation, sample and dimension its own. It alone makes
+    - A digital shift, u xor s with s uniform and its own for each randomisation, sample and dimension. It alone makes
       each single copy exactly uniform and independent over samples, dimensions and layers, whatever else is fixed,
       so an estimate that is unbiased with independent copies still is. The copies of one randomisation depend on each
       other and are ONE group.
     - A linear scramble (Matousek, Journal of Complexity 14, 1998): a random lower-triangular binary matrix per
-      dimension, of each randomisation its own (they are small), so that groups are independent outright. The samples
-      of a batch share it. That correlates nothing: given the matrices, the shift still leaves every sample's
-      estimate its mean.
+      dimension and randomisation (they are small), so that groups are independent outright. The samples of a batch
+      share it, which correlates nothing: given the matrices, the shift still leaves every sample's estimate its mean.
     - A random order of the points (Owen's Latin supercube sampling, 1998), because the layers are separate calls on
       the same dimensions, and in the same order point k would pair related numbers of two layers.
 
     Args:
         randomisations: R, the independent groups; leave-one-out needs 2. K / R must be a power of two.
-
-    Raises:
-        ConfigurationError: randomisations is not a positive whole number.
     """
 
-    randomisations: int = 2
+    randomisations: Count = 2
 
     max_dimensions = SobolEngine.MAXDIM
 
-    def __post_init__(self) -> None:
-        if isinstance(self.randomisations, bool) or not isinstance(self.randomisations, int) or self.randomisations < 1:
-            raise ConfigurationError(
-                f"sampling.randomisations must be a whole number of at least 1, got {self.randomisations!r}; "
-                "use 2 with baseline=leave_one_out."
-            )
-
     def group_size(self, copies: int) -> int:
+        """The copies of one randomisation, K / R."""
         return max(copies // self.randomisations, 1)
 
     def part(self, groups: int) -> "Sobol":
+        """The sampler with `groups` randomisations."""
         return replace(self, randomisations=groups)
 
     def check(self, noise: Noise, copies: int) -> None:
+        """Refuse copies that are not a power of two in each randomisation."""
         points = 1 << max(-(-copies // self.randomisations) - 1, 0).bit_length()  # the next power of two
         if copies != points * self.randomisations:
             works = ", ".join(str(self.randomisations << m) for m in range(4))
@@ -205,6 +209,7 @@ class Sobol(Sampler):
             )
 
     def group(self, copies: int, device: torch.device) -> Tensor:
+        """The copies of one randomisation follow each other."""
         return torch.arange(self.randomisations, device=device).repeat_interleave(copies // self.randomisations)
 
     def __call__(
@@ -216,6 +221,7 @@ class Sobol(Sampler):
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
     ) -> Draws:
+        """Draw the randomised points and return their quantiles."""
         self.check(noise, copies)
         dimensions = math.prod(shape[1:])
         self.check_site(dimensions)
@@ -250,9 +256,10 @@ def _scrambled_net(randomisations: int, points: int, dimensions: int, generator:
 @functools.cache
 def _direction_digits(dimensions: int, m: int, device: torch.device) -> Tensor:
     """Digit j of direction number i, [i, j, dimensions] of 0 and 1. The first m have only the first m digits."""
-    numbers = SobolEngine(dimensions).sobolstate[:, :m].T.to(torch.int32)
+    numbers = cast(Any, SobolEngine)(dimensions).sobolstate[:, :m].T.to(torch.int32)
     place = torch.arange(BITS - 1, BITS - 1 - m, -1, dtype=torch.int32)
-    return ((numbers[:, None] >> place[:, None]) & 1).to(device)
+    digits: Tensor = (numbers[:, None] >> place[:, None]) & 1
+    return digits.to(device)
 
 
 def _random_bits(shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -260,7 +267,7 @@ def _random_bits(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def _to_open_interval(points: Tensor, dtype: torch.dtype) -> Tensor:
-    """The middle of the cell of each point, as many digits as the dtype holds exactly: never 0 or 1.
+    """Return the middle of the cell of each point, with as many digits as the dtype holds exactly: never 0 or 1.
 
     Rounding 30 digits to a float32 would return 1 for the largest, whose quantile is infinite.
     """

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from annotated_types import Interval, MinLen
+from annotated_types import Interval, Len, MinLen
 
 from glr_lightning.errors import ConfigurationError
 
@@ -223,7 +223,7 @@ def _adapter_type() -> Any:
 
 
 def _adapter(hint: Any) -> Any:
-    """pydantic's checker of a hint, or None where it has none."""
+    """Return pydantic's checker of a hint, or None where it has none."""
     from pydantic.errors import PydanticUserError
     from pydantic_core import SchemaError
 
@@ -294,7 +294,9 @@ def _narrowed(words: str, metadata: Sequence[Any]) -> str:
         if isinstance(each, Interval):
             words += _range(each)
         elif isinstance(each, MinLen) and words:
-            words = words.replace("a list", "a non-empty list" if each.min_length == 1 else "a longer list", 1)
+            words = words.replace("a list", "a non-empty list", 1)
+        elif isinstance(each, Len) and words:
+            words = words.replace("a list of which", f"a list of {each.min_length}, of which", 1)
     return words
 
 
@@ -322,11 +324,15 @@ def _container(kind: Any, arguments: Sequence[Any]) -> str:
 
 
 def _either(words: list[str]) -> str:
-    """ "a number above 0, or a list of them, or null"; empty if one of them is, since anything may pass for it."""
+    """Join words as in `a number, or a list of them, or null`; empty if one of them is, since anything may pass."""
     if not all(words):
         return ""
     first, *others = (word for word in dict.fromkeys(words) if word != "null")
-    others = [word.replace(f" of which each is {first}", " of them") for word in others]
+    for item, short in (
+        (f" of which each is {first}, or null", " of them and nulls"),
+        (f" of which each is {first}", " of them"),
+    ):
+        others = [word.replace(item, short) for word in others]
     return ", or ".join([first, *others, *(["null"] if "null" in words else [])])
 
 

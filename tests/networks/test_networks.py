@@ -155,42 +155,54 @@ def test_standardise_and_sine_are_what_they_say() -> None:
     assert torch.equal(Sine()(x), x.sin())
 
 
-REFUSALS: list[tuple[str, dict[str, Any], str]] = [
-    ("convnet", {"channels": []}, r"network\.channels must be a list of positive numbers such as \[16, 32\], got \[\]"),
-    ("convnet", {"channels": [3, 0]}, r"network\.channels must be a list"),
-    ("convnet", {"channels": "34"}, r"network\.channels must be a list"),
-    ("convnet", {"channels": 16}, r"network\.channels must be a list"),
-    ("convnet", {"channels": [True]}, r"network\.channels must be a list"),
-    ("convnet", {"hidden": [0]}, r"network\.hidden must be a list .* \[128\], or \[\] for none"),
-    ("convnet", {"hidden": None}, r"network\.hidden must be a list"),
-    ("convnet", {"kernel": 0}, r"network\.kernel must be a positive whole number, got 0"),
-    ("convnet", {"kernel": [3]}, r"network\.kernel must be a positive whole number"),
-    ("convnet", {"stride": 1.5}, r"network\.stride must be a positive whole number"),
-    ("convnet", {"norm": "batch"}, r"network\.norm must be one of none, group, layer, got 'batch'"),
-    ("convnet", {"centre": math.nan}, r"network\.centre must be a number"),
-    ("convnet", {"init": "zeros"}, r"network\.init must be one of torch, paper"),
-    ("vgg8", {"channels": [2] * 5}, r"images of 1 x 1 are too small for the pooling of stage 4 .* fewer layers"),
-    ("vgg8", {"hidden": [6]}, r"network\.hidden must be a positive whole number, got \[6\]"),
-    ("vgg8", {"channels": []}, r"network\.channels must be a list"),
-    ("resnet5", {"channels": [3]}, r"network\.channels of resnet5 are two numbers such as \[16, 32\]"),
-    ("resnet5", {"channels": [3, 4, 5]}, r"are two numbers"),
-    ("resnet5", {"stride": True}, r"network\.stride must be a positive whole number"),
-    ("mlp", {"hidden": [0]}, r"network\.hidden must be a list"),
+REFUSALS: list[tuple[str, dict[str, Any]]] = [
+    ("convnet", {"channels": []}),
+    ("convnet", {"channels": [3, 0]}),
+    ("convnet", {"channels": "34"}),
+    ("convnet", {"channels": 16}),
+    ("convnet", {"channels": [True]}),
+    ("convnet", {"hidden": [0]}),
+    ("convnet", {"hidden": None}),
+    ("convnet", {"kernel": 0}),
+    ("convnet", {"kernel": [3]}),
+    ("convnet", {"stride": 1.5}),
+    ("convnet", {"norm": "batch"}),
+    ("convnet", {"centre": math.nan}),
+    ("convnet", {"init": "zeros"}),
+    ("vgg8", {"hidden": [6]}),
+    ("vgg8", {"channels": []}),
+    ("resnet5", {"channels": [3]}),
+    ("resnet5", {"channels": [3, 4, 5]}),
+    ("resnet5", {"stride": True}),
+    ("mlp", {"hidden": [0]}),
+    ("mlp", {"hidden": "abc"}),
+    ("mlp", {"bias": [1, 2]}),
+    ("mlp", {"bias": [True]}),
+    ("mlp", {"spread": [1.0, 2.0]}),
+    ("mlp", {"spread": 0}),
+    ("mlp", {"spread": [-1.0]}),
 ]
 
 
-@pytest.mark.parametrize(("name", "other", "advice"), REFUSALS, ids=str)
-def test_options_out_of_range_are_refused_with_what_to_do(name: str, other: dict[str, Any], advice: str) -> None:
-    with pytest.raises(ConfigurationError, match=advice):
+@pytest.mark.parametrize(("name", "other"), REFUSALS, ids=str)
+def test_options_out_of_range_are_refused(name: str, other: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
         network(name, **other)
+    assert refusal.value.option == next(iter(other))
+
+
+def test_images_too_small_for_the_layers_are_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigurationError, match=r"1 x 1 are too small for the pooling of stage 4 .* fewer layers"):
+        network("vgg8", channels=[2] * 5)
 
 
 @pytest.mark.parametrize(
     ("mean", "std"), [(0.5, 0.0), (0.5, -1.0), (math.nan, 1.0), (0.5, math.inf), ("a", 1), (0, True)]
 )
 def test_a_standardisation_needs_a_mean_and_a_positive_std(mean: Any, std: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"a mean and a positive std, such as 0\.5 and 0\.25"):
+    with pytest.raises(ConfigurationError) as refusal:
         Standardise(mean, std)
+    assert refusal.value.option in {"mean", "std"}
 
 
 # ---- the configuration ----------------------------------------------------------------------------------------------

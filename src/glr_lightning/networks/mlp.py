@@ -7,22 +7,24 @@ from collections.abc import Sequence
 from torch import nn
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.networks.blocks import Builder, Init, initialise, is_positive, whole_numbers
+from glr_lightning.networks.blocks import Builder, Init, Widths, initialise
+from glr_lightning.validation import Positive, Size, checked
 
 
+@checked
 def mlp(
     *,
     image_shape: Sequence[int],
-    classes: int,
-    hidden: Sequence[int],
+    classes: Size,
+    hidden: Widths,
     activation: nn.Module,
     centre: float = 0.0,
     bias: bool | Sequence[bool] = True,
     init: Init = "torch",
-    spread: float | Sequence[float] | None = None,
+    spread: Positive | Sequence[Positive | None] | None = None,
     preprocess: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Flatten -> (linear -> activation -> centre) x hidden -> linear, as a plain nn.Sequential.
+    """Build flatten -> (linear -> activation -> centre) x hidden -> linear, as a plain nn.Sequential.
 
     Args:
         image_shape: (channels, height, width) of an input in [0, 1].
@@ -35,28 +37,29 @@ def mlp(
             drifts away so; 0-1 loss does not, and may never predict that class again. 0.5 for sigmoid and
             threshold prevents it.
         bias: for all layers, or one per layer (hidden layers, then the logit layer).
-        init: see `initialise`.
+        init: how the first weights are drawn; see `initialise`.
         spread: the biases of the hidden layers start uniform in [-spread, spread], one value or one per hidden layer;
             None: as `init` has them. A centred network with small biases is nearly an odd function of its centred
             input, whatever its weights, and an image and its negative show the same thing.
-        preprocess: see `Builder`.
+        preprocess: the first module, for the pixels.
 
     Raises:
-        ConfigurationError: a width below 1, a list of biases or spreads of the wrong length, an unknown init.
+        ConfigurationError: an option out of range, or a list of biases or spreads of the wrong length.
     """
-    hidden = whole_numbers("hidden", hidden, "[50]", at_least_one=False)
     widths = [math.prod(image_shape), *hidden, classes]
     biases = [bias] * (len(widths) - 1) if isinstance(bias, bool) else list(bias)
     if len(biases) != len(widths) - 1:
         raise ConfigurationError(
             f"network.bias has {len(biases)} values but the network has {len(widths) - 1} layers; "
-            "give true, false, or one value per layer."
+            "give true, false, or one value per layer.",
+            option="bias",
         )
     spreads = list(spread) if isinstance(spread, Sequence) else [spread] * len(hidden)
-    if len(spreads) != len(hidden) or not all(value is None or is_positive(value) for value in spreads):
+    if len(spreads) != len(hidden):
         raise ConfigurationError(
-            f"network.spread must be null, a positive number, or one for each of the {len(hidden)} hidden layers, got "
-            f"{spread!r}."
+            f"network.spread has {len(spreads)} values but the network has {len(hidden)} hidden layers; give null, a "
+            "positive number, or one for each.",
+            option="spread",
         )
 
     built = Builder(activation, centre, preprocess)

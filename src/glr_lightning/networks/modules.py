@@ -1,48 +1,43 @@
-"""Modules that torch has not, for networks that are chains."""
-
-import math
-from typing import Any
+"""Modules that torch does not have."""
 
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.errors import ConfigurationError
+from glr_lightning.validation import Positive, checked
 
 
 class Shift(nn.Module):
     """x + offset; no parameters."""
 
+    @checked
     def __init__(self, offset: float) -> None:
         super().__init__()
         self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + offset."""
         return x + self.offset
 
     def extra_repr(self) -> str:
+        """Return the offset with its sign."""
         return f"{self.offset:+g}"
 
 
 class Standardise(nn.Module):
-    """(x - mean) / std with fixed numbers, the same for all pixels.
+    """(x - mean) / std with fixed numbers, the same for all pixels."""
 
-    Raises:
-        ConfigurationError: numbers that are not finite, or a std that is not positive.
-    """
-
-    def __init__(self, mean: float, std: float) -> None:
+    @checked
+    def __init__(self, mean: float, std: Positive) -> None:
         super().__init__()
-        if not (_is_number(mean) and _is_number(std) and std > 0):
-            raise ConfigurationError(
-                f"standardised inputs need a mean and a positive std, such as 0.5 and 0.25, got {mean!r} and {std!r}."
-            )
         self.mean = mean
         self.std = std
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (x - mean) / std."""
         return (x - self.mean) / self.std
 
     def extra_repr(self) -> str:
+        """Return both numbers."""
         return f"mean={self.mean:g}, std={self.std:g}"
 
 
@@ -50,13 +45,14 @@ class Sine(nn.Module):
     """sin(x): what the inputs of paper 1's Tiny-ImageNet networks pass through, as published with the authors' code."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return sin(x)."""
         return torch.sin(x)
 
 
 class Residual(nn.Module):
     """body(x) + shortcut(x), the block of a residual network (He, Zhang, Ren, Sun, CVPR 2016).
 
-    A chain looks into both branches, so layers in them get noise as all others do.
+    Layers in both branches get noise as all others do.
 
     Args:
         body: modules in sequence.
@@ -69,8 +65,6 @@ class Residual(nn.Module):
         self.shortcut = nn.Identity() if shortcut is None else shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) + self.shortcut(x)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        """Return body(x) + shortcut(x)."""
+        total: Tensor = self.body(x) + self.shortcut(x)
+        return total

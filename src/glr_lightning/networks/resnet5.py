@@ -4,24 +4,25 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from glr_lightning.errors import ConfigurationError
-from glr_lightning.networks.blocks import Builder, Init, Norm, initialise, size_behind, whole_number, whole_numbers
+from glr_lightning.networks.blocks import Builder, Init, Norm, TwoChannels, initialise, size_behind
 from glr_lightning.networks.modules import Residual
+from glr_lightning.validation import Size, checked
 
 
+@checked
 def resnet5(
     *,
     image_shape: Sequence[int],
-    classes: int,
-    channels: Sequence[int],
-    stride: int,
+    classes: Size,
+    channels: TwoChannels,
+    stride: Size,
     activation: nn.Module,
     centre: float = 0.0,
     norm: Norm = "none",
     init: Init = "torch",
     preprocess: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Five layers: convolution -> residual block of two convolutions -> convolution -> linear.
+    """Build five layers: convolution -> residual block of two convolutions -> convolution -> linear.
 
     The block adds its input to what its two convolutions make of it, before the activation (He, Zhang, Ren, Sun, CVPR
     2016), and normalises, if at all, sample by sample. Jiang et al., ICLR 2024, train a network of this name; its
@@ -32,21 +33,20 @@ def resnet5(
         classes: the number of logits.
         channels: of the first convolution and the block, and of the last convolution.
         stride: of the first and the last convolution.
-        activation, centre, norm, preprocess: see `Builder`.
-        init: see `initialise`.
+        activation: copied after every layer but the logits.
+        centre: subtracted from every activation; see `mlp`.
+        norm: normalisation after a convolution; see `Builder`.
+        init: how the first weights are drawn; see `initialise`.
+        preprocess: the first module, for the pixels.
 
     Raises:
-        ConfigurationError: an option out of range, or images too small.
+        ConfigurationError: an option out of range, or images too small for the strides.
     """
-    widths = whole_numbers("channels", channels, "[16, 32]")
-    stride = whole_number("stride", stride)
-    if len(widths) != 2:
-        raise ConfigurationError(f"network.channels of resnet5 are two numbers such as [16, 32], got {channels!r}.")
     built = Builder(activation, centre, preprocess, norm)
     size = (image_shape[1], image_shape[2])
     for number in (1, 4):
         size = size_behind(size, 3, stride, 1, f"convolution {number}")
-    inner, outer = widths
+    inner, outer = channels
     built.activated("conv1", initialise(nn.Conv2d(image_shape[0], inner, 3, stride, 1), init))
     body = built.branch()
     body.activated("conv2", initialise(nn.Conv2d(inner, inner, 3, padding=1), init))

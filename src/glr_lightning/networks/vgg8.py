@@ -4,22 +4,26 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from glr_lightning.networks.blocks import Builder, Init, Norm, initialise, size_behind, whole_number, whole_numbers
+from glr_lightning.networks.blocks import Builder, Channels, Init, Norm, initialise, size_behind
+from glr_lightning.validation import Size, checked
 
 
+@checked
 def vgg8(
     *,
     image_shape: Sequence[int],
-    classes: int,
-    channels: Sequence[int],
-    hidden: int,
+    classes: Size,
+    channels: Channels,
+    hidden: Size,
     activation: nn.Module,
     centre: float = 0.0,
     norm: Norm = "none",
     init: Init = "torch",
     preprocess: nn.Module | None = None,
 ) -> nn.Sequential:
-    """(two 3 x 3 convolutions -> max pooling) x stages -> flatten -> linear -> linear; of three stages, eight layers.
+    """Build (two 3 x 3 convolutions -> max pooling) x stages -> flatten -> linear -> linear.
+
+    Three stages make eight layers.
 
     Every convolution and the first linear layer are followed by the activation (Simonyan & Zisserman, ICLR 2015, in
     small). Jiang et al., ICLR 2024, train a network of this name; its widths are options here.
@@ -29,13 +33,15 @@ def vgg8(
         classes: the number of logits.
         channels: of the convolutions of each stage, which halves the sides.
         hidden: width of the first linear layer.
-        activation, centre, norm, preprocess: see `Builder`.
-        init: see `initialise`.
+        activation: copied after every layer but the logits.
+        centre: subtracted from every activation; see `mlp`.
+        norm: normalisation after a convolution; see `Builder`.
+        init: how the first weights are drawn; see `initialise`.
+        preprocess: the first module, for the pixels.
 
     Raises:
-        ConfigurationError: an option out of range, or images too small for so many stages.
+        ConfigurationError: an option out of range, or images too small for the number of stages.
     """
-    channels, hidden = whole_numbers("channels", channels, "[32, 64, 128]"), whole_number("hidden", hidden)
     built = Builder(activation, centre, preprocess, norm)
     before, size = image_shape[0], (image_shape[1], image_shape[2])
     for stage, width in enumerate(channels, start=1):
