@@ -7,7 +7,7 @@ THREAT ?= standard
 OUT ?= report
 ARGS ?=
 
-.PHONY: help install quickstart train evaluate sweep report diagnose bench study robustness estimators convolutional docs overview lint hooks test clean
+.PHONY: help install quickstart train evaluate sweep report diagnose bench study robustness estimators convolutional docs overview lint hooks test mutation clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -78,8 +78,11 @@ lint: install ## ruff, mypy and codespell
 hooks: install ## run the same checks before every commit
 	$(BIN)/pre-commit install
 
-test: install ## the whole test suite (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest
+test: install ## the whole test suite, a process per core (under 6 minutes on 2)
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+mutation: install ## plant 91 factors of two in the formulas, one by one: does the suite turn red? (an hour)
+	$(BIN)/python tests/mutation/run.py $(ARGS)
 
 clean: ## remove the environment, caches and build results; runs and data stay
 	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

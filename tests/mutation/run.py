@@ -1,0 +1,167 @@
+"""Plant wrong formulas one by one and see whether the tests of their modules turn red.
+
+    python tests/mutation/run.py                               47 + 33 + 11 factors of two
+    python tests/mutation/run.py --kinds sign,drop --numbers 10,10,10 --seed 1
+    python tests/mutation/run.py --only estimators/tiered.py   every mutant of one file
+
+The working tree is left alone: a copy of it is mutated. A mutant is killed by the first test that fails, by a test that
+takes over `--seconds` of processor time, or by a file that cannot be imported. Those that survive are listed, with exit
+code 1. Some are no error: a factor that cancels, a heuristic, an equivalent formula. Read them.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import matplotlib  # noqa: F401  # the children that run the tests inherit what is imported
+import pytest
+import pytorch_lightning  # noqa: F401
+import scipy.integrate
+import scipy.stats  # noqa: F401
+import torch
+import torchvision  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.mutation.mutants import KINDS, STRATA, Mutant, mutants_of, sample
+
+ROOT = Path(__file__).parents[2]
+TESTS: dict[str, tuple[str, ...]] = {
+    "noise.py": ("tests/test_noise.py", "tests/test_planted_defects.py"),
+    "baselines.py": ("tests/test_sampling.py", "tests/estimators"),
+    "losses.py": ("tests/test_losses.py", "tests/estimators"),
+    "schedules.py": ("tests/test_schedules.py", "tests/training"),
+    "activations.py": ("tests/test_activations.py", "tests/estimators/test_peers.py"),
+    "evaluation": ("tests/evaluation", "tests/reporting"),
+    "threats/attacks": ("tests/threats", "tests/evaluation"),
+    "networks": ("tests/networks", "tests/estimators"),
+    "propagation": ("tests/propagation", "tests/threats/test_query.py", "tests/test_planted_defects.py"),
+    "estimators": ("tests/estimators", "tests/test_planted_defects.py"),
+    "training/callbacks": ("tests/training",),
+}
+"""Tests of a part beyond those that are named after it; the longest prefix counts."""
+
+
+def main() -> int:
+    options = _options()
+    kinds = tuple(options.kinds.split(","))
+    package = Path("src/glr_lightning")
+    if options.only:
+        mutants = mutants_of(ROOT / package / options.only, ROOT / package, kinds)
+    else:
+        numbers = map(int, options.numbers.split(","))
+        mutants = [
+            mutant
+            for stratum, number in zip(STRATA, numbers, strict=True)
+            for mutant in sample(ROOT / package, stratum, number, kinds, options.seed)
+        ]
+    share, of = map(int, options.share.split("/"))
+    mutants = mutants[share - 1 :: of]
+    torch.set_num_threads(1)
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "tree"
+        _copy(copy)
+        for number, mutant in enumerate(mutants, start=1):
+            path = copy / package / mutant.path
+            source, started = path.read_text(encoding="utf-8"), time.monotonic()
+            path.write_text(mutant.applied(source), encoding="utf-8")
+            killed = any(_is_red(copy, tests, options.seconds) for tests in _tests_of(mutant, copy))
+            path.write_text(source, encoding="utf-8")
+            word = "killed" if killed else "SURVIVED"
+            print(f"{number}/{len(mutants)} {word} {time.monotonic() - started:.0f} s  {mutant}", flush=True)
+            survivors += [] if killed else [mutant]
+    print(f"{len(mutants) - len(survivors)} of {len(mutants)} killed")
+    for mutant in survivors:
+        print(f"survived: {mutant}")
+    return 1 if survivors else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--numbers", default="47,33,11", help=f"mutants drawn of {', '.join(STRATA)}")
+    parser.add_argument("--kinds", default="twice", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="a file below src/glr_lightning: all its mutants")
+    parser.add_argument("--seconds", type=int, default=240, help="processor time of one run of tests")
+    parser.add_argument("--share", default="1/1", help="run the first of two halves: 1/2")
+    return parser.parse_args()
+
+
+def _copy(to: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.endswith(".png"):
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
+def _tests_of(mutant: Mutant, copy: Path) -> list[tuple[str, ...]]:
+    """Sets of tests, the nearest first: the file named after the module, its folder, what uses it."""
+    module = Path(mutant.path)
+    own = Path("tests") / module.parent / f"test_{module.name}"
+    folder = Path("tests") / module.parent if len(module.parts) > 1 else None
+    while folder is not None and not (copy / folder).is_dir():
+        folder = folder.parent
+    sets: list[tuple[str, ...]] = [(str(own),)] if (copy / own).is_file() else []
+    further = [part for part in TESTS if mutant.path.startswith(part)]
+    if further:
+        sets += [(path,) for path in TESTS[max(further, key=len)]]
+    elif folder is not None:
+        sets.append((str(folder),))
+    if not sets or len(module.parts) == 1:
+        sets += [("tests/estimators/test_estimators.py",), ("tests/test_planted_defects.py",)]
+    return list(dict.fromkeys(sets))
+
+
+def _is_red(copy: Path, tests: tuple[str, ...], seconds: int) -> bool:
+    """Whether the tests fail on the copy, in a child process that has what is slow to import."""
+    child = os.fork()
+    if child == 0:
+        _child(copy, tests, seconds)
+    try:
+        _, status = os.waitpid(child, 0)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    code = os.waitstatus_to_exitcode(status)
+    if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise SystemExit(f"no tests in {tests}")
+    return code != 0
+
+
+def _child(copy: Path, tests: tuple[str, ...], seconds: int) -> NoReturn:
+    code = 3
+    try:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        os.chdir(copy)
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "glr_lightning")]:
+            del sys.modules[name]
+        sys.path[:] = [str(copy / "src"), str(copy), *(p for p in sys.path if not p.startswith(str(ROOT)))]
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONPATH"] = str(copy / "src")  # of the processes that tests start
+        no_cache = ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib"]
+        code = int(pytest.main(["-x", "-q", *no_cache, *tests]))
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    raise SystemExit(main())
