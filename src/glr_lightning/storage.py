@@ -115,7 +115,8 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         CheckpointError: if the file cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here, since np.load leaves a damaged file open
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except UNREADABLE as error:
         raise damaged(path, str(error)) from error

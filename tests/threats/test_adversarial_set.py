@@ -112,7 +112,8 @@ def test_checksums_tell_pixels_places_and_labels_apart() -> None:
 class TestDamage:
     def test_of_any_kind_is_refused(self, path: Path) -> None:
         whole = path.read_bytes()
-        arrays = {key: np.load(path)[key] for key in ("images", "checksums", "zero_gradient", "facts")}
+        with np.load(path) as file:
+            arrays = {key: file[key] for key in ("images", "checksums", "zero_gradient", "facts")}
         for content in (b"", whole[: len(whole) // 2], b"\x80\x04N."):
             path.write_bytes(content)
             with pytest.raises(CheckpointError, match="cannot be read"):
@@ -174,7 +175,8 @@ def test_files_that_numpy_stumbles_over_are_refused_too(path: Path, shape: tuple
                 file.writestr(name, data)
         with pytest.raises(CheckpointError, match="cannot be read"):
             load_set(path)
-    np.save(path.open("wb"), np.zeros(3))
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_set(path)
     np.savez_compressed(path, images=np.zeros(1000))
