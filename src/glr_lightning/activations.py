@@ -73,17 +73,6 @@ class PiecewiseConstant(nn.Module):
         return f"cuts={self.cuts}, levels={self.levels}"
 
 
-ELEMENTWISE = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, PiecewiseConstant)
-"""Activations of which a unit's output depends on its own pre-activation alone."""
-
-
-def jumps(module: nn.Module) -> bool:
-    """Whether an activation, of this package or of torch, is discontinuous, so that derivatives miss its jumps."""
-    if isinstance(module, nn.Threshold):
-        return module.value != module.threshold
-    return isinstance(module, PiecewiseConstant) or (isinstance(module, nn.Hardshrink) and module.lambd != 0)
-
-
 class HardThreshold(PiecewiseConstant):
     """phi(v) = 1[v > 0] (paper 1)."""
 

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import jumps
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective
 from glr_lightning.losses import Loss
+from glr_lightning.propagation.module_facts import named, observe, without_derivative
 
 
 def require_derivatives(network: nn.Module, loss: Loss) -> None:
@@ -18,7 +18,7 @@ def require_derivatives(network: nn.Module, loss: Loss) -> None:
     if not loss.differentiable:
         obstacles.append(f"needs a loss with a derivative, {type(loss).__name__} has none")
         remedies.append("loss=cross_entropy")
-    hard = [f"'{name}' ({type(m).__name__})" for name, m in network.named_modules() if jumps(m)]
+    hard = [named(name, module) for name, module in without_derivative(network).items()]
     if hard:
         obstacles.append(f"cannot train through {', '.join(hard)}: its derivative is 0, or misses the jumps")
         remedies.append("activation=sigmoid, tanh or relu")
@@ -46,6 +46,8 @@ class Backprop(Estimator):
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        observe(network, x)
+        self.check(network, loss)
         logits = network(x)
         return differentiate(network, loss(logits, y).mean(), logits, forwards=len(y))
 

@@ -12,6 +12,7 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.losses import Loss
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import require_plain_padding
+from glr_lightning.propagation.module_facts import named, probed
 from glr_lightning.sampling import Sampler
 
 Value = TypeVar("Value")
@@ -91,7 +92,8 @@ class Estimator(ABC):
     def describe(self, network: nn.Module, loss: Loss) -> list[str]:
         """What a training with this estimator does, in a few lines for the screen.
 
-        The objective, where each layer's gradient comes from, and why it is biased, if it is.
+        The objective, where each layer's gradient comes from, why it is biased, if it is, and what was found of the
+        modules that had to be probed.
         """
         lines = [f"{type(self).__name__} descends {OBJECTIVES.get(self.objective, self.objective)}."]
         layers: dict[str, list[str]] = {}
@@ -99,7 +101,8 @@ class Estimator(ABC):
             layers.setdefault(source, []).append(layer)
         lines += [f"  {', '.join(names)}: {source}" for source, names in layers.items()]
         bias = self.bias(network)
-        return [*lines, f"  biased: {bias}"] if bias else lines
+        lines += [f"  biased: {bias}"] if bias else []
+        return lines + [f"  module {named(name, module)}" for name, module in probed(network).items()]
 
     @abstractmethod
     def check(self, network: nn.Module, loss: Loss) -> None:

@@ -13,6 +13,7 @@ from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.propagation.chain import require_no_draws
+from glr_lightning.propagation.module_facts import observe
 from glr_lightning.validation import is_scale, validated_count, validated_passes
 
 
@@ -88,6 +89,7 @@ class EvolutionStrategies(Estimator):
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        observe(network, x)
         self.check(network, loss)
         parameters = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
         logits = network(x)

@@ -9,7 +9,12 @@ from torch.autograd import forward_ad
 
 from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, accumulate, even_parts
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
-from glr_lightning.estimators.straight_through import has_slopes, require_loss_with_derivative, with_slopes
+from glr_lightning.estimators.straight_through import (
+    has_slopes,
+    require_cells,
+    require_loss_with_derivative,
+    with_slopes,
+)
 from glr_lightning.injection import Injection, Joint
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
@@ -81,13 +86,16 @@ class ForwardGradient(Estimator):
 
     def check(self, network: nn.Module, loss: Loss) -> None:
         require_loss_with_derivative(loss)
-        require_separate_samples(with_slopes(Chain.of(network), self.noise, self.sigma))
+        chain = Chain.of(network)
+        require_cells(chain)
+        require_separate_samples(with_slopes(chain, self.noise, self.sigma))
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        plain = Chain.of(network, x)
         self.check(network, loss)
-        clean = Chain.of(network).clean(x)
-        chain = with_slopes(Chain.of(network), self.noise, self.sigma)
+        clean = plain.clean(x)
+        chain = with_slopes(plain, self.noise, self.sigma)
         passes = self.injection.passes(len(chain.sites))
         gradients: dict[str, Tensor] = {}
         for sites in passes:

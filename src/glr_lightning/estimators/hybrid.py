@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import jumps
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, per_site
@@ -14,6 +13,7 @@ from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.sampling import Antithetic, Sampler
 
 
@@ -93,7 +93,7 @@ class Hybrid(Estimator):
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
-        chain = Chain.of(network)
+        chain = Chain.of(network, x)
         self.check_chain(chain, loss)
         sigma = per_site(self.sigma, len(chain.sites))
         split, last = _below(chain), len(chain.sites) - 1
@@ -130,7 +130,7 @@ class Hybrid(Estimator):
 
 def _below(chain: Chain) -> int:
     """The number of layers at and below the last discontinuity of the network."""
-    at = [position for position, module in enumerate(chain.modules) if jumps(module)]
+    at = [position for position, module in enumerate(chain.modules) if facts_of(module).jumps]
     return sum(position < at[-1] for position in chain.sites) if at else 0
 
 

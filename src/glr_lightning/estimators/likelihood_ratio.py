@@ -164,8 +164,7 @@ class LikelihoodRatio(Estimator):
         return dict.fromkeys(Chain.of(network).site_names, "likelihood ratio, from loss values")
 
     def check(self, network: nn.Module, loss: Loss) -> None:
-        chain = Chain.of(network)
-        self.check_chain(chain)
+        self.check_chain(Chain.of(network))
 
     def check_chain(self, chain: Chain) -> None:
         check_sites(chain, self.sigma, self.sampling)
@@ -189,7 +188,7 @@ class LikelihoodRatio(Estimator):
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
-        chain = Chain.of(network)
+        chain = Chain.of(network, x)
         self.check_chain(chain)
         sigma: tuple[float | Tensor, ...] = per_site(self.sigma, len(chain.sites))
         clean = chain.clean(x)

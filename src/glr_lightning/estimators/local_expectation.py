@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import ELEMENTWISE, PiecewiseConstant
+from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import (
     Estimate,
@@ -23,6 +23,7 @@ from glr_lightning.estimators.output_loss import OutputLoss, density_at_0, outpu
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite, State, plus, require_separate_samples
+from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.sampling import Independent, Sampler
 from glr_lightning.validation import validated_count, validated_passes, validated_sigma
 
@@ -121,7 +122,7 @@ class LocalExpectation(Estimator):
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
-        chain = Chain.of(network)
+        chain = Chain.of(network, x)
         self.check_chain(chain)
         sigma = per_site(self.sigma, len(chain.sites))
         clean = chain.clean(x)
@@ -266,7 +267,7 @@ class Beyond:
 def is_under_the_logits(chain: Chain, site: int) -> bool:
     """Does a unit of this layer reach the logits through its own activation and what is affine alone?"""
     position = chain.sites[site]
-    return isinstance(chain.modules[position + 1], ELEMENTWISE) and chain.readout == position + 2
+    return chain.readout == position + 2 and facts_of(chain.modules[position + 1]).elementwise
 
 
 def require_logits_of_a_layer(chain: Chain) -> None:

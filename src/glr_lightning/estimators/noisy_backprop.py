@@ -50,7 +50,8 @@ class NoisyBackprop(Estimator):
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
-        chain = Chain.of(network)
+        chain = Chain.of(network, x)
+        self.check(network, loss)
         sites = tuple(range(len(chain.sites)))
 
         draw = self.sampling.bound(self.noise, self.copies, generator)

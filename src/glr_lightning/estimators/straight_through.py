@@ -15,6 +15,7 @@ from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.module_facts import facts_of, named
 from glr_lightning.validation import validated_sigma
 
 
@@ -74,12 +75,14 @@ class StraightThrough(Estimator):
                 "straight-through needs a piecewise-constant activation (activation=threshold or sign), this network "
                 f"has none; use estimator={exact}."
             )
+        require_cells(Chain.of(network))
         require_loss_with_derivative(loss)
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        chain = Chain.of(network, x)
         self.check(network, loss)
-        logits = with_slopes(Chain.of(network), self.noise, self.sigma).clean(x).logits
+        logits = with_slopes(chain, self.noise, self.sigma).clean(x).logits
         return differentiate(network, loss(logits, y).mean(), logits, forwards=len(y))
 
 
@@ -110,8 +113,8 @@ def with_slopes(chain: Chain, noise: Noise, sigma: float | Sequence[float | Tens
     """The chain with a slope at every piecewise-constant activation; an input that is thresholded needs none.
 
     Raises:
-        ConfigurationError: a list of scales that is not one per layer, or an activation inside another module, where
-            its derivative would silently stay 0.
+        ConfigurationError: a list of scales that is not one per layer; an activation inside another module, or a module
+            that is piecewise constant and declares no cells, where the derivative would silently stay 0.
     """
     scales: tuple[float | Tensor, ...] = per_site(sigma, len(chain.sites))
     modules = list(chain.modules)
@@ -125,7 +128,24 @@ def with_slopes(chain: Chain, noise: Noise, sigma: float | Sequence[float | Tens
                 f"module '{name}' ({type(module).__name__}) holds a piecewise-constant activation inside, where no "
                 "slope can be given to it; make it an element of the nn.Sequential, or use estimator=local_expectation."
             )
+        elif facts_of(module).flat:
+            _refuse_without_cells(name, module)
     return replace(chain, modules=tuple(modules))
+
+
+def require_cells(chain: Chain) -> None:
+    """Refuse a module that jumps and declares no cells, for it cannot be given a slope. Raises ConfigurationError."""
+    for name, module in zip(chain.names, chain.modules, strict=True):
+        if facts_of(module).jumps and not any(isinstance(inner, PiecewiseConstant) for inner in module.modules()):
+            _refuse_without_cells(name, module)
+
+
+def _refuse_without_cells(name: str, module: nn.Module) -> None:
+    raise ConfigurationError(
+        f"module {named(name, module)} has a derivative that is 0 or misses its jumps, and declares no cells by which "
+        "it could be given a slope; derive it from glr_lightning.activations.PiecewiseConstant, or use "
+        "estimator=local_expectation."
+    )
 
 
 def has_slopes(chain: Chain) -> bool:

@@ -100,7 +100,7 @@ class Tiered(Estimator):
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
-        chain = Chain.of(network)
+        chain = Chain.of(network, x)
         self.check_chain(chain)
         sigma = per_site(self.sigma, len(chain.sites))
         clean = chain.clean(x)

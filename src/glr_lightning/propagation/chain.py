@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.networks.modules import Residual, Shift
 from glr_lightning.propagation.layer_vjp import has_weight_vjp, has_weights, weight_vjp
+from glr_lightning.propagation.module_facts import facts_of, named, observe
 
 State = tuple[Tensor, ...]
 """The present tensor, and behind it those that wait for the end of a residual block, the innermost first."""
@@ -132,8 +133,12 @@ class Chain:
     sites: tuple[int, ...]
 
     @staticmethod
-    def of(network: nn.Module) -> "Chain":
+    def of(network: nn.Module, x: Tensor | None = None) -> "Chain":
         """Flatten a network.
+
+        Args:
+            network: an nn.Sequential.
+            x: a batch [batch, ...]; by what they see of the first one, modules of which nothing is known are probed.
 
         Raises:
             ConfigurationError: the network is not a chain, has no site, or holds parameters that are not those of
@@ -152,6 +157,8 @@ class Chain:
         sites = tuple(i for i, (_, module) in enumerate(pairs) if has_weights(module))
         if not sites:
             raise ConfigurationError("the network has no layer with weights, so there is nothing to train.")
+        if x is not None:
+            observe(network, x)
         return Chain(tuple(n for n, _ in pairs), tuple(m for _, m in pairs), sites)
 
     def layer(self, site: int) -> nn.Module:
@@ -285,27 +292,26 @@ def require_separate_samples(chain: Chain) -> None:
     """Refuse layers through which a sample's loss depends on other samples or on noise of their own (Law 3).
 
     Raises:
-        ConfigurationError: batch normalisation by the batch's own statistics, or a layer that draws.
+        ConfigurationError: batch normalisation by the batch's own statistics, or a module that draws.
     """
     inner = [(n, m) for n, leaf in zip(chain.names, chain.modules, strict=True) for m in leaf.modules()]
     for name, module in inner:
-        batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if batch_norm and (module.training or module.running_mean is None):
+        if facts_of(module).couples:
+            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            how = " is in train mode or keeps no statistics, and" if batch_norm else ""
             raise ConfigurationError(
-                f"module '{name}' ({type(module).__name__}) is in train mode or keeps no statistics, and couples "
-                "the samples of a batch, which breaks an estimate from each sample's own loss; remove it, use a "
-                "per-sample normalisation (nn.GroupNorm), or put it in eval mode."
+                f"module {named(name, module)}{how} couples the samples of a batch, which breaks an estimate from each "
+                "sample's own loss; remove it, use a per-sample normalisation (nn.GroupNorm), or put it in eval mode."
             )
     require_no_draws(inner)
 
 
 def require_no_draws(modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Refuse layers that draw noise of their own. Raises ConfigurationError."""
+    """Refuse modules that draw noise of their own. Raises ConfigurationError."""
     for name, module in modules:
-        draws = isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
-        if draws and module.training:
+        if facts_of(module).draws:
             raise ConfigurationError(
-                f"module '{name}' ({type(module).__name__}) draws noise of its own from the global generator; "
+                f"module {named(name, module)} draws noise of its own from the global generator; "
                 "remove it: the injected noise already regularises."
             )
 

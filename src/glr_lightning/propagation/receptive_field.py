@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import ELEMENTWISE
 from glr_lightning.losses import Loss
-from glr_lightning.networks import Shift, Sine, Standardise
 from glr_lightning.propagation.chain import Chain, CleanPass, Fork, Merge, NoisyPass, Swap
+from glr_lightning.propagation.module_facts import facts_of
 
 AT_ONCE = 2**24
 """So many logits, of fields or of places, are held at once (64 MiB)."""
@@ -107,6 +106,8 @@ def _behind(module: nn.Module, state: tuple[Interval, ...], size: int, axis: int
         return (state[1], state[0], *state[2:])
     if isinstance(module, Merge):
         return (_hull(state[0], state[1]), *state[2:])
+    if facts_of(module).elementwise:
+        return state
     low, high = dependent_places(module, *state[0], axis)
     inside = (low.clamp(min=0), high.clamp(max=size - 1))
     empty = state[0][0] > state[0][1]
@@ -125,18 +126,10 @@ def _hull(a: Interval, b: Interval) -> Interval:
 def dependent_places(module: nn.Module, low: Tensor, high: Tensor, axis: int) -> Interval:
     """Which places of a module's output depend on the places low..high of its input, along an axis (0: height).
 
-    The answer may be too large, never too small, and may go beyond the edges. A module that is not known here mixes
-    all. Adding one: register it.
+    The answer may be too large, never too small, and may go beyond the edges. A module that is neither
+    known here nor elementwise mixes all. Adding one: register it.
     """
     return torch.zeros_like(low), torch.full_like(high, torch.iinfo(torch.int32).max)
-
-
-def _unmoved(module: nn.Module, low: Tensor, high: Tensor, axis: int) -> Interval:
-    return low, high
-
-
-for kind in (*ELEMENTWISE, Shift, Sine, Standardise, nn.Identity):
-    dependent_places.register(kind, _unmoved)
 
 
 @dependent_places.register

@@ -86,7 +86,10 @@ def straight_through(network: nn.Module, smoothing: float) -> nn.Module:
 
 
 def is_piecewise_constant(network: nn.Module) -> bool:
-    """Has it an activation through which no derivative goes?"""
+    """Whether an activation of it declares itself piecewise constant, by cells from which it can be given a slope.
+
+    One that declares nothing is attacked through autograd: its zero gradients are counted, and flag the row.
+    """
     return any(isinstance(module, PiecewiseConstant) for module in network.modules())
 
 

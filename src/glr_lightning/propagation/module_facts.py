@@ -1,0 +1,156 @@
+"""Facts about modules that estimators rest on: is it elementwise, does it jump, has it a slope, does it draw.
+
+`facts_of` is their one source. In this order: what a module declares, what is known of torch's kinds and of those of
+this package, and what a probe finds (`probing.py`). `observe` probes the modules of a network on what they see of a
+batch, once; a module that has not been observed yet is probed on random numbers.
+
+A module of one's own declares its facts by an attribute,
+
+    class Soft(nn.Module):
+        facts = ModuleFacts(elementwise=True)
+
+or by deriving from `glr_lightning.activations.PiecewiseConstant`.
+"""
+
+import copy
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.networks.modules import Shift, Sine, Standardise
+from glr_lightning.propagation.probing import NOT_FOUND, ModuleFacts, probe
+
+ELEMENTWISE: frozenset[type[nn.Module]] = frozenset(
+    (
+        *(nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish),
+        *(nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign),
+        *(nn.Tanh, nn.Tanhshrink, nn.Identity, Shift, Sine, Standardise),
+    )
+)
+"""Kinds of torch and of this package that are elementwise and continuous; a test holds a probe of each against it."""
+
+NOT_PROBED = ("torch.nn.", "torch.ao.", "glr_lightning.")
+"""Where forward passes come from of which what is not said here is smooth, and takes no probe."""
+
+_found: WeakKeyDictionary[nn.Module, dict[bool, tuple[bool, ModuleFacts]]] = WeakKeyDictionary()
+"""By module and train mode: whether it was observed, and what was found."""
+_observed: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
+"""Networks, with the modes in which they were."""
+
+
+def facts_of(module: nn.Module) -> ModuleFacts:
+    """The facts about a module, in the mode (train or eval) it is in."""
+    facts = _without_probe(module)
+    if facts is not None:
+        return facts
+    found = _found.setdefault(module, {})
+    if module.training not in found:
+        twin = _twin(module)
+        found[module.training] = (False, NOT_FOUND if twin is None else probe(twin, None))
+    return found[module.training][1]
+
+
+def observe(network: nn.Module, x: Tensor) -> None:
+    """Probe the modules of a network of which nothing is known, on what they see of a batch [batch, ...].
+
+    Nothing is written to the network or to the global generator.
+    """
+    if network.training in _observed.get(network, ()):
+        return
+    _observed.setdefault(network, set()).add(network.training)
+    unknown = [m for m in network.modules() if _without_probe(m) is None and not _is_observed(m)]
+    twin = _twin(network) if unknown else None
+    if twin is None:
+        return
+    twins = dict(zip(network.modules(), twin.modules(), strict=True))
+    seen = _inputs(twin, [twins[module] for module in unknown], x)
+    for module in unknown:
+        own = twins[module].train(module.training)
+        _found.setdefault(module, {})[module.training] = (True, probe(own, seen.get(own)))
+
+
+def probed(network: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a network whose facts come from a probe, by name."""
+    return {name or "network": module for name, module in network.named_modules() if _without_probe(module) is None}
+
+
+def without_derivative(network: nn.Module) -> dict[str, nn.Module]:
+    """The modules, by name, whose derivative is 0 or misses jumps; the innermost, where one holds another."""
+    hard = {name: module for name, module in network.named_modules() if facts_of(module).jumps or facts_of(module).flat}
+    kept = [id(module) for module in hard.values()]
+    return {
+        name or "network": module
+        for name, module in hard.items()
+        if not any(id(inner) in kept for inner in module.modules() if inner is not module)
+    }
+
+
+def named(name: str, module: nn.Module) -> str:
+    """A module in an error, with what a probe found of it: 'linear1' (Linear)."""
+    found = facts_of(module).found
+    return f"'{name}' ({type(module).__name__}{', ' + found if found else ''})"
+
+
+def _without_probe(module: nn.Module) -> ModuleFacts | None:
+    """What is declared or known of a module, None if nothing is."""
+    declared = module.__dict__.get("facts", getattr(type(module), "facts", None))
+    if isinstance(declared, ModuleFacts):
+        return declared
+    return _known(module)
+
+
+def _known(module: nn.Module) -> ModuleFacts | None:
+    kind = type(module)
+    if kind in ELEMENTWISE:
+        return ModuleFacts(elementwise=True)
+    if isinstance(module, PiecewiseConstant):
+        return ModuleFacts(elementwise=True, jumps=True, flat=True)
+    if kind is nn.Threshold:
+        return ModuleFacts(elementwise=True, jumps=bool(module.value != module.threshold))
+    if kind is nn.Hardshrink:
+        return ModuleFacts(elementwise=True, jumps=bool(module.lambd != 0))
+    if kind is nn.RReLU:
+        return ModuleFacts(elementwise=not module.training, draws=module.training)
+    if kind.forward.__module__.startswith(NOT_PROBED):
+        drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        return ModuleFacts(
+            draws=drops and module.training, couples=norm and (module.training or module.running_mean is None)
+        )
+    return None
+
+
+def _is_observed(module: nn.Module) -> bool:
+    found = _found.get(module, {})
+    return module.training in found and found[module.training][0]
+
+
+def _twin(module: nn.Module) -> nn.Module | None:
+    """A copy to probe, None where there can be none."""
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError):
+        return None
+
+
+@torch.no_grad()
+def _inputs(network: nn.Module, modules: list[nn.Module], x: Tensor) -> dict[nn.Module, Tensor]:
+    """What modules of a network see of a batch, of those that take one tensor."""
+    seen: dict[nn.Module, Tensor] = {}
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if len(args) == 1 and isinstance(args[0], Tensor) and args[0].is_floating_point():
+            seen.setdefault(module, args[0].detach().clone())
+
+    handles = [module.register_forward_pre_hook(hook) for module in modules]
+    devices = [x.device] if x.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), torch.autocast(x.device.type, enabled=False):
+            network.eval()(x[:8])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

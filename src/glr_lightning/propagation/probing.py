@@ -1,0 +1,194 @@
+"""A probe of a module that nobody knows: values, and nothing but values, tell whether it is elementwise and jumps.
+
+    draws         two calls on the same input differ
+    couples       another first sample changes the output of the others
+    elementwise   one number of the input is changed, and no other number of the output changes
+    jumps         a fine grid; where the output changes more than around it, the interval is halved again and again, and
+                  the change stays
+    flat          at nearly all points a small step changes nothing
+
+A probe can miss what happens at few points only, such as a jump of 1e-4 of the change around it; then declare the fact.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+NUMBERS = 2**20
+"""At most about so many numbers go through a module in one call."""
+HALVINGS = {torch.float64: 30, torch.float32: 12}
+CANDIDATES, FEW_CANDIDATES, LINES = 32, 8, 2
+"""Intervals of the grid that are halved: of an elementwise module, of another; and the lines through another."""
+STEP = {torch.float64: 2.0**-20, torch.float32: 2.0**-14}
+"""The small step, relative to the range of the grid."""
+SHAPES = ((12,), (4, 6, 6))
+"""Of a sample where none has been seen; an elementwise module takes any."""
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """Facts about a module.
+
+    Attributes:
+        elementwise: an output depends on the input in its own place alone.
+        jumps: it is discontinuous; derivatives miss what happens at the jumps.
+        flat: it is piecewise constant: its derivative is 0 wherever there is one.
+        draws: its output is random.
+        couples: the output of a sample depends on other samples of the batch.
+        found: in words what a probe found, "" for facts that are known or declared.
+    """
+
+    elementwise: bool = False
+    jumps: bool = False
+    flat: bool = False
+    draws: bool = False
+    couples: bool = False
+    found: str = ""
+
+
+NOT_FOUND = ModuleFacts(found="could not be probed")
+
+
+@torch.no_grad()
+def probe(module: nn.Module, samples: Tensor | None) -> ModuleFacts:
+    """Find the facts about a module from its values.
+
+    Args:
+        module: takes [rows, ...] and returns a tensor of as many rows; it is converted to float64.
+        samples: inputs that it sees, [rows, ...], or None.
+    """
+    devices = [tensor.device for tensor in (*module.parameters(), *module.buffers())]
+    place = samples.device if samples is not None else (devices or [torch.device("cpu")])[0]
+    shapes = SHAPES if samples is None else (tuple(samples.shape[1:]),)
+    rng = torch.random.fork_rng([place] if place.type == "cuda" else [])
+    with rng, torch.autocast(place.type, enabled=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for dtype in (torch.float64, torch.float32):
+            for shape in shapes:
+                try:
+                    return _Probe(module.to(dtype), place, dtype, shape, samples).facts()
+                except Exception:  # whatever a module raises of an input that it does not take
+                    continue
+    return NOT_FOUND
+
+
+class _Probe:
+    """The probe of a module on samples of one shape."""
+
+    def __init__(
+        self, module: nn.Module, place: torch.device, dtype: torch.dtype, shape: tuple[int, ...], samples: Tensor | None
+    ) -> None:
+        self.module, self.shape, self.place, self.dtype = module, shape, place, dtype
+        self.random = np.random.default_rng(0)  # torch's would be another one under vmap
+        self.numbers = max(int(np.prod(shape)), 1)
+        few = int(np.clip(NUMBERS // (64 * self.numbers), 2, 8))
+        widths = np.resize([1.0, 3.0, 0.1, 10.0], few).reshape(-1, *(1 for _ in shape))
+        self.rows = self.tensor(widths * self.random.standard_normal((few, *shape)))
+        if samples is not None and len(samples):
+            self.rows = torch.cat([samples[:few].to(place, dtype), self.rows])
+
+    def tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.place, self.dtype)
+
+    def call(self, v: Tensor) -> Tensor:
+        out = self.module(v.clone())
+        if not isinstance(out, Tensor) or len(out) != len(v):
+            raise TypeError("not a map of a tensor's rows")
+        return out.to(self.dtype).flatten(1)
+
+    def facts(self) -> ModuleFacts:
+        first = self.call(self.rows)
+        if _differs(first, self.call(self.rows)).any():
+            return ModuleFacts(draws=True, found="found to draw random numbers")
+        moved = torch.cat([self.rows[1:2] + 1.0, self.rows[1:]])
+        if not torch.allclose(self.call(moved)[1:], first[1:], rtol=1e-6, atol=1e-12, equal_nan=True):
+            return ModuleFacts(couples=True, found="found to couple the samples of a batch")
+        elementwise = self._is_elementwise(first)
+        jump, flat = self._along_lines(elementwise)
+        words = ["elementwise" if elementwise else "not elementwise"]
+        if jump is not None:
+            words.append(f"jumping near {round(jump, 6) + 0.0:g}" if elementwise else "jumping")
+            words += ["constant between its jumps"] * flat
+        else:
+            words.append("constant" if flat else "continuous")
+        return ModuleFacts(elementwise, jump is not None, flat, found=f"found to be {', '.join(words)}")
+
+    def _is_elementwise(self, first: Tensor) -> bool:
+        if first.shape[1] != self.numbers:
+            return False
+        moves = self.tensor(np.array([-30.0, -3.0, -0.3, -0.01, 0.01, 0.3, 3.0, 30.0]))
+        units = {0, self.numbers - 1, *self.random.integers(self.numbers, size=6).tolist()}
+        for unit in units:
+            base = self.rows.flatten(1).repeat_interleave(len(moves), 0)
+            base[:, unit] += moves.repeat(len(self.rows))
+            changed = _differs(self.call(base.view(-1, *self.shape)), first.repeat_interleave(len(moves), 0))
+            changed[:, unit] = False
+            if changed.any():
+                return False
+        return True
+
+    def _along_lines(self, elementwise: bool) -> tuple[float | None, bool]:
+        """Where it jumps, if it does; whether it is piecewise constant, or constant."""
+        size = int(np.clip(NUMBERS // self.numbers, 33, 2049))
+        jump, moving, changing, points = None, 0, False, 0
+        for start, direction, low, high in self._lines(elementwise, size):
+            t = self.tensor(np.linspace(low, high, size))
+            values = self._on_line(start, direction, t)
+            if jump is None:
+                jump = self._jump(start, direction, t, values, elementwise)
+            near = self._on_line(start, direction, t + STEP[self.dtype] * (high - low))
+            changing |= bool(_differs(values, values[:1]).any())
+            moving, points = moving + int(_differs(near, values).sum()), points + values.numel()
+        return jump, moving < 0.01 * points and (jump is not None or not changing)
+
+    def _lines(self, elementwise: bool, size: int) -> list[tuple[Tensor, Tensor, float, float]]:
+        """Lines start + t direction, low <= t <= high."""
+        if not elementwise:
+            pairs = zip(self.rows, self.rows.roll(-1, 0), strict=True)
+            return [(a, b - a, -0.5, 1.5) for a, b in list(pairs)[:LINES]]
+        ranges = [(-8.0, 8.0), (-1.0, 1.0)]
+        low, high = float(self.rows.amin()), float(self.rows.amax())
+        ranges += [(low, high)] if high > low else []
+        # each unit's points lie between those of the others
+        offsets = [self.tensor(self.random.random(self.shape)) * (b - a) / size for a, b in ranges]
+        return [(o, torch.ones_like(o), a, b) for o, (a, b) in zip(offsets, ranges, strict=True)]
+
+    def _on_line(self, start: Tensor, direction: Tensor, t: Tensor) -> Tensor:
+        return self.call(start + t.view(-1, *(1 for _ in self.shape)) * direction)
+
+    def _jump(self, start: Tensor, direction: Tensor, t: Tensor, values: Tensor, elementwise: bool) -> float | None:
+        """A t at which some output jumps (of an elementwise module the input there), or None."""
+        change = (values[1:] - values[:-1]).abs().nan_to_num(nan=0.0, posinf=0.0)
+        beside = torch.zeros_like(change)
+        beside[1:] = change[:-1]
+        beside[:-1] = torch.maximum(beside[:-1], change[1:])
+        excess = (change - beside).flatten()
+        order = excess.topk(min(CANDIDATES if elementwise else FEW_CANDIDATES, len(excess))).indices
+        order = order[excess[order] > 0]
+        if not len(order):
+            return None
+        at, output = order // change.shape[1], order % change.shape[1]
+        low, high = t[at], t[at + 1]
+        below, above = values[at, output], values[at + 1, output]
+        row = torch.arange(len(order), device=order.device)
+        for _ in range(HALVINGS[self.dtype]):
+            middle = (low + high) / 2
+            value = self._on_line(start, direction, middle)[row, output]
+            left = (value - below).abs() >= (above - value).abs()
+            low, high = torch.where(left, low, middle), torch.where(left, middle, high)
+            below, above = torch.where(left, below, value), torch.where(left, value, above)
+        size = values.abs().nan_to_num(nan=0.0, posinf=0.0).amax()
+        rest = (above - below).abs().nan_to_num(nan=0.0)
+        rest = torch.where((rest > 1e-3 * change[at, output]) & (rest > 1e-5 * size), rest, 0.0)
+        best = int(rest.argmax())
+        if rest[best] == 0:
+            return None
+        return float(high[best]) + (float(start.flatten()[output[best]]) if elementwise else 0.0)
+
+
+def _differs(a: Tensor, b: Tensor) -> Tensor:
+    """Where two tensors differ; two NaNs do not."""
+    return (a != b) & ~(a.isnan() & b.isnan())

@@ -1,0 +1,215 @@
+"""Facts about modules: what is known of torch's kinds is what a probe finds, and a probe finds what a module does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators import (
+    Backprop,
+    Estimator,
+    ForwardGradient,
+    Hybrid,
+    LikelihoodRatio,
+    LocalExpectation,
+    NoisyBackprop,
+    StraightThrough,
+)
+from glr_lightning.losses import CrossEntropy
+from glr_lightning.propagation import module_facts
+from glr_lightning.propagation.module_facts import ELEMENTWISE, facts_of, observe, without_derivative
+from glr_lightning.propagation.probing import ModuleFacts, probe
+from tests.checks.estimator_cases import X, Y, estimate, small_network
+from tests.checks.groups import member, options
+
+
+class Function(nn.Module):
+    """A module of which nothing is known."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.calls = 0
+
+    def forward(self, v: Tensor) -> Tensor:
+        self.calls += 1
+        return self.function(v)
+
+
+def step(v: Tensor) -> Tensor:
+    return (v > 0).to(v.dtype)
+
+
+def plain(facts: ModuleFacts) -> tuple[bool, ...]:
+    return facts.elementwise, facts.jumps, facts.flat, facts.draws, facts.couples
+
+
+OPTIONS: dict[str, tuple[Any, ...]] = {"Threshold": (0.5, 0.0), "MultiheadAttention": (4, 1)}
+TORCH = [getattr(nn, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"]
+
+
+@pytest.mark.parametrize("kind", TORCH, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_known_of_an_activation_of_torch_is_what_a_probe_finds(kind: type[nn.Module], training: bool) -> None:
+    module = kind(*OPTIONS.get(kind.__name__, ())).train(training)
+    assert not facts_of(module).found
+    assert plain(facts_of(module)) == plain(probe(module, None))
+
+
+@pytest.mark.parametrize("name", options("activation"))
+def test_the_activations_of_the_configuration_are_known_and_as_a_probe_finds_them(name: str) -> None:
+    module = member("activation", name)
+    assert facts_of(module).elementwise
+    assert plain(facts_of(module)) == plain(probe(module, None))
+
+
+def test_every_kind_that_is_called_elementwise_is_of_torch_or_of_this_package() -> None:
+    assert all(kind.__module__.startswith(("torch.nn.", "glr_lightning.")) for kind in ELEMENTWISE)
+
+
+SMOOTH, STEP, JUMPS = (True, False, False), (True, True, True), (True, True, False)
+MIXES, MIXES_AND_JUMPS, RANKS = (False, False, False), (False, True, False), (False, True, True)
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[bool, bool, bool]]] = {
+    "softsign": (lambda v: v / (1 + v.abs()), SMOOTH),
+    "steep": (lambda v: torch.tanh(1000 * v), SMOOTH),
+    "fast": (lambda v: torch.sin(100 * v), SMOOTH),
+    "root": (lambda v: v.abs().sqrt(), SMOOTH),
+    "logarithm": (lambda v: v.log(), SMOOTH),
+    "float32 inside": (lambda v: torch.sigmoid(v.float()).to(v.dtype), SMOOTH),
+    "writes into its input": (lambda v: v.mul_(2), SMOOTH),
+    "step": (step, STEP),
+    "step elsewhere": (lambda v: (v > 0.3).to(v.dtype), STEP),
+    "three levels": (lambda v: v.sign() * (v.abs() > 0.5), STEP),
+    "quantiser": (lambda v: torch.round(128 * v).clamp(-128, 127) / 128, STEP),
+    "exponential and a step": (lambda v: v.exp() + step(v), JUMPS),
+    "slope and small steps": (lambda v: v + 0.1 * v.floor(), JUMPS),
+    "hyperbola": (lambda v: 1 / v, JUMPS),
+    "softmax": (lambda v: v.softmax(1), MIXES),
+    "mean": (lambda v: v.mean(1, keepdim=True), MIXES),
+    "winners": (lambda v: v * (v >= v.topk(3, 1).values[:, -1:]), MIXES_AND_JUMPS),
+    "ranks": (lambda v: v.argsort(1).to(v.dtype), RANKS),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_probe_finds_what_a_function_does(name: str) -> None:
+    function, expected = FUNCTIONS[name]
+    assert plain(facts_of(Function(function))) == (*expected, False, False)
+
+
+def test_a_probe_finds_random_draws_and_coupled_samples() -> None:
+    assert facts_of(Function(lambda v: nn.functional.dropout(v))).draws
+    assert facts_of(Function(lambda v: v - v.mean(0))).couples
+
+
+def test_a_step_outside_the_usual_range_is_found_on_what_the_module_sees() -> None:
+    far = Function(lambda v: 1.0 * (v > 500) + 0.01 * v)
+    network = nn.Sequential(nn.Linear(3, 4), far)
+    nn.init.constant_(network[0].bias, 450.0)
+    nn.init.constant_(network[0].weight, 60.0)
+    assert not facts_of(far).jumps
+    observe(network, X.float())
+    assert facts_of(far).jumps
+
+
+def test_a_network_is_observed_once_and_left_as_it_is() -> None:
+    act = Function(torch.tanh)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), act, nn.Dropout(0.5), nn.Linear(4, 2)).double()
+    before, random = {k: v.clone() for k, v in network.state_dict().items()}, torch.get_rng_state()
+    observe(network, X)
+    assert act.calls == 0  # a copy was probed
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_after_the_first_estimate_nothing_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = small_network(Function(torch.tanh))
+    estimate(LikelihoodRatio(copies=4), network, CrossEntropy())
+    monkeypatch.setattr(module_facts, "probe", None)
+    estimate(LikelihoodRatio(copies=4), network, CrossEntropy())
+
+
+def test_a_module_that_takes_something_else_is_unknown_and_stops_nothing() -> None:
+    class Pair(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a + b
+
+    assert facts_of(Pair()).found == "could not be probed"
+    assert not without_derivative(Pair())
+
+
+# ---- what estimators make of it -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", [Backprop(), NoisyBackprop()], ids=lambda e: type(e).__name__)
+def test_backpropagation_refuses_a_step_that_nobody_declared(estimator: Estimator) -> None:
+    advice = r"cannot train through '1' \(Function, found to be elementwise, jumping near 0, constant between"
+    for refuse in (
+        lambda: estimator.check(small_network(Function(step)), CrossEntropy()),
+        lambda: estimate(estimator, small_network(Function(step)), CrossEntropy()),
+    ):
+        with pytest.raises(ConfigurationError, match=advice):
+            refuse()
+
+
+def test_backpropagation_refuses_a_step_within_the_forward_pass_of_a_network_of_ones_own() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second((self.first(x) > 0).to(x.dtype))
+
+    with pytest.raises(ConfigurationError, match=r"'network' \(Network, found to be not elementwise, jumping"):
+        estimate(Backprop(), Network().double(), CrossEntropy())
+
+
+@pytest.mark.parametrize("estimator", [StraightThrough(), ForwardGradient()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("hard", [Function(step), nn.Hardshrink()], ids=["step", "hardshrink"])
+def test_a_jump_without_cells_is_given_no_slope(estimator: Estimator, hard: nn.Module) -> None:
+    network = nn.Sequential(*small_network(hard), PiecewiseConstant([0.0], [0.0, 1.0]), nn.Linear(2, 2)).double()
+    with pytest.raises(ConfigurationError, match=r"module '1' .* declares no cells .*PiecewiseConstant"):
+        estimate(estimator, network, CrossEntropy())
+
+
+def test_hybrid_splits_at_a_step_that_nobody_declared() -> None:
+    sources = list(Hybrid().plan(small_network(Function(step)), CrossEntropy()).values())
+    assert sources[0].startswith("likelihood ratio")
+    assert sources[1].startswith("pathwise")
+
+
+def test_a_module_that_draws_is_refused_by_name_where_it_would_break_an_estimator() -> None:
+    network = small_network(Function(lambda v: v + torch.randn_like(v)))
+    for estimator in (LikelihoodRatio(copies=4), LocalExpectation(), ForwardGradient()):
+        with pytest.raises(ConfigurationError, match=r"'1' \(Function, found to draw random numbers\) draws noise"):
+            estimate(estimator, network, CrossEntropy())
+
+
+@pytest.mark.parametrize("act", [nn.Softsign(), nn.Mish(), Function(lambda v: v / (1 + v.abs()))], ids=repr)
+def test_any_elementwise_activation_has_all_its_units_evaluated_at_once(act: nn.Module) -> None:
+    network = nn.Sequential(nn.Linear(3, 50), act, nn.Linear(50, 2)).double()
+    assert "all units at once" in LocalExpectation().plan(network, CrossEntropy())["0"]
+    assert estimate(LocalExpectation(), network, CrossEntropy()).diagnostics["forwards"] == 2 * len(Y)
+
+
+def test_the_description_says_what_was_found() -> None:
+    lines = LocalExpectation().describe(small_network(Function(torch.tanh)), CrossEntropy())
+    assert lines[-1] == "  module '1' (Function, found to be elementwise, continuous)"
+    assert not any("module" in line for line in LocalExpectation().describe(small_network(nn.Tanh()), CrossEntropy()))
+
+
+def test_a_declared_fact_is_believed() -> None:
+    class Surrogate(nn.Module):
+        facts = ModuleFacts(elementwise=True)
+
+        def forward(self, v: Tensor) -> Tensor:
+            return step(v).detach() + torch.tanh(v) - torch.tanh(v).detach()
+
+    assert Backprop().check(small_network(Surrogate()), CrossEntropy()) is None
+    assert estimate(Backprop(), small_network(Surrogate()), CrossEntropy()).gradients["0.weight"].abs().sum() > 0
