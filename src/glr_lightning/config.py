@@ -32,7 +32,7 @@ CONF_DIR = str(PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "c
 """The configuration folder: inside the wheel, or beside `src` in a checkout."""
 
 _OWN = ["activations", "baselines", "data", "estimators", "injection", "losses", "networks", "noise", "sampling"]
-_OWN += ["schedules"]
+_OWN += ["schedules", "training.callbacks"]
 TRUSTED = (*(f"glr_lightning.{family}." for family in _OWN), "torch.nn.modules.", "torch.optim.")
 """The modules whose classes a configuration read from a run folder may call; of networks, functions too."""
 
@@ -54,11 +54,6 @@ class TrainConfig:
     epochs: int = MISSING
     batch_size: int = MISSING
     clip_norm: float | None = None
-    lr_factors: Any = None
-    learn_sigma: str | None = None
-    sigma_lr: float | None = None
-    revive: float | None = None
-    diagnostics: bool = False
     device: str = "auto"
     devices: int = 1
     strategy: str = "auto"
@@ -79,8 +74,7 @@ class TrainConfig:
     estimator: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
-    sigma_schedule: Any = MISSING
-    copies_schedule: Any = MISSING
+    callbacks: Any = MISSING
     logger: Any = MISSING
 
 
@@ -171,8 +165,9 @@ def _closest(name: str, known: Sequence[str]) -> str:
 def config_hash(config: dict[str, Any]) -> str:
     """12 hex digits that identify what is trained: everything but where it is written and shown."""
     place = {"experiment", "run_dir", "resume", "logger", "progress", "device", "devices", "strategy", "threads"}
-    place |= {"diagnostics"}
     what = {key: value for key, value in config.items() if key not in place}
+    if isinstance(what.get("callbacks"), dict):
+        what["callbacks"] = {key: value for key, value in what["callbacks"].items() if key != "gradient_quality"}
     if isinstance(what.get("data"), dict):
         what["data"] = {key: value for key, value in what["data"].items() if key not in {"root", "download", "cache"}}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """Schedules: a number that changes from epoch to epoch, as a pure function of the part of the training that is done.
 
-Adding one: a frozen dataclass here, a YAML in conf/sigma_schedule or conf/copies_schedule.
+They are chosen in conf/callbacks/annealing.yaml. Adding one: a frozen dataclass here.
 """
 
 from abc import ABC, abstractmethod
@@ -15,15 +15,6 @@ class Schedule(Checked, ABC):
     @abstractmethod
     def __call__(self, start: float, done: float) -> float:
         """Return the value when the part `done` of the training is over: 0 in the first epoch, 1 in the last."""
-
-
-@dataclass(frozen=True)
-class Constant(Schedule):
-    """The first value throughout."""
-
-    def __call__(self, start: float, done: float) -> float:
-        """Return `start`."""
-        return start
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ def run_job(job: Callable[[], Any]) -> None:
     In a sweep the other jobs still run, and the sweep's exit code tells of the failure.
     """
     quiet_libraries()
+    show_log()
     try:
         job()
     except GLRError as error:
@@ -101,6 +102,22 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.script. is deprecated.*")  # torch's own forward mode
+
+
+class _Lines(logging.Handler):
+    """Shows log messages as plain lines on the console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def show_log() -> None:
+    """Show what this package logs on the console, once; without a command it is left to the caller's logging."""
+    logger = logging.getLogger("glr_lightning")
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def _escape(text: str) -> str:

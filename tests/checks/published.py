@@ -50,9 +50,7 @@ def one_step(config: dict[str, Any], network: nn.Sequential, x: Tensor, y: Tenso
         build(config["loss"]),
         build(config["optimizer"]),
         build(config["scheduler"]),
-        classes=10,
         seed=config["seed"],
-        clip_norm=config["clip_norm"],
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning on the number of workers, and on its own imports

@@ -493,8 +493,8 @@ def test_bad_input_is_refused_in_words(arguments: list[str], words: str, diagnos
 def test_a_run_is_diagnosed_with_the_sigma_that_it_was_trained_with(tmp_path: Path) -> None:
     ratio = ["estimator=likelihood_ratio", "sampling=antithetic", "copies=4", "epochs=2", "progress=false"]
     for name, options, where in (
-        ("learned", ["learn_sigma=layer", "sigma_lr=0.3"], "learned"),
-        ("scheduled", ["sigma_schedule=geometric", "sigma_schedule.end=0.25"], "scheduled"),
+        ("learned", ["callbacks=learned_sigma", "callbacks.learned_sigma.lr=0.3"], "learned"),
+        ("scheduled", ["callbacks=annealing", "callbacks.annealing.sigma.end=0.25"], "scheduled"),
     ):
         train(compose([*ratio, *options]), tmp_path / name)
         run = load_run(tmp_path / name)

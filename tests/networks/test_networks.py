@@ -274,8 +274,9 @@ def test_tiered_learns_digits_with_a_residual_block_and_normalisations(tmp_path:
 
 
 def test_the_scales_of_neurons_are_learned_in_a_network_with_normalisations(tmp_path: Path) -> None:
-    overrides = ["network=convnet", "network.norm=group", "estimator=likelihood_ratio", "learn_sigma=neuron"]
-    result = train(compose([*overrides, *SMALL["convnet"], *FAST, "sigma_lr=0.1"]), tmp_path / "run")
+    overrides = ["network=convnet", "network.norm=group", "estimator=likelihood_ratio", "callbacks=learned_sigma"]
+    overrides += ["callbacks.learned_sigma.per=neuron", "callbacks.learned_sigma.lr=0.1"]
+    result = train(compose([*overrides, *SMALL["convnet"], *FAST]), tmp_path / "run")
     assert 0 <= result["test_accuracy"] <= 1
     run = load_run(tmp_path / "run")
     shapes = [parameter.shape for parameter in log_scales(LikelihoodRatio(), run.network, "neuron")]
@@ -344,10 +345,11 @@ def test_copies_and_networks_that_do_not_fit_are_refused(make: Any, advice: str)
 
 def test_a_schedule_of_copies_and_a_list_of_them_are_refused_together(tmp_path: Path) -> None:
     common = ["estimator=tiered", *FAST, "copies=[4,4,4]"]
+    eight = "{_target_:glr_lightning.schedules.Geometric,end:8}"
     overrides = ["network=convnet", *SMALL["convnet"], *common]
     assert train(compose(overrides), tmp_path / "listed")["epochs"] == 1
-    with pytest.raises(ConfigurationError, match=r"copies=\[4, 4, 4\] are .* each layer.*schedule=constant"):
-        train(compose([*overrides, "copies_schedule=geometric", "copies_schedule.end=8"]), tmp_path / "both")
+    with pytest.raises(ConfigurationError, match=r"copies=\[4, 4, 4\] are .* each layer.*annealing.copies"):
+        train(compose([*overrides, "callbacks=annealing", f"callbacks.annealing.copies={eight}"]), tmp_path / "both")
     with pytest.raises(ConfigurationError, match="copies has 3 values but the network has 8 layers"):
         train(compose(["network=vgg8", *SMALL["vgg8"], *common]), tmp_path / "wrong")
 

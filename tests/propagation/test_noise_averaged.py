@@ -21,6 +21,7 @@ from glr_lightning.training.trained_noise import noise_averaged
 from tests.checks.estimator_cases import X, small_network
 
 FAST = ["progress=false", "copies=8", "epochs=3"]
+LEARNED = ["callbacks=learned_sigma", "callbacks.learned_sigma.per=neuron", "callbacks.learned_sigma.lr=0.1"]
 
 
 def of_image(index: Tensor, seed: int = 0) -> ImageRandom:
@@ -66,8 +67,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("noisy")
     variants: dict[str, list[str]] = {
         "plain": ["sigma=0.5"],
-        "learned": ["estimator=likelihood_ratio", "learn_sigma=neuron", "sigma_lr=0.1"],
-        "scheduled": ["sigma=0.5", "sigma_schedule=geometric", "sigma_schedule.end=0.25"],
+        "learned": ["estimator=likelihood_ratio", *LEARNED],
+        "scheduled": ["sigma=0.5", "callbacks=annealing", "callbacks.annealing.sigma.end=0.25"],
         "bp": ["experiment=bp"],
         "bp_noise": ["experiment=bp_noise"],
     }
@@ -97,15 +98,14 @@ def test_a_run_of_before_these_options_is_evaluated_and_says_what_it_lacks_when_
 ) -> None:
     train(compose(["sigma=0.5", *FAST]), tmp_path / "old")
     path = tmp_path / "old/config.yaml"
-    new = ("learn_sigma", "sigma_lr", "diagnostics", "sigma_schedule", "copies_schedule")
-    config = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key not in new}
+    config = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "callbacks"}
     path.write_text(yaml.safe_dump(config))
     run = load_run(tmp_path / "old")
     model = noise_averaged(run, 2)
     assert model is not None
     assert model.sigma == (0.5, 0.5)
     (tmp_path / "old/result.json").unlink()
-    with pytest.raises(ConfigurationError, match="the configuration has no copies_schedule, diagnostics"):
+    with pytest.raises(ConfigurationError, match="the configuration has no callbacks"):
         train(config, tmp_path / "old", resume=True)
 
 

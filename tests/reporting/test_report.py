@@ -31,7 +31,7 @@ DRAWN = [name for name in FIGURES if name != "certified.png"]  # nothing here is
 @pytest.fixture
 def two(tmp_path: Path) -> list[Path]:
     folder, same = tmp_path / "runs", ["batch_size=64", "optimizer.lr=0.01", "data.validation=0.1"]
-    ratio = ["estimator=likelihood_ratio", "copies=64", "revive=null"]
+    ratio = ["estimator=likelihood_ratio", "copies=64", "callbacks=[]"]
     threshold = make_run(folder / "lrtz", *ratio, *same, rows=[*standard(), MASKED], accuracy=180 / N)
     backprop = make_run(
         folder / "bp", "experiment=bp", *same, rows=standard(190, 5), accuracy=0.91, forwards=6470, best_epoch=1

@@ -13,7 +13,7 @@ from glr_lightning.config import load_yaml
 from glr_lightning.reporting.results import read_runs
 from glr_lightning.runs.trained_run import load_run
 from glr_lightning.runs.upgrade import upgrade
-from glr_lightning.training.fit import accuracy
+from glr_lightning.training.result import accuracy
 from glr_lightning.training.trained_noise import noise_averaged
 from tests.checks.cli_runner import run_cli
 

@@ -17,10 +17,10 @@ from glr_lightning.losses import ZeroOne
 from glr_lightning.reporting.results import read_metrics
 from glr_lightning.runs.trained_run import build_network
 from glr_lightning.training import fit as train_module
+from glr_lightning.training.callbacks.checkpoints import run_checkpoints
 from glr_lightning.training.callbacks.class_collapse import REMEDY, ClassCounts, news_of_classes
 from glr_lightning.training.callbacks.gradient_quality import WINDOW, SignalToNoise, WatchedBaseline, watched
 from glr_lightning.training.fit import train
-from glr_lightning.training.module import GLRModule
 from tests.checks.cli_runner import run_cli
 from tests.checks.estimator_cases import X, Y, estimate, small_network
 from tests.checks.gradient_quality import check_signal_to_noise
@@ -52,12 +52,16 @@ def test_news_are_told_once() -> None:
     (lifted,) = news_of_classes([], [3], 0, reviving=True)
     assert lifted.endswith("revive lifts its bias until it is predicted again.")
     (both,) = news_of_classes([], [3, 1], 0, reviving=True)
-    assert both.endswith("their labels. revive lifts their biases until they are predicted again.")
+    assert both.endswith(
+        "their labels. callbacks.class_collapse.revive lifts their biases until they are predicted again."
+    )
     (recovered,) = news_of_classes([3, 1], [1], 4)
     assert recovered == "class 3 recovered in epoch 5."
 
 
-def test_a_run_tells_when_a_class_dies_and_when_it_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_tells_when_a_class_dies_and_when_it_recovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A bias of -100 on one logit, mended before the third epoch; a learning rate of 0 leaves all else as it is."""
 
     def with_a_starved_class(*args: object) -> nn.Sequential:
@@ -74,10 +78,10 @@ def test_a_run_tells_when_a_class_dies_and_when_it_recovers(tmp_path: Path, monk
                 pl_module.network.linear2.bias.data[3] = 100.0
 
     monkeypatch.setattr(train_module, "build_network", with_a_starved_class)
-    monkeypatch.setattr(train_module, "InitialCheckpoint", Mend)
-    said: list[str] = []
-    config = compose(["optimizer.lr=0.0", "revive=null", "progress=false", "copies=4", "epochs=3"])
-    result = train(config, tmp_path / "run", notify=said.append)
+    monkeypatch.setattr(train_module, "run_checkpoints", lambda *arguments: [Mend(), *run_checkpoints(*arguments)])
+    config = compose(["optimizer.lr=0.0", "callbacks=[]", "progress=false", "copies=4", "epochs=3"])
+    result = train(config, tmp_path / "run")
+    said = caplog.messages
     (died,) = [line for line in said if "died" in line and "3" in line.split(" died")[0]]
     assert "in epoch 1" in died
     assert any(line.endswith("recovered in epoch 3.") and "3" in line.split(" recovered")[0] for line in said)
@@ -94,7 +98,7 @@ def test_glr_train_prints_the_plan_and_the_dead_classes(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ClassCounts, "compute", lambda self: torch.arange(10) == 7)
     outcome = run_cli(
-        main, ["run_dir=run", *FAST[:2], *FAST[3:], f"progress={progress}", "revive=null"], monkeypatch, capsys
+        main, ["run_dir=run", *FAST[:2], *FAST[3:], f"progress={progress}", "callbacks=[]"], monkeypatch, capsys
     )
     assert outcome.code == 0, outcome.err
     lines = outcome.err.splitlines()
@@ -152,7 +156,7 @@ def test_watching_changes_no_estimate() -> None:
 
 def test_a_run_with_diagnostics_is_the_same_run_and_logs_them(tmp_path: Path) -> None:
     plain = train(compose(FAST), tmp_path / "plain")
-    told = train(compose(["diagnostics=true", *FAST]), tmp_path / "told")
+    told = train(compose(["callbacks=[class_collapse,gradient_quality]", *FAST]), tmp_path / "told")
     assert plain | {"train_seconds": 0} == told | {"train_seconds": 0}
     names = {"snr_linear1", "snr_linear2", "baseline_explained"}
     for row in read_metrics(tmp_path / "told/metrics.csv").values():
@@ -160,15 +164,3 @@ def test_a_run_with_diagnostics_is_the_same_run_and_logs_them(tmp_path: Path) ->
         assert row["snr_linear1"] >= 0
         assert row["baseline_explained"] < 1
     assert not names & read_metrics(tmp_path / "plain/metrics.csv")[0].keys()
-
-
-# ---- off ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_module_is_told_nothing_it_does_not_need() -> None:
-    """Off, none of it is there: no copies of gradients, no watched baseline."""
-    estimator = LikelihoodRatio(copies=4)
-    network = small_network(HardThreshold())
-    module = GLRModule(network, estimator, ZeroOne(), torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR, classes=2)
-    assert module.snr is None
-    assert module._present is estimator

@@ -17,7 +17,7 @@ from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Noise
 from glr_lightning.reporting.results import read_metrics
 from glr_lightning.runs.trained_run import load_checkpoint, load_run
-from glr_lightning.training.callbacks.learned_sigma import log_scales
+from glr_lightning.training.callbacks.learned_sigma import LearnedSigma, log_scales
 from glr_lightning.training.fit import train
 from tests.checks.convolutional_cases import (
     CLASS,
@@ -37,6 +37,8 @@ from tests.checks.oracles import error_probability
 from tests.checks.zscores import assert_gradient
 
 ADMISSIBLE = [noise for noise in (member("noise", name) for name in options("noise")) if noise.admissible]
+LEARNED = ["callbacks=learned_sigma"]
+PER_NEURON = [*LEARNED, "callbacks.learned_sigma.per=neuron"]
 FAST = ["estimator=likelihood_ratio", "sigma=0.5", "progress=false", "copies=8", "epochs=2"]
 
 
@@ -130,7 +132,7 @@ def test_chunks_are_added_up() -> None:
 
 @pytest.mark.parametrize("per", ["layer", "neuron"])
 def test_a_run_logs_scales_that_move_and_stay_positive_and_reloads(per: str, tmp_path: Path) -> None:
-    config = compose([f"learn_sigma={per}", "sigma_lr=0.1", *FAST])
+    config = compose([*LEARNED, f"callbacks.learned_sigma.per={per}", "callbacks.learned_sigma.lr=0.1", *FAST])
     train(config, tmp_path / "run")
     first, second = read_metrics(tmp_path / "run/metrics.csv").values()
     for layer in ("linear1", "linear2"):
@@ -146,23 +148,23 @@ def test_a_run_logs_scales_that_move_and_stay_positive_and_reloads(per: str, tmp
 
 def test_scales_stay_positive_under_a_huge_learning_rate_or_the_run_stops(tmp_path: Path) -> None:
     try:
-        train(compose(["learn_sigma=neuron", "sigma_lr=3.0", *FAST]), tmp_path / "run")
+        train(compose([*PER_NEURON, "callbacks.learned_sigma.lr=3.0", *FAST]), tmp_path / "run")
     except DivergenceError:
         return
     rows = read_metrics(tmp_path / "run/metrics.csv").values()
     assert all(value > 0 for row in rows for name, value in row.items() if name.startswith("sigma_"))
 
 
-def test_sigma_lr_and_weight_decay_are_the_scales_own(tmp_path: Path) -> None:
+def test_the_learning_rate_and_weight_decay_are_the_scales_own(tmp_path: Path) -> None:
     # a decay that would pull every log sigma to 0 at once, and a rate that moves nothing
-    options = ["optimizer=sgd", "optimizer.lr=0.1", "optimizer.weight_decay=5.0", "sigma_lr=1e-12"]
-    train(compose(["learn_sigma=layer", *options, *FAST]), tmp_path / "run")
+    options = ["optimizer=sgd", "optimizer.lr=0.1", "optimizer.weight_decay=5.0", "callbacks.learned_sigma.lr=1e-12"]
+    train(compose([*LEARNED, *options, *FAST]), tmp_path / "run")
     last = read_metrics(tmp_path / "run/metrics.csv")[1]
     assert last["sigma_linear1"] == pytest.approx(0.5, rel=1e-5)
 
 
 def test_a_learning_run_resumes_bit_for_bit(tmp_path: Path) -> None:
-    config = compose(["learn_sigma=neuron", "diagnostics=true", *FAST, "epochs=3"])
+    config = compose(["callbacks=[learned_sigma,gradient_quality]", *PER_NEURON[1:], *FAST, "epochs=3"])
     train(config, tmp_path / "whole")
     train_in_two_parts(config, tmp_path / "parts", stop_at=17)
     assert {"log_sigma.0", "log_sigma.1"} < lasting(tmp_path / "whole/checkpoints/last.ckpt").keys()
@@ -184,12 +186,12 @@ def test_an_infinite_gradient_of_a_scale_stops_the_run(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(LikelihoodRatio, "estimate", wrong)
     with pytest.raises(DivergenceError, match=r"log_sigma\.0"):
-        train(compose(["learn_sigma=layer", *FAST]), tmp_path / "run")
+        train(compose([*LEARNED, *FAST]), tmp_path / "run")
 
 
 def test_other_words_and_estimators_without_these_gradients_are_refused() -> None:
     network = small_network(nn.Tanh())
     with pytest.raises(ConfigurationError, match="use estimator=likelihood_ratio"):
         log_scales(Backprop(), network, "layer")
-    with pytest.raises(ConfigurationError, match="layer or neuron"):
-        log_scales(DEFAULT, network, "image")
+    with pytest.raises(ConfigurationError, match="'layer', 'neuron'"):
+        LearnedSigma("image")  # type: ignore[arg-type]

@@ -33,7 +33,8 @@ EXPERIMENTS = sorted(
     if path.stem != "shared"  # what others build on
 )
 LIKELIHOOD_RATIO = ["estimator=likelihood_ratio", "sampling=antithetic", "copies=8"]
-LEARNING = [*LIKELIHOOD_RATIO, "learn_sigma=neuron"]
+LEARNING = [*LIKELIHOOD_RATIO, "callbacks=learned_sigma", "callbacks.learned_sigma.per=neuron"]
+COPIES = "callbacks.annealing.copies={_target_:glr_lightning.schedules.Geometric,end:%s}"
 FAST = ["progress=false", "copies=8", "epochs=2", "data.validation=0.1"]
 
 
@@ -191,11 +192,11 @@ REFUSED = {
     "half a list": (["sigma=[1"], "no viable alternative"),
     "wrong type": (["copies=many"], "got 'many'"),
     "wrong type where there are none": (["experiment=bp", "copies=many"], "copies must be a whole number"),
-    "several copies": (["copies=[4,8]"], "got copies=[4, 8]"),
+    "several copies": (["copies=[4,8]"], "got [4, 8]"),
     "sigma zero": (["sigma=0"], "sigma must be a positive finite number"),
     "sigma negative in a list": (["sigma=[1.0,-1.0]"], "sigma must be a positive"),
     "sigma of wrong length": (["sigma=[1.0,1.0,1.0]"], "3 values but the network has 2 layers"),
-    "sigma a word": (["sigma=big"], "sigma must be a positive"),
+    "sigma a word": (["sigma=big"], "sigma must be a number"),
     "one copy, leave one out": (
         ["estimator=likelihood_ratio", "copies=1", "sampling=independent"],
         "raise copies, for example copies=32",
@@ -205,17 +206,20 @@ REFUSED = {
     "no copies": (["copies=0"], "at least 1"),
     "copies without end": (["copies=1000000000000"], "at most 1,000,000"),
     "a schedule of copies without end": (
-        ["copies_schedule=geometric", "copies_schedule.end=1e300"],
+        ["callbacks=annealing", COPIES % "1e300"],
         "at most 1,000,000",
     ),
-    "half a copy at the end": (["copies_schedule=geometric", "copies_schedule.end=2.5"], "whole number"),
-    "sigma out of float32": (["sigma_schedule=geometric", "sigma_schedule.end=1e300"], "1e-12 to 1e12"),
-    "an endless lift": (["revive=inf"], "revive must be positive and finite"),
+    "half a copy at the end": (["callbacks=annealing", COPIES % 2.5], "whole number"),
+    "sigma out of float32": (["callbacks=annealing", "callbacks.annealing.sigma.end=1e300"], "1e-12 to 1e12"),
+    "an endless lift": (["callbacks.class_collapse.revive=inf"], "revive must be a number above 0"),
     "an endless step of sigma": (
-        [*LIKELIHOOD_RATIO, "learn_sigma=layer", "sigma_lr=inf"],
-        "sigma_lr must be positive and finite",
+        [*LEARNING, "callbacks.learned_sigma.lr=inf"],
+        "learned_sigma.lr must be a number above 0",
     ),
-    "a step of a sigma that is not learned": (["sigma_lr=0.1"], "add learn_sigma=layer"),
+    "a step of a sigma that is not learned": (
+        ["+callbacks.learned_sigma.lr=0.1"],
+        "choose it as callbacks=[learned_sigma]",
+    ),
     "no epochs": (["epochs=0"], "epochs must be at least 1"),
     "batch size 0": (["batch_size=0"], "batch_size"),
     "negative seed": (["seed=-1"], "seed"),
@@ -246,19 +250,22 @@ REFUSED = {
     "hidden width 0": (["network.hidden=[0]"], "network.hidden"),
     "validation of everything": (["data.validation=1.0"], "data.validation"),
     "learned scales without their gradients": (
-        ["experiment=lrt", "learn_sigma=layer"],
+        ["experiment=lrt", "callbacks=learned_sigma"],
         "use estimator=likelihood_ratio with copies=32",
     ),
-    "learned scales per image": ([*LEARNING, "learn_sigma=image"], "learn_sigma must be null, layer or neuron"),
-    "learned and scheduled": ([*LEARNING, "sigma_schedule=geometric"], "would both move sigma"),
-    "sigma_lr 0": (["sigma_lr=0"], "sigma_lr must be positive"),
+    "learned scales per image": (
+        [*LEARNING, "callbacks.learned_sigma.per=image"],
+        "must be one of 'layer', 'neuron'",
+    ),
+    "learned and scheduled": ([*LEARNING[:-2], "callbacks=[annealing,learned_sigma]"], "would both move sigma"),
+    "no step of a sigma": ([*LEARNING, "callbacks.learned_sigma.lr=0"], "learned_sigma.lr must be a number above 0"),
     "a schedule of what is not there": (
-        ["experiment=bp", "copies_schedule=geometric"],
+        ["experiment=bp", "callbacks=annealing", "callbacks.annealing.sigma=null", COPIES % 8],
         "copies, which Backprop does not have",
     ),
-    "a schedule to 0": (["sigma_schedule=geometric", "sigma_schedule.end=0"], "end of a schedule"),
+    "a schedule to 0": (["callbacks=annealing", "callbacks.annealing.sigma.end=0"], "annealing.sigma.end must be"),
     "a schedule to an odd number of copies": (
-        ["sampling=antithetic", "copies=4", "copies_schedule=geometric", "copies_schedule.end=9"],
+        ["sampling=antithetic", "copies=4", "callbacks=annealing", COPIES % 9],
         "multiple of 2",
     ),
     "missing data": (["data=mnist", "data.root=nowhere", "data.download=false"], "nowhere"),

@@ -65,7 +65,7 @@ def _main(composed: DictConfig) -> None:
         if terminal.is_multirun():
             terminal.console.print(f"job {HydraConfig.get().job.num}: {run_dir.name}", highlight=False)
         with cpu_threads(config.get("threads")):
-            result = train(config, run_dir, resume=composed.resume is not None, notify=terminal.say)
+            result = train(config, run_dir, resume=composed.resume is not None)
         if result:
             _show(result, run_dir)
             _finished.append((run_dir, result))

@@ -48,7 +48,7 @@ from glr_lightning.runs.environment import PACKAGES, torch_device
 from glr_lightning.runs.trained_run import TrainedRun, build_data, build_network, find_runs, load_run
 from glr_lightning.storage import require_folder, write_files
 from glr_lightning.terminal import progress_bar
-from glr_lightning.training.trained_noise import trained_sigma
+from glr_lightning.training.trained_noise import learned_per, trained_sigma
 from glr_lightning.validation import validated_count
 
 TEXT, TABLE, FIGURE = "diagnosis.md", "diagnosis.csv", "diagnosis.png"
@@ -112,7 +112,7 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
             bias = contender.estimator.bias(subject.network)
             findings.append(_judged(finding, compared, critical, bias) if compared else finding)
     refused = _refused(candidates)
-    if config["run"] is not None and subject.base.get("learn_sigma") == "neuron":
+    if config["run"] is not None and learned_per(subject.base, subject.trusted or TRUSTED) == "neuron":
         references.notes.append("The noise scales were learned per neuron; here each layer has the mean of its own.")
     notes = [_how_to_read(critical, tests), *references.notes, *_remarks(findings), *(f.refusal for f in refused)]
     return findings + refused, notes, subject

@@ -264,7 +264,7 @@ class Chain:
                 raise ConfigurationError(
                     f"noise scales of shape {list(scale.shape)} do not fit the pre-activations {list(v0.shape[2:])} of "
                     f"'{self.names[position]}' ({type(module).__name__}); give the layer one scale "
-                    "(learn_sigma=layer), or normalise vectors by nn.LayerNorm."
+                    "(callbacks.learned_sigma.per=layer), or normalise vectors by nn.LayerNorm."
                 )
             z = draw(v0)
             v = v0 + scale * z

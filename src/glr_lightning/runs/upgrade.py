@@ -18,5 +18,33 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     return upgraded
 
 
-STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = ()
+def settings_to_callbacks(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of what surrounds the estimator in training, root keys until 0.4, as callbacks."""
+    package = "glr_lightning.training.callbacks"
+    rest = {key: value for key, value in config.items() if key not in _SETTINGS}
+    callbacks: dict[str, Any] = dict(config.get("callbacks") or {})
+    schedules = {name: config.get(f"{name}_schedule") for name in ("sigma", "copies")}
+    schedules = {name: None if _is_constant(schedule) else schedule for name, schedule in schedules.items()}
+    if any(schedules.values()):
+        callbacks["annealing"] = {"_target_": f"{package}.Annealing"} | schedules
+    if config.get("learn_sigma") is not None:
+        options = {"per": config["learn_sigma"], "lr": config.get("sigma_lr")}
+        callbacks["learned_sigma"] = {"_target_": f"{package}.LearnedSigma"} | options
+    if config.get("lr_factors") is not None:
+        callbacks["layer_rates"] = {"_target_": f"{package}.LayerRates", "factors": config["lr_factors"]}
+    if config.get("revive") is not None:
+        callbacks["class_collapse"] = {"_target_": f"{package}.ClassCollapse", "revive": config["revive"]}
+    if config.get("diagnostics"):
+        callbacks["gradient_quality"] = {"_target_": f"{package}.GradientQuality"}
+    return rest | {"callbacks": callbacks}
+
+
+_SETTINGS = ("learn_sigma", "sigma_lr", "lr_factors", "revive", "diagnostics", "sigma_schedule", "copies_schedule")
+
+
+def _is_constant(schedule: Any) -> bool:
+    return not isinstance(schedule, dict) or schedule.get("_target_") == "glr_lightning.schedules.Constant"
+
+
+STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (settings_to_callbacks,)
 """Each takes a configuration in the shape of an earlier version or of the present one, and changes only the former."""

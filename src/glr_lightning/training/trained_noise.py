@@ -1,7 +1,8 @@
 """The noise that a run was trained with, read back from its run folder."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ from glr_lightning.estimators.base import per_site
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.runs.trained_run import TrainedRun
-from glr_lightning.schedules import Constant
-from glr_lightning.training.callbacks.annealing import Annealing
+from glr_lightning.training.callbacks import Annealing, LearnedSigma
 from glr_lightning.training.callbacks.learned_sigma import log_scales
 from glr_lightning.validation import validated_count
+
+AnyCallback = TypeVar("AnyCallback", Annealing, LearnedSigma)
 
 
 def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUSTED) -> NoiseAveraged | None:
@@ -35,24 +37,42 @@ def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUS
 
 def trained_sigma(run: TrainedRun, estimator: Any, trusted: tuple[str, ...] = TRUSTED) -> tuple[float | Tensor, ...]:
     """The noise scale of every layer in the epoch of a run's checkpoint. Errors as for `noise_averaged`."""
-    per = run.config.get("learn_sigma")
-    if per is not None:
-        return _learned(run, estimator, per)
-    if run.config.get("sigma_schedule") is not None:
-        schedule = build(run.config["sigma_schedule"], where="sigma_schedule", trusted=trusted)
+    learned = _callback(run.config, LearnedSigma, trusted)
+    if learned is not None:
+        return _learned(run, estimator, learned)
+    annealing = _callback(run.config, Annealing, trusted)
+    if annealing is not None and annealing.sigma is not None:
         epochs = validated_count("epochs", run.config.get("epochs"))
-        estimator = Annealing(estimator, schedule, Constant(), epochs).at(min(run.checkpoint["epoch"], epochs - 1))
+        annealing.check_epochs(estimator, epochs)
+        values = annealing.at(estimator, min(run.checkpoint["epoch"], epochs - 1), epochs)
+        estimator = dataclasses.replace(estimator, sigma=values["sigma"])
     return per_site(estimator.sigma, len(Chain.of(run.network).sites))
 
 
-def _learned(run: TrainedRun, estimator: Any, per: Any) -> tuple[Tensor, ...]:
+def learned_per(config: Mapping[str, Any], trusted: tuple[str, ...] = TRUSTED) -> str | None:
+    """Return "layer" or "neuron" for a configuration whose noise scales are learned, None for others."""
+    learned = _callback(config, LearnedSigma, trusted)
+    return None if learned is None else learned.per
+
+
+def _callback(config: Mapping[str, Any], kind: type[AnyCallback], trusted: tuple[str, ...]) -> AnyCallback | None:
+    """The callback of a kind that a configuration names, or None; callbacks of other kinds are not built."""
+    for name, node in (config.get("callbacks") or {}).items():
+        if isinstance(node, dict) and str(node.get("_target_")).rpartition(".")[2] == kind.__name__:
+            callback = build(node, where=f"callbacks.{name}", trusted=trusted)
+            if isinstance(callback, kind):
+                return callback
+    return None
+
+
+def _learned(run: TrainedRun, estimator: Any, learned: LearnedSigma) -> tuple[Tensor, ...]:
     scales = []
-    for site, start in enumerate(log_scales(estimator, run.network, per)):
+    for site, start in enumerate(log_scales(estimator, run.network, learned.per)):
         value = run.checkpoint["state_dict"].get(f"log_sigma.{site}")
         if not isinstance(value, Tensor) or value.shape != start.shape or not torch.isfinite(value).all():
             raise CheckpointError(
-                f"the checkpoint of {run.folder} has no valid log_sigma.{site}, which learn_sigma={per} asks for; "
-                "it is damaged. Train again."
+                f"the checkpoint of {run.folder} has no valid log_sigma.{site}, which its callback for learning sigma "
+                f"per {learned.per} asks for; it is damaged. Train again."
             )
         scales.append(value.exp())
     return tuple(scales)

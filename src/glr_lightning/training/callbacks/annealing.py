@@ -1,72 +1,115 @@
-"""Annealing: the estimator of every epoch, with noise scales and copies that follow a schedule."""
+"""Anneal noise scales and copies from epoch to epoch."""
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
+
+import pytorch_lightning as pl
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator
-from glr_lightning.schedules import Constant, Schedule
+from glr_lightning.propagation.chain import Chain
+from glr_lightning.schedules import Schedule
+from glr_lightning.training.callbacks.base import TrainingCallback
+from glr_lightning.training.module import GLRModule, glr_module
+from glr_lightning.validation import checked
 
 
-@dataclass(frozen=True)
-class Annealing:
-    """The estimator of every epoch: sigma times a factor that starts at 1, and copies from the configured number on.
+class Annealing(TrainingCallback):
+    """Gives every epoch its own noise scales and copies.
 
-    Copies are whole: between the first epoch and the last they are rounded to a multiple of 2, so that pairs stay
-    whole too.
+    Noise scales are multiplied by a factor that starts at 1. Copies start at the configured number and are whole:
+    between the first epoch and the last they are rounded to a multiple of 2, so that pairs stay whole too. Both are
+    functions of the epoch alone, so a resumed run has the same. metrics.csv has them as `sigma` and `copies`.
+
+    Args:
+        sigma: the schedule of the factor; None: noise scales stay as they are.
+        copies: the schedule of the copies; None: they stay as they are.
 
     Raises:
-        ConfigurationError: a schedule of what the estimator has not, or a value that it refuses in some epoch.
+        ConfigurationError: in `check`, a schedule of what the estimator has not, or a value that it refuses in some
+            epoch.
     """
 
-    estimator: Estimator
-    sigma: Schedule
-    copies: Schedule
-    epochs: int
+    @checked
+    def __init__(self, sigma: Schedule | None = None, copies: Schedule | None = None) -> None:
+        self.sigma, self.copies = sigma, copies
+        self._initial: Estimator | None = None
 
-    def __post_init__(self) -> None:
-        estimator: Any = self.estimator
-        fields = {f.name for f in dataclasses.fields(estimator)}
-        for name in ("sigma", "copies"):
-            if self.changes(name) and name not in fields:
-                raise ConfigurationError(
-                    f"{name}_schedule changes {name}, which {type(self.estimator).__name__} does not have; "
-                    f"use {name}_schedule=constant, or estimator=local_expectation."
-                )
-        if self.changes("copies") and isinstance(estimator.copies, tuple):
-            raise ConfigurationError(
-                f"copies={list(estimator.copies)} are one number for each layer, and a copies_schedule changes one "
-                "number for all; use copies_schedule=constant, or one number of copies."
-            )
-        if self.changes("copies") and self.copies(estimator.copies, 1.0) % 1:
-            raise ConfigurationError(
-                f"copies are whole numbers, and the schedule ends with {self.copies(estimator.copies, 1.0):g}; give "
-                "copies_schedule.end a whole number."
-            )
-        for epoch in range(self.epochs) if self.changes("sigma") or self.changes("copies") else ():
-            self.at(epoch)
-
-    def changes(self, name: str) -> bool:
-        """Is there a schedule of sigma, or copies, but the constant one?"""
-        return not isinstance(getattr(self, name), Constant)
-
-    def at(self, epoch: int) -> Estimator:
-        """The estimator of an epoch, 0 .. epochs - 1."""
-        done = epoch / max(self.epochs - 1, 1)
+    def at(self, estimator: Estimator, epoch: int, epochs: int) -> dict[str, Any]:
+        """Return `sigma` and `copies` of an epoch, 0 .. epochs - 1, those of them that have a schedule."""
+        initial: Any = estimator
+        done = epoch / max(epochs - 1, 1)
         values: dict[str, Any] = {}
-        estimator: Any = self.estimator
-        if self.changes("sigma"):
-            factor, sigma = self.sigma(1.0, done), estimator.sigma
+        if self.sigma is not None:
+            factor, sigma = self.sigma(1.0, done), initial.sigma
             values["sigma"] = tuple(s * factor for s in sigma) if isinstance(sigma, tuple) else sigma * factor
-        if self.changes("copies"):
-            copies = self.copies(estimator.copies, done)
+        if self.copies is not None:
+            copies = self.copies(initial.copies, done)
             values["copies"] = round(copies) if done in (0, 1) else max(2 * round(copies / 2), 2)
-        try:
-            return dataclasses.replace(estimator, **values)
-        except ConfigurationError as error:
-            given = ", ".join(f"{name}={value}" for name, value in values.items())
-            constant = " and ".join(f"{name}_schedule=constant" for name in values)
+        return values
+
+    def check_epochs(self, estimator: Estimator, epochs: int) -> None:
+        """Try out all epochs. Raises ConfigurationError, as described above."""
+        initial: Any = estimator
+        fields = {f.name for f in dataclasses.fields(initial)}
+        for name in ("sigma", "copies"):
+            if getattr(self, name) is not None and name not in fields:
+                raise ConfigurationError(
+                    f"callbacks.annealing.{name} changes {name}, which {type(estimator).__name__} does not have; leave "
+                    "it out, or use estimator=local_expectation."
+                )
+        if self.copies is not None and isinstance(initial.copies, tuple):
             raise ConfigurationError(
-                f"the schedule gives {given} in epoch {epoch + 1}: {error} If no end of the schedule fits, {constant}."
-            ) from None
+                f"copies={list(initial.copies)} are one number for each layer, and callbacks.annealing.copies changes "
+                "one number for all; leave it out, or use one number of copies."
+            )
+        if self.copies is not None and self.copies(initial.copies, 1.0) % 1:
+            raise ConfigurationError(
+                f"copies are whole numbers, and their schedule ends with {self.copies(initial.copies, 1.0):g}; give "
+                "callbacks.annealing.copies.end a whole number."
+            )
+        for epoch in range(epochs):
+            values = self.at(estimator, epoch, epochs)
+            try:
+                dataclasses.replace(initial, **values)
+            except ConfigurationError as error:
+                given = ", ".join(f"{name}={value}" for name, value in values.items())
+                raise ConfigurationError(
+                    f"callbacks.annealing gives {given} in epoch {epoch + 1}: {error} If no end of the schedule fits, "
+                    "leave the schedule out."
+                ) from None
+
+    def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
+        self.check_epochs(module.estimator, _epochs(trainer))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        module = glr_module(pl_module)
+        self.check(trainer, module)
+        self._initial = module.estimator
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._set(pl_module, trainer.current_epoch, _epochs(trainer))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._set(pl_module, 0, 1)
+
+    def _set(self, pl_module: pl.LightningModule, epoch: int, epochs: int) -> None:
+        assert self._initial is not None  # since `setup`
+        module: Any = pl_module
+        module.estimator = dataclasses.replace(module.estimator, **self.at(self._initial, epoch, epochs))
+
+    def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        assert self._initial is not None  # since `setup`
+        values = self.at(self._initial, trainer.current_epoch, _epochs(trainer))
+        sigma = values.pop("sigma", None)
+        if isinstance(sigma, tuple):
+            names = Chain.of(module.network).site_names
+            return values | {f"sigma_{name}": scale for name, scale in zip(names, sigma, strict=True)}
+        return values if sigma is None else values | {"sigma": sigma}
+
+
+def _epochs(trainer: pl.Trainer) -> int:
+    epochs = trainer.max_epochs
+    if epochs is None or epochs < 1:
+        raise ConfigurationError(f"annealing needs to know the number of epochs; give max_epochs, got {epochs}.")
+    return epochs

@@ -1,38 +1,119 @@
-"""Revival: a way back for classes that are never predicted.
+"""Classes that a network stops predicting: count them, tell of them, and give them a way back.
 
 Under 0-1 loss a class that no image is near to has no gradient: whatever is done to its logit, no loss changes. And
 it easily comes to that. While the logits are small against their noise, E[L] is all but linear in them, and pays most
 for the classes that stand apart; one that lies among others falls behind, and features that would tell it apart are
-then not learned, for nothing depends on them.
+then not learned, for nothing depends on them. (A loss with a derivative always pulls such classes back.)
 
-So, every few steps, the output bias of a class is lifted when it is predicted for less than a tenth as many images
-as bear its label, and again until it is not. Then images lie on its border, and losses do the rest. Only labels and
-predictions are counted: no derivative is taken, and once all classes live nothing is changed any more.
+Reviving lifts, every few steps, the output bias of a class that is predicted for less than a tenth as many images as
+bear its label, until it is not. Then images lie on its border, and losses do the rest. Only labels and predictions are
+counted: no derivative is taken, and once all classes live nothing is changed any more.
 """
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.propagation.chain import Chain
+from glr_lightning.training.callbacks.base import Recent, TrainingCallback
+from glr_lightning.training.module import GLRModule, glr_module
+from glr_lightning.validation import Positive, checked
+
+log = logging.getLogger(__name__)
 
 LIFT_BELOW = 0.1
 """A class is lifted when it is predicted for less than this share of the number of images that bear its label."""
 LEAST_LABELS = 20
-"""So many labels of a class must have been seen for that share to mean something."""
+"""Labels of a class that must have been seen for that share to mean something."""
+DEAD_BELOW = 0.01
+"""A class is dead when it is predicted for less than this share of the number of images that bear its label."""
+REMEDY = (
+    "callbacks=class_collapse, network.centre=0.5, estimator=local_expectation, a smaller batch_size or optimizer.lr"
+)
 
 
-def output_bias(network: nn.Module, classes: int) -> nn.Parameter:
+class ClassCollapse(TrainingCallback):
+    """Counts dead classes, logs when one dies or recovers, and revives them if asked to.
+
+    metrics.csv has their number as `dead_classes`. Log messages are for losses without a derivative.
+
+    Args:
+        revive: what is added to the output bias of a class that is hardly predicted, every few steps, in units of the
+            logits (`lifts` in metrics.csv counts how often); None: never.
+
+    Raises:
+        ConfigurationError: a number out of range; in `check`, a network to revive that has no output bias.
+    """
+
+    @checked
+    def __init__(self, revive: Positive | None = None) -> None:
+        self.revive = revive
+        self.dead_classes: list[int] = []
+        self._counts: ClassCounts | None = None
+        self._recent = Recent()
+        self._lifts: Tensor | int = 0  # of this epoch
+
+    def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
+        if self.revive is not None:
+            output_bias(module.network)  # refuses a network without
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.check(trainer, glr_module(pl_module))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module = glr_module(pl_module)
+        # at the end of an epoch too: it may move a bias, and validation judges what the checkpoint is going to hold
+        columns = self._recent.add(trainer, module.outcome.logits, batch[1])
+        if columns is not None:
+            logits, labels = (torch.cat(column) for column in columns)
+            self._update(trainer, module, logits, labels)
+
+    def _update(self, trainer: pl.Trainer, module: GLRModule, logits: Tensor, y: Tensor) -> None:
+        if self._counts is None:
+            self._counts = ClassCounts(logits.shape[1]).to(logits.device)
+        self._counts.update(logits, y)
+        if self.revive is not None:
+            bias = output_bias(module.network, logits.shape[1])
+            counts = torch.stack([count(y, len(bias)), count(logits.argmax(1), len(bias))])
+            if trainer.world_size > 1:  # the weights must stay equal on all ranks
+                counts = trainer.strategy.reduce(counts, reduce_op="sum")
+            self._lifts = self._lifts + lift(bias, counts[0], counts[1], self.revive)
+
+    def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        assert self._counts is not None  # since the first step
+        before, self.dead_classes = self.dead_classes, self._counts.compute().nonzero().flatten().tolist()
+        self._counts.reset()
+        if trainer.is_global_zero and not module.loss.differentiable:
+            reviving = self.revive is not None
+            for line in news_of_classes(before, self.dead_classes, trainer.current_epoch, reviving):
+                log.warning(line)
+        lifts, self._lifts = float(self._lifts), 0
+        row = {"dead_classes": float(len(self.dead_classes))}
+        return row if self.revive is None else row | {"lifts": lifts}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"dead_classes": self.dead_classes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.dead_classes = state_dict["dead_classes"]
+
+
+def output_bias(network: nn.Module, classes: int | None = None) -> nn.Parameter:
     """The bias of the logits. Raises ConfigurationError if there is none that is one number per class."""
     chain = Chain.of(network)
     bias = getattr(chain.layer(len(chain.sites) - 1), "bias", None)
-    if not isinstance(bias, nn.Parameter) or bias.shape != (classes,):
+    if not isinstance(bias, nn.Parameter) or bias.shape != (classes or len(bias),):
         raise ConfigurationError(
-            "revive lifts the output bias of a class, but the last layer has none; use network.bias=true, or "
-            "revive=null."
+            "callbacks.class_collapse.revive lifts the output bias of a class, but the last layer has none; use "
+            "network.bias=true, or callbacks.class_collapse.revive=null."
         )
     return bias
 
@@ -44,17 +125,10 @@ def starving(labels: Tensor, predictions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def lift(bias: Tensor, labels: Tensor, predictions: Tensor, by: float) -> Tensor:
-    """Add `by`, in units of the logits, to the bias of every starving class, in place; returns how many there were."""
+    """Add `by`, in units of the logits, to the bias of every starving class, in place; return how many there were."""
     which = starving(labels, predictions)
     bias.add_(which.to(bias.dtype), alpha=by)
     return which.sum()
-
-
-DEAD_BELOW = 0.01
-"""A class is dead when it is predicted for less than this share of the number of images that bear its label."""
-
-
-REMEDY = "revive=0.5, network.centre=0.5, estimator=local_expectation, or a smaller batch_size and optimizer.lr"
 
 
 def count(index: Tensor, classes: int) -> Tensor:
@@ -80,18 +154,20 @@ class ClassCounts(Metric):
         self.predictions += count(logits.argmax(1), len(self.labels))
 
     def compute(self) -> Tensor:
-        """[classes] bool: is the class dead?"""
+        """Return which classes are dead, [classes] bool."""
         return (self.labels > 0) & (self.predictions < DEAD_BELOW * self.labels)
 
 
 def news_of_classes(before: Sequence[int], now: Sequence[int], epoch: int, reviving: bool = False) -> list[str]:
-    """What to say, once, about classes that died or recovered in an epoch, which is counted from 0; with what to
-    do about it if all were alive before, or what is done already."""
+    """What to say, once, about classes that died or recovered in an epoch, which is counted from 0.
+
+    It names what to do about it if all were alive before, or what is done already.
+    """
     died, recovered = sorted(set(now) - set(before)), sorted(set(before) - set(now))
     one = len(died) == 1
     lifts = "its bias until it is" if one else "their biases until they are"
     recovers = f"{'It' if one else 'They'} may recover; else try {REMEDY}."
-    advice = f"revive lifts {lifts} predicted again." if reviving else recovers
+    advice = f"callbacks.class_collapse.revive lifts {lifts} predicted again." if reviving else recovers
     news = []
     if died:
         remedy = "" if before else f" {advice}"

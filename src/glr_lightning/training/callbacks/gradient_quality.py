@@ -1,19 +1,53 @@
-"""What a training run can say of itself while it runs: classes that died, and with diagnostics=true how good its
-gradients are. Everything stays on the device until the end of an epoch."""
+"""How good the estimated gradients are while a network trains. Everything stays on the device until an epoch ends."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from glr_lightning.baselines import Baseline
 from glr_lightning.estimators import Estimator
+from glr_lightning.training.callbacks.base import TrainingCallback
+from glr_lightning.training.module import GLRModule, glr_module
 
 WINDOW = 10
 """Successive steps in which `SignalToNoise` takes the true gradient to be constant."""
+
+
+class GradientQuality(TrainingCallback):
+    """Logs each layer's signal-to-noise ratio (`snr_<layer>`) and what the baseline explains (`baseline_explained`).
+
+    The training itself stays the same, bit for bit. Gradients are looked at before they are clipped.
+    """
+
+    def __init__(self) -> None:
+        self._snr = SignalToNoise()
+        self._watch: WatchedBaseline | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        module = glr_module(pl_module)
+        module.estimator, self._watch = watched(module.estimator)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        trained = glr_module(pl_module).trained
+        self._snr.update(
+            {name: p.grad for name, p in trained.items() if p.grad is not None and not name.startswith("log_sigma.")}
+        )
+
+    def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        return self._snr.compute_and_reset() | (self._watch.compute_and_reset() if self._watch else {})
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._watch is not None:
+            module: Any = pl_module
+            module.estimator = dataclasses.replace(module.estimator, baseline=self._watch.inner)
 
 
 class SignalToNoise:

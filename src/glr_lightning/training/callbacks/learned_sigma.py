@@ -1,12 +1,10 @@
-"""Learned noise scales: sigma = exp(log sigma), one for each layer or one for each neuron of it.
+"""Learn the noise scales: sigma = exp(log sigma), one for each layer or one for each neuron of it."""
 
-They are parameters of the training module and not of the estimator, which stays a value: at every step the module
-gives the present scales to `LikelihoodRatio` as its sigma, which returns dJ/dlog(sigma) from the same copies.
-"""
-
+import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -15,37 +13,94 @@ from glr_lightning.estimators import Estimator, LikelihoodRatio
 from glr_lightning.estimators.base import per_site
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import unit_norms
+from glr_lightning.training.callbacks.annealing import Annealing
+from glr_lightning.training.callbacks.base import TrainingCallback
+from glr_lightning.training.module import GLRModule, glr_module
+from glr_lightning.validation import Positive, checked
 
-LearnSigma = Literal["layer", "neuron"]
+Per = Literal["layer", "neuron"]
 
 
-def log_scales(estimator: Estimator, network: nn.Module, per: str) -> nn.ParameterList:
-    """The logarithm of every noisy layer's scale, starting from the estimator's sigma.
+class LearnedSigma(TrainingCallback):
+    """Descends the noise scales with the weights, from the same copies.
+
+    Their logarithms are parameters of the module (`log_sigma`, in every checkpoint), have no weight decay, and start
+    from the estimator's sigma. The estimator stays a value: at every step it is given the present scales. metrics.csv
+    has them as `sigma_<layer>`, of several scales in a layer their mean, and with `_min` and `_max` their range.
 
     Args:
-        per: "layer", a number; or "neuron", a number for each output unit, of a convolution for each channel.
+        per: "layer", a scale for each layer; or "neuron", one for each output unit, of a convolution for each channel.
+        lr: the learning rate of the logarithms; None: the optimizer's own.
 
     Raises:
-        ConfigurationError: another word, or an estimator that does not estimate these gradients.
+        ConfigurationError: options out of range; in `check`, an estimator that does not give these gradients, or
+            another callback that moves sigma.
     """
-    if per not in get_args(LearnSigma):
-        raise ConfigurationError(f"learn_sigma must be null, {' or '.join(get_args(LearnSigma))}, got {per!r}.")
+
+    @checked
+    def __init__(self, per: Per = "layer", lr: Positive | None = None) -> None:
+        self.per, self.lr = per, lr
+        self.log_sigma: nn.ParameterList | None = None
+        self._initial: Any = None
+
+    def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
+        log_scales(module.estimator, module.network, self.per)  # refuses an estimator without their gradients
+        if any(isinstance(c, Annealing) and c.sigma is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ConfigurationError(
+                "callbacks.learned_sigma and callbacks.annealing.sigma would both move sigma; leave one of them out."
+            )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        module = glr_module(pl_module)
+        self.check(trainer, module)
+        self._initial = module.estimator
+        if self.log_sigma is None:
+            self.log_sigma = log_scales(module.estimator, module.network, self.per)
+        module.log_sigma = self.log_sigma
+        options = {"weight_decay": 0.0} | ({} if self.lr is None else {"lr": self.lr})
+        for site, parameter in enumerate(self.log_sigma):
+            module.trained[f"log_sigma.{site}"] = parameter
+            module.optimizer_options[f"log_sigma.{site}"] = options
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        module: Any = pl_module
+        module.estimator = dataclasses.replace(module.estimator, sigma=self.scales)
+
+    def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        row = {}
+        for name, scale in zip(Chain.of(module.network).site_names, self.scales, strict=True):
+            row[f"sigma_{name}"] = float(scale.mean())
+            if scale.dim():
+                row |= {f"sigma_{name}_min": float(scale.min()), f"sigma_{name}_max": float(scale.max())}
+        return row
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        module: Any = pl_module
+        module.estimator = dataclasses.replace(module.estimator, sigma=self._initial.sigma)
+        for name in [name for name in module.trained if name.startswith("log_sigma.")]:
+            del module.trained[name], module.optimizer_options[name]
+
+    @property
+    def scales(self) -> tuple[Tensor, ...]:
+        """The present sigma of every layer: positive, whatever the optimizer does."""
+        assert self.log_sigma is not None  # since `setup`
+        return tuple(log_sigma.detach().exp() for log_sigma in self.log_sigma)
+
+
+def log_scales(estimator: Estimator, network: nn.Module, per: Per) -> nn.ParameterList:
+    """The logarithm of every noisy layer's scale, starting from the estimator's sigma.
+
+    Raises:
+        ConfigurationError: an estimator that does not estimate these gradients.
+    """
     if not isinstance(estimator, LikelihoodRatio):
         raise ConfigurationError(
-            f"learn_sigma={per} needs an estimator that gives the gradient of the noise scale, "
-            f"{type(estimator).__name__} does not; use estimator=likelihood_ratio with copies=32, or learn_sigma=null."
+            f"callbacks.learned_sigma needs an estimator that gives the gradient of the noise scale, "
+            f"{type(estimator).__name__} does not; use estimator=likelihood_ratio with copies=32, or leave it out."
         )
     chain = Chain.of(network)
     scales: tuple[float | Tensor, ...] = per_site(estimator.sigma, len(chain.sites))
     shapes = [unit_norms(chain.layer(site)).shape if per == "neuron" else () for site in range(len(scales))]
     return nn.ParameterList(torch.full(shape, math.log(float(s))) for shape, s in zip(shapes, scales, strict=True))
-
-
-def summary(network: nn.Module, scales: list[Tensor]) -> dict[str, float]:
-    """`sigma_<layer>`, of several scales in a layer their mean, and with `_min` and `_max` their range."""
-    row = {}
-    for name, scale in zip(Chain.of(network).site_names, scales, strict=True):
-        row[f"sigma_{name}"] = float(scale.mean())
-        if scale.dim():
-            row |= {f"sigma_{name}_min": float(scale.min()), f"sigma_{name}_max": float(scale.max())}
-    return row

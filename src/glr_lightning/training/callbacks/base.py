@@ -1,0 +1,37 @@
+"""What the callbacks of a training have in common."""
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from glr_lightning.training.module import GLRModule
+
+TOGETHER = 50
+"""Steps that `Recent` collects: torchmetrics' own bookkeeping costs as much as a small network's step."""
+
+
+class TrainingCallback(Callback):
+    """A callback that can refuse a training before anything is written, and adds columns to metrics.csv."""
+
+    def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
+        """Raise ConfigurationError if this callback cannot work with this module and trainer; change nothing."""
+
+    def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        """Return this epoch's values by column, and begin the next epoch; called once an epoch by `EpochMetrics`."""
+        return {}
+
+
+class Recent:
+    """The tensors of the last few steps, handed out together so that they cost one operation for all."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Tensor, ...]] = []
+
+    def add(self, trainer: pl.Trainer, *tensors: Tensor) -> tuple[tuple[Tensor, ...], ...] | None:
+        """Add a step. After `TOGETHER` steps and at the end of an epoch return what was added, by column."""
+        self._steps.append(tensors)
+        if len(self._steps) < TOGETHER and not trainer.is_last_batch:
+            return None
+        columns = tuple(zip(*self._steps, strict=True))
+        self._steps.clear()
+        return columns

@@ -1,0 +1,50 @@
+"""The checkpoints of a run folder: before the first step, the best and the last."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from glr_lightning.runs.trained_run import BEST, LAST
+
+
+class InitialCheckpoint(Callback):
+    """Saves before the first step, so that a run interrupted in its first epoch can be resumed as well."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint with a fixed name in the run folder, which may have been moved since it was written.
+
+    Args:
+        path: where to write it.
+        monitor: the metric whose largest value so far is kept; None: every epoch replaces the one before.
+    """
+
+    def __init__(self, path: Path, monitor: str | None = None) -> None:
+        super().__init__(
+            dirpath=path.parent,
+            filename=path.stem,
+            monitor=monitor,
+            mode="max",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the best score although the folder's path differs; Lightning would forget it."""
+        path = f"{self.dirpath}/{self.filename}.ckpt"
+        here = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+        scores = {path: state_dict["best_model_score"]} if state_dict["best_k_models"] else {}
+        super().load_state_dict(state_dict | here | {"best_k_models": scores})
+
+
+def run_checkpoints(folder: Path, has_validation: bool) -> list[Callback]:
+    """The best checkpoint by validation accuracy, if there are images to validate with, and the last one."""
+    # the best before the last, whose file then remembers it; save_last=True would save only when the best improves
+    best = [RunCheckpoint(folder / BEST, "val_accuracy")] if has_validation else []
+    return [InitialCheckpoint(), *best, RunCheckpoint(folder / LAST)]

@@ -1,0 +1,52 @@
+"""A learning rate for each layer."""
+
+import pytorch_lightning as pl
+
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.propagation.chain import Chain
+from glr_lightning.training.callbacks.base import TrainingCallback
+from glr_lightning.training.module import GLRModule, glr_module
+from glr_lightning.validation import NonEmpty, NonNegative, checked
+
+
+class LayerRates(TrainingCallback):
+    """Multiplies the optimizer's learning rate by a factor of each layer with weights.
+
+    The scheduler starts from these rates; one that sets rates of its own undoes them. The learning rate in
+    metrics.csv is the one before the factors.
+
+    Args:
+        factors: at least 0, one for each layer with weights, in their order.
+
+    Raises:
+        ConfigurationError: in `check`, other numbers, or more or fewer than there are layers.
+    """
+
+    @checked
+    def __init__(self, factors: NonEmpty[NonNegative]) -> None:
+        self.factors = factors
+
+    def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
+        sites = len(Chain.of(module.network).sites)
+        if len(self.factors) != sites:
+            raise ConfigurationError(
+                f"callbacks.layer_rates.factors must be a factor of the learning rate for each of the {sites} layers "
+                f"with weights, as {[0.1] + [1.0] * (sites - 1)}, got {list(self.factors)}."
+            )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        module = glr_module(pl_module)
+        self.check(trainer, module)
+        names = Chain.of(module.network).site_names
+        factors = dict(zip(names, self.factors, strict=True))
+        for name in dict(module.network.named_parameters()):
+            module.optimizer_options[name] = {"lr_factor": factors[name.rpartition(".")[0]]}
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        module = glr_module(pl_module)
+        for name in dict(module.network.named_parameters()):
+            module.optimizer_options.pop(name, None)
+
+    def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        group = max(trainer.optimizers[0].param_groups, key=lambda group: group.get("lr_factor", -1.0))
+        return {"lr": group["lr"] / (group["lr_factor"] or 1.0)}
