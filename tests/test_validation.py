@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
-from annotated_types import Interval
+from annotated_types import Interval, Len, MinLen
 from torch import nn
 
 from glr_lightning.config import build
@@ -27,6 +27,7 @@ from glr_lightning.validation import (
     checked,
     checked_arguments,
 )
+from glr_lightning.validation.words import describe
 
 HUGE = 99999999999999999999
 WRONG: tuple[Any, ...] = (
@@ -267,3 +268,17 @@ def test_options_that_a_constructor_passes_on_are_checked_against_the_hints_of_i
     with pytest.raises(ConfigurationError) as caught:
         checked_arguments(Wide, {"seed": -1}, "data")
     assert caught.value.option == "data.seed"
+
+
+def test_words_for_hints_that_are_put_together() -> None:
+    wordings: dict[str, Any] = {
+        "a number above 0, or a list of them and nulls, or null": Positive | Sequence[Positive | None] | None,
+        "a Tensor, or null": torch.Tensor | None,
+        "a number": float | torch.Tensor,
+        "text that is not empty": Annotated[str, MinLen(1)],
+        "a list of 2, of which each is a whole number": Annotated[Sequence[int], Len(2, 2)],
+        "a number of at most 3": Annotated[float, Interval(le=3)],
+        "": Callable[[int], int] | None,
+    }
+    for words, hint in wordings.items():
+        assert describe(hint) == words

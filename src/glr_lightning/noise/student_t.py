@@ -115,9 +115,10 @@ def _quantile_spline(nu: float, dtype: torch.dtype, device: torch.device) -> Ten
 def _interpolate(at: Tensor, coefficients: Tensor, step: float) -> Tensor:
     """Evaluate the cubic spline with pieces of length `step` from 0."""
     piece = (at / step).long().clamp(0, coefficients.shape[1] - 1)
-    c3, c2, c1, c0 = (c[piece] for c in coefficients)
+    c3, c2, c1, c0 = coefficients[:, piece]
     x = at - piece * step
-    return c0 + x * (c1 + x * (c2 + x * c3))
+    value: Tensor = c0 + x * (c1 + x * (c2 + x * c3))
+    return value
 
 
 @functools.cache

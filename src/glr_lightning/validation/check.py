@@ -1,0 +1,198 @@
+"""Check arguments against the hints of what they are given to."""
+
+import difflib
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.validation.hints import checker
+from glr_lightning.validation.words import describe, shown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LARGEST_INTEGER = 2**63 - 1
+
+
+class Checked:
+    """Base of frozen dataclasses whose fields are checked against their hints, and coerced, when one is made.
+
+    A subclass that has more to check, such as how two fields fit together, calls `super().__post_init__()` first.
+    """
+
+    def __post_init__(self) -> None:
+        """Check and coerce the fields. Raises ConfigurationError, whose `option` is the field's name."""
+        for name, parameter in _parameters(type(self)).items():  # type: ignore[arg-type]  # a class is hashable
+            object.__setattr__(self, name, parameter.checked(getattr(self, name), name))
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check and coerce the arguments of every call against the hints of a function's parameters.
+
+    Raises:
+        ConfigurationError: (from the call) an argument that its hint does not accept; `option` is its name.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound = signature.bind(*args, **kwargs)
+        parameters = _parameters(function)
+        for name, value in bound.arguments.items():
+            if name in parameters:
+                bound.arguments[name] = parameters[name].checked(value, name)
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def checked_arguments(
+    target: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    where: str = "",
+    *,
+    hints: Mapping[str, Any] | None = None,
+    complete: bool = False,
+) -> dict[str, Any]:
+    """The arguments, each checked against the hint of the target's parameter of that name, and coerced.
+
+    Args:
+        target: a class or a function.
+        arguments: keyword arguments for it.
+        where: the dotted path of the arguments in a configuration, which the error names: "estimator" has it speak
+            of estimator.sigma.
+        hints: narrower hints for parameters that the target does not annotate, or too widely.
+        complete: refuse arguments that lack one without a default.
+
+    Raises:
+        ConfigurationError: a parameter that the target does not have, or a value that it does not accept.
+    """
+    known = _parameters(target)
+    open_ended = _takes_any_keyword(target)
+    values = {}
+    for name, value in arguments.items():
+        option = f"{where}.{name}" if where else name
+        if name in known:
+            parameter = known[name]
+            if hints is not None and name in hints:
+                parameter = _Parameter(hints[name], parameter.default)
+            values[name] = parameter.checked(value, option)
+        elif open_ended:
+            values[name] = _Parameter(Any).checked(value, option)
+        else:
+            raise ConfigurationError(
+                f"{_name(target)} has no option {name!r}.{_closest(name, known)} {_list_of(known)}", option=option
+            )
+    if complete:
+        for name in known.keys() & _signature(target).keys() - arguments.keys():
+            parameter = known[name]
+            if parameter.default is inspect.Parameter.empty:
+                option = f"{where}.{name}" if where else name
+                raise ConfigurationError(
+                    f"{option} must be given; it is {parameter.allowed or 'an option without a default'}.",
+                    option=option,
+                )
+    return values
+
+
+class _Parameter:
+    """What one parameter accepts, and how to say so."""
+
+    def __init__(self, hint: Any, default: Any = inspect.Parameter.empty) -> None:
+        self.default = default
+        self.allowed = describe(hint)
+        self._adapter = checker(hint) if self.allowed else None
+
+    def checked(self, value: Any, option: str) -> Any:
+        """The value as the hint has it. Raises ConfigurationError."""
+        if _has_huge_integer(value):
+            wanted = self.allowed or "a number"
+            raise ConfigurationError(f"{option} must be {wanted}; {shown(value)} has more than 64 bits.", option=option)
+        if self._adapter is None:
+            return value
+        from pydantic import ValidationError
+
+        try:
+            return self._adapter.validate_python(value)
+        except ValidationError:
+            example = "" if self._is_no_example(value) else f"; for example {option}={shown(self.default)}"
+            message = f"{option} must be {self.allowed}, got {shown(value)}{example}."
+            raise ConfigurationError(message, option=option) from None
+
+    def _is_no_example(self, value: Any) -> bool:
+        plain = isinstance(self.default, str | int | float | tuple) and self.default != ""
+        return not plain or self.default is inspect.Parameter.empty or self.default == value
+
+
+@functools.cache
+def _parameters(target: Callable[..., Any]) -> dict[str, _Parameter]:
+    """The parameters that may be given by keyword, those that a constructor passes on to its base included."""
+    hints = _hints(target)
+    found = dict(_parameters(base)) if (base := _base_that_gets_the_rest(target)) else {}
+    for name, parameter in _signature(target).items():
+        if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            hint = hints[name] if name in hints else _hint_of_default(parameter.default)
+            found[name] = _Parameter(hint, parameter.default)
+    return found
+
+
+def _base_that_gets_the_rest(target: Callable[..., Any]) -> type | None:
+    """The class whose constructor `super().__init__(**options)` calls, if that of a class takes any keyword."""
+    if not isinstance(target, type) or not _takes_any_keyword(target):
+        return None
+    constructors = [base for base in target.__mro__[:-1] if "__init__" in vars(base)]
+    return constructors[1] if len(constructors) > 1 else None
+
+
+def _signature(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters; any keyword, where a builtin does not tell them."""
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:
+        return {"keywords": inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)}
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The hints of a function, or of a class's constructor; none where they cannot be resolved."""
+    function = getattr(target, "__init__") if isinstance(target, type) else target  # noqa: B009  # of the class itself
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _hint_of_default(default: Any) -> Any:
+    """A parameter without a hint takes what its default is, and any number where that is a number."""
+    if isinstance(default, bool):
+        return bool
+    if isinstance(default, int | float):
+        return float
+    return str if isinstance(default, str) else Any
+
+
+def _takes_any_keyword(target: Callable[..., Any]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in _signature(target).values())
+
+
+def _has_huge_integer(value: Any) -> bool:
+    if isinstance(value, int):
+        return not -_LARGEST_INTEGER - 1 <= value <= _LARGEST_INTEGER
+    if isinstance(value, dict):
+        return any(map(_has_huge_integer, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_huge_integer, value))
+
+
+def _name(target: Callable[..., Any]) -> str:
+    return getattr(target, "__name__", repr(target))
+
+
+def _closest(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _list_of(known: Collection[str]) -> str:
+    return f"It has {', '.join(known)}." if known else "It has none."

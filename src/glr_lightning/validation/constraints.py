@@ -1,0 +1,24 @@
+"""Types with a range, to declare parameters with."""
+
+from typing import Annotated, TypeVar
+
+from annotated_types import Interval, MinLen
+
+MOST = 10**6
+"""The largest count: more copies than that, or passes, would never end."""
+
+Count = Annotated[int, Interval(ge=1, le=MOST)]
+"""A number of things, at least one."""
+Size = Annotated[int, Interval(ge=1, le=2**31 - 1)]
+"""A length in memory, such as the width of a layer or the side of an image."""
+Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
+"""A seed that every generator takes, those of numpy included."""
+Scale = Annotated[float, Interval(ge=1e-12, le=1e12)]
+"""A noise scale: float32 holds its square."""
+Positive = Annotated[float, Interval(gt=0)]
+NonNegative = Annotated[float, Interval(ge=0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+
+T = TypeVar("T")
+NonEmpty = Annotated[tuple[T, ...], MinLen(1)]
+"""`NonEmpty[Scale]`: a tuple of at least one noise scale, such as one for every layer."""

@@ -1,0 +1,37 @@
+"""Checkers of hints: pydantic's, in strict mode. Importing this module does not import pydantic."""
+
+from types import GenericAlias, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from glr_lightning.validation.words import CONTAINERS, is_class
+
+
+def checker(hint: Any) -> Any:
+    """Return pydantic's checker of a hint, or None where it has none."""
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic.errors import PydanticUserError
+    from pydantic_core import SchemaError
+
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    try:
+        return TypeAdapter(_strict(hint), config=config)
+    except (PydanticUserError, SchemaError, TypeError):  # a forward reference, a protocol of data, ...
+        return None
+
+
+def _strict(hint: Any) -> Any:
+    """The hint for pydantic: lists pass for tuples, and of a class an instance is wanted, dataclasses included."""
+    from pydantic import BeforeValidator, InstanceOf
+
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return Annotated[(_strict(arguments[0]), *arguments[1:])]
+    if origin in (Union, UnionType):
+        return Union.__getitem__(tuple(_strict(each) for each in arguments))
+    if origin is tuple:
+        inner = GenericAlias(tuple, tuple(each if each is ... else _strict(each) for each in arguments))
+        return Annotated[inner, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+    if origin in CONTAINERS:
+        return GenericAlias(origin, tuple(_strict(each) for each in arguments))
+    instance_of: Any = InstanceOf
+    return instance_of[hint] if is_class(hint) else hint
