@@ -29,6 +29,7 @@ from glr_lightning.estimators import (
     straight_through,
 )
 from glr_lightning.estimators import output_loss as output_losses
+from glr_lightning.estimators.passes import Prepared
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
@@ -375,9 +376,9 @@ def waiting_tensor_of_another_site(patch: pytest.MonkeyPatch) -> None:
 def mean_over_the_copies_of_the_first_layer(patch: pytest.MonkeyPatch) -> None:
     right = LikelihoodRatio.of_pass
 
-    def wrong(self: LikelihoodRatio, chain: Chain, clean: CleanPass, sites: Any, *args: Any, **kwargs: Any) -> Any:
-        outcome = right(self, chain, clean, sites, *args, **kwargs)
-        factor = self.copies_at(sites, len(chain.sites)) / self.copies_at((0,), len(chain.sites))
+    def wrong(self: LikelihoodRatio, batch: Prepared, sites: Any) -> Any:
+        outcome, number = right(self, batch, sites), len(batch.chain.sites)
+        factor = self.copies_at(sites, number) / self.copies_at((0,), number)
         return replace(outcome, gradients={name: factor * g for name, g in outcome.gradients.items()})
 
     patch.setattr(LikelihoodRatio, "of_pass", wrong)
@@ -387,9 +388,9 @@ def mean_over_a_number_of_copies_for_all_layers(patch: pytest.MonkeyPatch) -> No
     """Where every layer has a likelihood ratio of its own."""
     right = LikelihoodRatio.of_pass
 
-    def wrong(self: LikelihoodRatio, chain: Chain, clean: CleanPass, sites: Any, *args: Any, **kwargs: Any) -> Any:
-        outcome = right(self, chain, clean, sites, *args, **kwargs)
-        factor = self.copies_at(sites, len(chain.sites)) / 2000
+    def wrong(self: LikelihoodRatio, batch: Prepared, sites: Any) -> Any:
+        outcome = right(self, batch, sites)
+        factor = self.copies_at(sites, len(batch.chain.sites)) / 2000
         return replace(outcome, gradients={name: factor * g for name, g in outcome.gradients.items()})
 
     patch.setattr(LikelihoodRatio, "of_pass", wrong)

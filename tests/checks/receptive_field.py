@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import LeaveOneOut
 from glr_lightning.estimators import LikelihoodRatio
+from glr_lightning.estimators.passes import Prepared
 from glr_lightning.injection import Injection
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual, Shift, Sine, Standardise
@@ -139,11 +140,11 @@ def weights_of(
     clean, sigma, loss = chain.clean(PIXELS), (0.7,) * len(chain.sites), CrossEntropy()
     estimator = replace(estimator, sampling=Written(estimator.sampling, draws))
     sites = next(sites for sites in estimator.injection.passes(len(sigma)) if site in sites)
-    copies, options = (estimator.copies, estimator.copies), (loss, CLASS, torch.Generator())
-    noisy, losses, group = estimator._losses(chain, clean, sites, sigma, copies, *options)  # type: ignore[arg-type]
+    batch, copies = Prepared(chain, clean, sigma, loss, CLASS, torch.Generator()), estimator.copies
+    drawn = estimator._losses(batch, sites, copies, copies)  # type: ignore[arg-type]
     found = fields_of(chain, clean, site)
     assert found is not None
-    return losses, estimator._weight(chain, clean, noisy, losses, group, loss(clean.logits, CLASS), found, loss, CLASS)
+    return drawn.losses, estimator._weight(batch, drawn, found)
 
 
 def check_own_noise_is_no_part_of_the_baseline(

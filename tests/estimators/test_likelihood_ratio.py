@@ -118,8 +118,8 @@ class Recorder(Sampler):
 
     inner: Sampler
     copies: int
-    chunks: list[int] = field(default_factory=list)
-    bank: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    chunks: Any = field(default_factory=list)  # not a list[int], whose check would make a copy of it
+    bank: Any = field(default_factory=dict)
 
     def group_size(self, copies: int) -> int:
         return self.inner.group_size(copies)

@@ -13,6 +13,7 @@ from glr_lightning.activations import HardThreshold, Sign
 from glr_lightning.baselines import Clean, LeaveOneOut
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LikelihoodRatio, Tiered
+from glr_lightning.estimators.passes import Prepared
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import convnet
@@ -182,13 +183,13 @@ def test_under_bf16_autocast_the_baseline_is_computed_in_the_parameters_precisio
         clean = chain.clean(PIXELS.float())
         found = fields_of(chain, clean, 0)
         assert found is not None
-        sites, copies = tuple(range(len(sigma))), (4, 4)
-        noisy, losses, group = estimator._losses(chain, clean, sites, sigma, copies, loss, CLASS, generator)
-        got = estimator._weight(chain, clean, noisy, losses, group, losses[0], found, loss, CLASS)
+        batch = Prepared(chain, clean, sigma, loss, CLASS, generator)
+        drawn = estimator._losses(batch, tuple(range(len(sigma))), 4, 4)
+        got = estimator._weight(batch, drawn, found)
         gradients = estimate(estimator, network, loss, PIXELS.float(), CLASS).gradients
     wide = replace(clean, readout=clean.readout.float())
-    again = noisy._replace(readout=noisy.readout.float(), logits=noisy.logits.float())
-    expected = losses[..., None, None, None] - by_definition(chain, wide, again, found, loss)
+    again = drawn.noisy._replace(readout=drawn.noisy.readout.float(), logits=drawn.noisy.logits.float())
+    expected = drawn.losses[..., None, None, None] - by_definition(chain, wide, again, found, loss)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
 

@@ -1,7 +1,6 @@
 """The generalized (push-out) likelihood-ratio estimator."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -12,10 +11,12 @@ from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, accumulate, check_sites, per_site
+from glr_lightning.estimators.coupled_score import coupled_score
+from glr_lightning.estimators.passes import Drawn, PassEstimate, Prepared, added_up
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
-from glr_lightning.propagation.chain import Chain, CleanPass, NoisyPass, NoisySite, require_separate_samples
+from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite, require_separate_samples
 from glr_lightning.propagation.receptive_field import Fields, fields_of
 from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import validated_copies, validated_count, validated_sigma
@@ -28,17 +29,6 @@ CHUNK_ELEMENTS = 2**22
 
 FEW_GROUPS = 4
 """At least so many groups of copies are held at once, if there are as many."""
-
-
-@dataclass(frozen=True)
-class PassEstimate:
-    """What one noisy pass says: gradients by the network's names of the parameters, the mean loss, the number of noisy
-    samples, and by site the gradients of the log noise scales, in the shape of one sample's pre-activation."""
-
-    gradients: dict[str, Tensor]
-    loss: Tensor
-    forwards: int
-    log_sigma: dict[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -191,109 +181,62 @@ class LikelihoodRatio(Estimator):
         chain = Chain.of(network, x)
         self.check_chain(chain)
         sigma: tuple[float | Tensor, ...] = per_site(self.sigma, len(chain.sites))
-        clean = chain.clean(x)
-        outcomes = [
-            self.of_pass(chain, clean, noisy_sites, sigma, loss, y, generator, with_scales=bool(self._learned))
-            for noisy_sites in self.injection.passes(len(chain.sites))
-        ]
-        gradients: dict[str, Tensor] = {}
-        for outcome in outcomes:
-            accumulate(gradients, outcome.gradients)
+        batch = Prepared(chain, chain.clean(x), sigma, loss, y, generator)
+        outcomes = [self.of_pass(batch, sites) for sites in self.injection.passes(len(chain.sites))]
         by_log_sigma = {site: gradient for outcome in outcomes for site, gradient in outcome.log_sigma.items()}
         return Estimate(
-            gradients,
+            added_up(outcomes),
             torch.stack([outcome.loss for outcome in outcomes]).mean(),
-            clean.logits,
+            batch.clean.logits,
             {"forwards": len(y) + sum(outcome.forwards for outcome in outcomes)},
             tuple(by_log_sigma[site].sum_to_size(scale.shape) for site, scale in enumerate(self._learned)),
         )
 
-    def of_pass(
-        self,
-        chain: Chain,
-        clean: CleanPass,
-        noisy_sites: tuple[int, ...],
-        sigma: tuple[float | Tensor, ...],
-        loss: Loss,
-        y: Tensor,
-        generator: torch.Generator,
-        *,
-        with_scales: bool = False,
-    ) -> "PassEstimate":
-        """The gradients of the layers that are noisy together, from a pass with noise at these sites.
-
-        with_scales: also those of the logarithms of their noise scales, in the shape of one sample's pre-activation.
-        """
-        count = self.copies_at(noisy_sites, len(chain.sites))
-        clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None
-        fields = {site: fields_of(chain, clean, site) if self.reach else None for site in noisy_sites}
+    def of_pass(self, batch: Prepared, sites: tuple[int, ...]) -> PassEstimate:
+        """The gradients of the layers that are noisy together, from a pass with noise at their sites."""
+        chain, y = batch.chain, batch.y
+        count = self.copies_at(sites, len(chain.sites))
+        fields = {site: fields_of(chain, batch.clean, site) if self.reach else None for site in sites}
         gradients: dict[str, Tensor] = {}
         by_log_sigma: dict[int, Tensor] = {}
         total = torch.zeros((), device=y.device)
-        for copies in self._chunks(count, self._chunk_for(clean, noisy_sites[0], count)):
-            noisy, losses, group = self._losses(chain, clean, noisy_sites, sigma, (copies, count), loss, y, generator)
+        for copies in self._chunks(count, self._chunk_for(batch.clean, sites[0], count)):
+            noisy, losses, group = self._losses(batch, sites, copies, count)
             for at in noisy.seen:
-                weight = self._weight(chain, clean, noisy, losses, group, clean_loss, fields[at.site], loss, y)
+                sigma = batch.sigma[at.site]
+                weight = self._weight(batch, Drawn(noisy, losses, group), fields[at.site])
                 weight = weight[(...,) + (None,) * (at.v.dim() - weight.dim())] / (count * len(y))
-                signal = self.score_of(chain, at, sigma[at.site]) * (weight / sigma[at.site])
+                signal = self.score_of(chain, at, sigma) * (weight / sigma)
                 accumulate(gradients, chain.weight_vjp(at.site, at.x, signal))
-                if with_scales:
-                    by_unit = (weight * self._scale_score(chain, at, sigma[at.site])).sum((0, 1))
+                if self._learned:
+                    by_unit = (weight * self._scale_score(chain, at, sigma)).sum((0, 1))
                     by_log_sigma[at.site] = by_log_sigma.get(at.site, torch.zeros_like(by_unit)) + by_unit
             total = total + losses.sum()
         samples = count * len(y)
         return PassEstimate(gradients, total / samples, samples, by_log_sigma)
 
-    def _weight(
-        self,
-        chain: Chain,
-        clean: CleanPass,
-        noisy: NoisyPass,
-        losses: Tensor,
-        group: Tensor,
-        clean_loss: Tensor | None,
-        fields: Fields | None,
-        loss: Loss,
-        y: Tensor,
-    ) -> Tensor:
-        """What the score of each draw is weighted with: L - b, [copies, batch] or, where units reach a part of the
-        readout only, [copies, batch, 1, height, width]."""
+    def _losses(self, batch: Prepared, sites: tuple[int, ...], copies: int, count: int) -> Drawn:
+        """One noisy pass over `copies` copies of all `count`."""
+        return batch.draw(sites, self.noise, self.sampling.part(copies // self.sampling.group_size(count)), copies)
+
+    def _weight(self, batch: Prepared, drawn: Drawn, fields: Fields | None) -> Tensor:
+        """L - b, by which the score of each draw is weighted.
+
+        It is [copies, batch] or, where units reach a part of the readout only, [copies, batch, 1, height, width].
+        """
+        _, losses, group = drawn
+        needs_clean = self.baseline.needs_clean
         if fields is None:
-            return losses - self.baseline(losses, group, clean_loss)
-        with torch.autocast(y.device.type, enabled=False):  # what it took away of precision would be own noise left in
-            own = losses[..., None] - fields.losses_without(chain, clean, noisy, loss, y)
-        nothing = torch.zeros_like(own[0]) if self.baseline.needs_clean else None  # what `own` is without noise
+            return losses - self.baseline(losses, group, batch.clean_loss() if needs_clean else None)
+        with torch.autocast(batch.y.device.type, enabled=False):  # less precision would leave own noise in
+            without = fields.losses_without(batch.chain, batch.clean, drawn.noisy, batch.loss, batch.y)
+            own = losses[..., None] - without
+        nothing = torch.zeros_like(own[0]) if needs_clean else None  # what `own` is without noise
         return fields.spread(own - self.baseline(own, group, nothing))
 
     def copies_at(self, noisy_sites: tuple[int, ...], sites: int) -> int:
-        """K of the pass with noise at these sites, of a network with so many."""
+        """K of the pass with noise at these sites, of a network that has `sites` of them."""
         return per_site(self.copies, sites, "copies")[noisy_sites[0]]
-
-    def _losses(
-        self,
-        chain: Chain,
-        clean: CleanPass,
-        noisy_sites: tuple[int, ...],
-        sigma: tuple[float | Tensor, ...],
-        copies_of: tuple[int, int],
-        loss: Loss,
-        y: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[NoisyPass, Tensor, Tensor]:
-        """One noisy pass with so many copies of a total, its losses [copies, batch], and the copies' groups."""
-        groups: list[Tensor] = []
-        copies, total = copies_of
-        sampler = self.sampling.part(copies // self.sampling.group_size(total))
-
-        def draw(v0: Tensor) -> Tensor:
-            draws = sampler(self.noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype)
-            groups.append(draws.group)
-            return draws.z
-
-        noisy = chain.noisy(clean, noisy_sites, sigma, draw)
-        # autocast may have lowered the logits; a leave-one-out mean over many copies needs the full precision
-        losses = loss(noisy.logits.to(noisy.seen[0].v.dtype), y.repeat(copies))
-        return noisy, losses.unflatten(0, (copies, len(y))), groups[0]  # a sampler groups all sites alike
 
     def score_of(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
         """The score of each draw, [copies, batch, *site]: plain, or its mean over the cells of the activation."""
@@ -334,33 +277,3 @@ class LikelihoodRatio(Estimator):
         groups = copies // size
         parts = min(-(-groups // max(chunk // size, 1)), groups // self.baseline.required_groups)
         return (size * (groups // parts + (part < groups % parts)) for part in range(parts))
-
-
-def coupled_score(noise: Noise, cuts: Sequence[Tensor], z: Tensor) -> Tensor:
-    """Mean score of a draw of which it is known between which cuts t_i it lies, and between which ones -z lies.
-
-    The cuts are where v0 + sigma z crosses one, those of the mirrored partner are -t_i, and together they part the
-    line at +-|t_i|. That partition is even and s odd, so between the innermost two the mean is 0 and beyond,
-
-        E[s | cells] = sign(z) E[s | a < |z| < b],   a and b the nearest of the |t_i|, b infinite beyond the last.
-
-    For one cut it is sign(z) f(t) / (1 - F(|t|)) where |z| > |t|.
-
-    Args:
-        noise: a symmetric density.
-        cuts: standardised, each broadcastable to z.
-        z: [copies, ...].
-    """
-    edges = torch.stack([cut.abs() for cut in cuts]).sort(dim=0).values.unbind()
-    sizes = [_mean_score_between(noise, a, b) for a, b in itertools.pairwise(edges)] + [noise.hazard(edges[-1])]
-    distance = z.abs()
-    size = torch.zeros_like(sizes[0])
-    for edge, beyond in zip(edges, sizes, strict=True):
-        size = torch.lerp(size, beyond, (distance > edge).to(z.dtype))  # exact at weights 0 and 1
-    return torch.copysign(size, z)
-
-
-def _mean_score_between(noise: Noise, a: Tensor, b: Tensor) -> Tensor:
-    """E[s | a < z < b] for 0 <= a <= b, which may meet: the score of the middle where a ratio would be all rounding."""
-    narrow = b - a < torch.finfo(a.dtype).eps ** 0.4
-    return torch.where(narrow, noise.score(0.5 * (a + b)), noise.conditional_score(a, torch.where(narrow, a + 1, b)))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, accumulate, check_sites, per_site
-from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, PassEstimate, Score
+from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
 from glr_lightning.estimators.local_expectation import (
     Beyond,
     LocalExpectation,
@@ -16,10 +16,11 @@ from glr_lightning.estimators.local_expectation import (
     require_logits_of_a_layer,
 )
 from glr_lightning.estimators.output_loss import noise_free_output, output_loss_for
+from glr_lightning.estimators.passes import PassEstimate, Prepared, added_up
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain, CleanPass, require_separate_samples
+from glr_lightning.propagation.chain import Chain, require_separate_samples
 from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import validated_copies, validated_sigma
 
@@ -102,53 +103,40 @@ class Tiered(Estimator):
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
         chain = Chain.of(network, x)
         self.check_chain(chain)
-        sigma = per_site(self.sigma, len(chain.sites))
-        clean = chain.clean(x)
+        batch = Prepared(chain, chain.clean(x), per_site(self.sigma, len(chain.sites)), loss, y, generator)
         outcomes = []
         for site, copies in enumerate(per_site(self.copies, len(chain.sites), "copies")):
-            if _is_on_top(chain, site):
-                outcomes.append(self._of_top(chain, clean, site, sigma[site], copies, loss, y, generator))
-            else:
-                outcomes.append(self._ratio(copies).of_pass(chain, clean, (site,), sigma, loss, y, generator))
-        gradients: dict[str, Tensor] = {}
-        for outcome in outcomes:
-            accumulate(gradients, outcome.gradients)
+            on_top = _is_on_top(chain, site)
+            outcomes.append(
+                self._of_top(batch, site, copies) if on_top else self._ratio(copies).of_pass(batch, (site,))
+            )
         forwards = len(y) + sum(outcome.forwards for outcome in outcomes)
         mean_loss = torch.stack([outcome.loss for outcome in outcomes]).mean()
-        return Estimate(gradients, mean_loss, clean.logits, {"forwards": forwards})
+        return Estimate(added_up(outcomes), mean_loss, batch.clean.logits, {"forwards": forwards})
 
-    def _of_top(
-        self,
-        chain: Chain,
-        clean: CleanPass,
-        site: int,
-        sigma: float,
-        copies: int,
-        loss: Loss,
-        y: Tensor,
-        generator: torch.Generator,
-    ) -> PassEstimate:
+    def _of_top(self, batch: Prepared, site: int, copies: int) -> PassEstimate:
         """As `LikelihoodRatio.of_pass`, for one of the last two layers."""
-        local, everywhere = LocalExpectation(self.noise), (sigma,) * len(chain.sites)
+        local, chain, y = LocalExpectation(self.noise), batch.chain, batch.y
+        group_size, sigma = self.sampling.group_size(copies), float(batch.sigma[site])
         gradients: dict[str, Tensor] = {}
         total = torch.zeros((), device=y.device)
-        for part in local.parts(clean, copies, self.sampling.group_size(copies)):
-            sampler = self.sampling.part(part // self.sampling.group_size(copies))
-            noisy = chain.noisy(clean, (site,), everywhere, sampler.bound(self.noise, part, generator))
+        for part in local.parts(batch.clean, copies, group_size):
+            draw = self.sampling.part(part // group_size).bound(self.noise, part, batch.generator)
+            noisy = chain.noisy(batch.clean, (site,), batch.sigma, draw)
             (at,) = noisy.seen
             labels = y.repeat(part)
             # differences of losses need the precision that autocast would take away
             with torch.autocast(y.device.type, enabled=False):
                 if site == len(chain.sites) - 1:
                     u = at.v0.expand_as(at.z).flatten(0, 1)
-                    head = output_loss_for(loss, self.noise, sigma, at.z.flatten(0, 1), labels)
-                    losses, signal = head.values(u), head.signal(u, generator).view_as(at.z)
+                    output = output_loss_for(batch.loss, self.noise, sigma, at.z.flatten(0, 1), labels)
+                    losses, signal = output.values(u), output.signal(u, batch.generator).view_as(at.z)
                 else:
                     u = noisy.logits.to(at.v.dtype)
-                    head = noise_free_output(loss, self.noise, u, labels)
-                    losses = head.values(u)
-                    beyond = Beyond(chain, (at,), {site: sigma}, head, u, losses)
-                    signal = local.all_units(beyond, at, generator)
+                    output = noise_free_output(batch.loss, self.noise, u, labels)
+                    losses = output.values(u)
+                    beyond = Beyond(chain, (at,), {site: sigma}, output, u, losses)
+                    signal = local.all_units(beyond, at, batch.generator)
             accumulate(gradients, chain.weight_vjp(site, at.x, signal / (copies * len(y))))
             total = total + losses.sum()
         samples = copies * len(y)
