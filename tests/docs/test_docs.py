@@ -1,8 +1,6 @@
 """The documentation: generated pages are complete, citations are numbered, every example runs."""
 
-import importlib.util
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -10,32 +8,22 @@ from types import ModuleType
 import pytest
 import yaml
 
+from tests.checks.docs_scripts import DOCS, docs_script
+
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 PYTHON = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-
-
-def module(name: str) -> ModuleType:
-    """A script of docs/, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = made
-    spec.loader.exec_module(made)
-    return made
 
 
 @pytest.fixture(scope="module")
 def generated() -> ModuleType:
     pytest.importorskip("nbformat")
-    return module("generated")
+    return docs_script("generated")
 
 
 @pytest.fixture(scope="module")
 def overview() -> ModuleType:
-    return module("overview")
+    return docs_script("overview")
 
 
 def keys(node: object, prefix: str) -> Iterator[str]:
