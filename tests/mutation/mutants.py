@@ -8,16 +8,16 @@ from pathlib import Path
 
 STRATA: dict[str, tuple[str, ...]] = {
     "estimators": (
-        "noise.py",
-        "sampling.py",
-        "baselines.py",
-        "losses.py",
-        "activations.py",
-        "schedules.py",
+        "noise",
+        "sampling",
+        "baselines",
+        "losses",
+        "activations",
+        "schedules",
         "estimators",
         "diagnosis",
     ),
-    "robustness": ("threats", "evaluation", "reporting/corruption_error.py"),
+    "robustness": ("threats", "evaluation", "reporting/corruption_error"),
     "networks": ("propagation", "networks", "training"),
 }
 """Parts of the package whose formulas are mutated, by the sample that is drawn from them."""
@@ -40,6 +40,8 @@ SHAPES = {
     "len",
 }
 """Calls whose arguments are sizes: a size that is twice too large raises and is no test of a formula."""
+MATHS = {"sum", "mean", "mul", "square", "sqrt", "exp", "log", "norm", "std", "var", "median", "score", "log_prob"}
+"""Methods and functions whose result is a number in a formula."""
 TENSORS = {"Tensor", "float"}
 PATHS = {"path", "folder", "dir", "root", "parent", "file"}
 
@@ -79,10 +81,10 @@ class Mutant:
 
 
 def files_of(package: Path, stratum: str) -> list[Path]:
+    """The modules of a stratum; a part is a package or a module."""
     found: list[Path] = []
     for part in STRATA[stratum]:
-        path = package / part
-        found += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        found += sorted((package / part).rglob("*.py")) or [package / f"{part}.py"]
     return found
 
 
@@ -142,6 +144,8 @@ def _in_tree(
             left, right = (ast.get_source_segment(source, side) or "" for side in (node.left, node.right))
             yield function.name, node, "sign", f"(({left}) {'-' if isinstance(node.op, ast.Add) else '+'} ({right}))"
             yield function.name, node, "drop", f"({left})"
+    elif isinstance(node, ast.Call) and _name(node.func) in MATHS and not isinstance(parent, ast.BinOp | ast.Attribute):
+        yield function.name, node, "twice", f"(2 * ({ast.get_source_segment(source, node)}))"
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
         yield function.name, node, "sign", f"({ast.get_source_segment(source, node.operand)})"
     elif isinstance(node, ast.Return) and node.value is not None and _name(function.returns) in TENSORS:

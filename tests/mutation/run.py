@@ -11,6 +11,7 @@ code 1. Some are no error: a factor that cancels, a heuristic, an equivalent for
 
 import argparse
 import os
+import re
 import resource
 import shutil
 import signal
@@ -34,11 +35,12 @@ from tests.mutation.mutants import KINDS, STRATA, Mutant, mutants_of, sample
 
 ROOT = Path(__file__).parents[2]
 TESTS: dict[str, tuple[str, ...]] = {
-    "noise.py": ("tests/test_noise.py", "tests/test_planted_defects.py"),
-    "baselines.py": ("tests/test_sampling.py", "tests/estimators"),
-    "losses.py": ("tests/test_losses.py", "tests/estimators"),
-    "schedules.py": ("tests/test_schedules.py", "tests/training"),
-    "activations.py": ("tests/test_activations.py", "tests/estimators/test_peers.py"),
+    "noise": ("tests/test_noise.py", "tests/test_planted_defects.py"),
+    "baselines": ("tests/test_sampling.py", "tests/estimators"),
+    "sampling": ("tests/test_sampling.py", "tests/test_planted_defects.py"),
+    "losses": ("tests/test_losses.py", "tests/estimators"),
+    "schedules": ("tests/test_schedules.py", "tests/training"),
+    "activations": ("tests/test_activations.py", "tests/estimators/test_peers.py"),
     "evaluation": ("tests/evaluation", "tests/reporting"),
     "threats/attacks": ("tests/threats", "tests/evaluation"),
     "networks": ("tests/networks", "tests/estimators"),
@@ -62,6 +64,7 @@ def main() -> int:
             for stratum, number in zip(STRATA, numbers, strict=True)
             for mutant in sample(ROOT / package, stratum, number, kinds, options.seed)
         ]
+    mutants = [mutant for mutant in mutants if re.search(options.match, str(mutant))]
     share, of = map(int, options.share.split("/"))
     mutants = mutants[share - 1 :: of]
     torch.set_num_threads(1)
@@ -69,11 +72,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"
         _copy(copy)
+        control = Control(copy, options.seconds)
         for number, mutant in enumerate(mutants, start=1):
             path = copy / package / mutant.path
             source, started = path.read_text(encoding="utf-8"), time.monotonic()
-            path.write_text(mutant.applied(source), encoding="utf-8")
-            killed = any(_is_red(copy, tests, options.seconds) for tests in _tests_of(mutant, copy))
+            killed = False
+            for tests in _tests_of(mutant, copy):
+                path.write_text(source, encoding="utf-8")
+                control.prepare(tests)
+                path.write_text(mutant.applied(source), encoding="utf-8")
+                if control.is_red(tests):
+                    killed = True
+                    break
             path.write_text(source, encoding="utf-8")
             word = "killed" if killed else "SURVIVED"
             print(f"{number}/{len(mutants)} {word} {time.monotonic() - started:.0f} s  {mutant}", flush=True)
@@ -90,6 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kinds", default="twice", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="a file below src/glr_lightning: all its mutants")
+    parser.add_argument("--match", default="", help="only those whose line below matches this pattern")
     parser.add_argument("--seconds", type=int, default=240, help="processor time of one run of tests")
     parser.add_argument("--share", default="1/1", help="run the first of two halves: 1/2")
     return parser.parse_args()
@@ -127,23 +138,58 @@ def _tests_of(mutant: Mutant, copy: Path) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(sets))
 
 
-def _is_red(copy: Path, tests: tuple[str, ...], seconds: int) -> bool:
-    """Whether the tests fail on the copy, in a child process that has what is slow to import."""
+class Control:
+    """Tests that fail on the copy as it is, found once for each set; they tell nothing about a mutant."""
+
+    def __init__(self, copy: Path, seconds: int) -> None:
+        self.copy, self.seconds = copy, seconds
+        self.failing: dict[tuple[str, ...], list[str]] = {}
+
+    def is_red(self, tests: tuple[str, ...]) -> bool:
+        """Whether one of the tests that pass without the mutant fails with it."""
+        options = [f"--deselect={name}" for name in self.failing[tests]]
+        return _pytest(self.copy, ("-x", *options, *tests), self.seconds) != 0
+
+    def prepare(self, tests: tuple[str, ...]) -> None:
+        """Run the tests on the unchanged copy, unless they have been."""
+        if tests in self.failing:
+            return
+        failed = self.copy / "failed"
+        failed.write_text("", encoding="utf-8")
+        code = _pytest(self.copy, tests, 20 * self.seconds, failed)
+        self.failing[tests] = failed.read_text(encoding="utf-8").split("\n")[:-1]
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            raise SystemExit(f"{tests} do not run: pytest ended with {code}")
+        for name in self.failing[tests]:
+            print(f"fails without any mutant, left out: {name}", flush=True)
+
+
+class _Failures:
+    """A plugin of pytest that writes the names of tests that fail."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{report.nodeid}\n")
+
+
+def _pytest(copy: Path, arguments: tuple[str, ...], seconds: int, failed: Path | None = None) -> int:
+    """pytest's exit code in a child process that has what is slow to import, or minus the signal that ended it."""
     child = os.fork()
     if child == 0:
-        _child(copy, tests, seconds)
+        _child(copy, arguments, seconds, failed)
     try:
         _, status = os.waitpid(child, 0)
     except BaseException:
         os.kill(child, signal.SIGKILL)
         raise
-    code = os.waitstatus_to_exitcode(status)
-    if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
-        raise SystemExit(f"no tests in {tests}")
-    return code != 0
+    return os.waitstatus_to_exitcode(status)
 
 
-def _child(copy: Path, tests: tuple[str, ...], seconds: int) -> NoReturn:
+def _child(copy: Path, arguments: tuple[str, ...], seconds: int, failed: Path | None) -> NoReturn:
     code = 3
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
@@ -156,8 +202,8 @@ def _child(copy: Path, tests: tuple[str, ...], seconds: int) -> NoReturn:
         sys.path[:] = [str(copy / "src"), str(copy), *(p for p in sys.path if not p.startswith(str(ROOT)))]
         sys.dont_write_bytecode = True
         os.environ["PYTHONPATH"] = str(copy / "src")  # of the processes that tests start
-        no_cache = ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib"]
-        code = int(pytest.main(["-x", "-q", *no_cache, *tests]))
+        common = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib"]
+        code = int(pytest.main([*common, *arguments], plugins=[_Failures(failed)] if failed else []))
     finally:
         os._exit(code)
 
