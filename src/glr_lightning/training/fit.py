@@ -32,7 +32,7 @@ from glr_lightning.training.callbacks import (
 from glr_lightning.training.callbacks.checkpoints import run_checkpoints
 from glr_lightning.training.module import GLRModule
 from glr_lightning.training.result import write_result
-from glr_lightning.training.resume import require_resumable, restore_metrics
+from glr_lightning.training.resume import require_resumable, restore_metrics, start_metrics
 from glr_lightning.validation import validated_copies
 
 log = logging.getLogger(__name__)
@@ -83,12 +83,13 @@ def train(
     has_validation = data.val_dataloader() != []
     callbacks = [*_callbacks(config, built["callbacks"]), *run_checkpoints(folder, has_validation)]
     loggers = _loggers(config, folder, resume)
-    trainer = _trainer(config, folder, callbacks, loggers)
+    trainer = _trainer(config, folder, callbacks, loggers, has_validation)
     _check_callbacks(trainer, module)
 
     if trainer.is_global_zero:
         if not resume:
             create_run_folder(folder, config)
+            start_metrics(loggers)
         for line in module.estimator.describe(network, module.loss):
             log.info(line)
     try:
@@ -183,7 +184,9 @@ def _loggers(config: Mapping[str, Any], folder: Path, resume: bool) -> list[Logg
     return loggers
 
 
-def _trainer(config: Mapping[str, Any], folder: Path, callbacks: list[Callback], loggers: list[Logger]) -> pl.Trainer:
+def _trainer(
+    config: Mapping[str, Any], folder: Path, callbacks: list[Callback], loggers: list[Logger], has_validation: bool
+) -> pl.Trainer:
     if not torch.cuda.is_available():  # Lightning sets it, and each optimizer step would open the driver library anew
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     try:
@@ -200,7 +203,8 @@ def _trainer(config: Mapping[str, Any], folder: Path, callbacks: list[Callback],
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            log_every_n_steps=10**9,
+            log_every_n_steps=0,  # never: EpochMetrics writes a row an epoch
+            limit_val_batches=1.0 if has_validation else 0,
         )
     except (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError) as error:
         raise ConfigurationError(f"Lightning cannot start with these device options: {error}") from None

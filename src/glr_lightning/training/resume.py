@@ -1,6 +1,8 @@
 """Go on with an interrupted run: what its folder must hold, and the metrics that it has already."""
 
 import csv
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from pytorch_lightning.loggers import CSVLogger, Logger
@@ -25,10 +27,16 @@ def restore_metrics(loggers: list[Logger], folder: Path) -> None:
 
     Raises CheckpointError for a damaged metrics.csv.
     """
-    rows = _read_metrics(folder)
-    for logger in loggers:
-        if isinstance(logger, CSVLogger) and rows:
-            logger.experiment.metrics.extend(rows)
+    start_metrics(loggers, _read_metrics(folder))
+
+
+def start_metrics(loggers: list[Logger], rows: Sequence[dict[str, float]] = ()) -> None:
+    """Let CSV loggers begin their file with these rows."""
+    with warnings.catch_warnings():  # of a folder that is not empty, as one with a config.yaml never is
+        warnings.filterwarnings("ignore", "Experiment logs directory .* is not empty")
+        for logger in loggers:
+            if isinstance(logger, CSVLogger):
+                logger.experiment.metrics.extend(rows)
 
 
 def _read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -1,5 +1,6 @@
 """The checkpoints of a run folder: before the first step, the best and the last."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin, without Lightning's warning of a folder that is not empty: a resumed run's never is."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")
+            super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the best score although the folder's path differs; Lightning would forget it."""
