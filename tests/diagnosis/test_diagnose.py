@@ -47,7 +47,7 @@ from glr_lightning.diagnosis.statistics import (
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, Estimator, LikelihoodRatio, Objective
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
-from glr_lightning.reporting.figures import png
+from glr_lightning.reporting.style import png
 from glr_lightning.runs.trained_run import load_run
 from glr_lightning.sampling import Antithetic, Independent
 from glr_lightning.training.fit import train

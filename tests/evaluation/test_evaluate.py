@@ -10,8 +10,9 @@ import torch
 from glr_lightning.cli.evaluate import main
 from glr_lightning.config import compose
 from glr_lightning.evaluation.row import read_rows, write_rows
-from glr_lightning.reporting.figures import _by_severity
-from glr_lightning.reporting.results import accuracy_interval, all_columns, read_runs
+from glr_lightning.reporting.figures.severity import by_severity
+from glr_lightning.reporting.results import accuracy_interval, all_columns
+from glr_lightning.reporting.runs import read_runs
 from glr_lightning.runs.trained_run import load_checkpoint
 from glr_lightning.training.fit import train
 from tests.checks.cli_runner import Outcome, run_cli
@@ -136,7 +137,7 @@ def test_what_needs_the_noise_free_row_takes_it_whatever_stands_first(evaluate: 
     write_rows(path, [replace(moved[0], accuracy=accuracy, wilson_low=0.0), *moved[1:]])  # equal, but another row
     (run,) = read_runs([trained / "runs/lrtz"])
     assert accuracy_interval(run) == (rows[0].wilson_low, rows[0].wilson_high)
-    points = _by_severity(run, [cell for column, cell in run.cells.items() if column.kind == "corruption"])
+    points = by_severity(run, [cell for column, cell in run.cells.items() if column.kind == "corruption"])
     assert points[0.0].noisy_passes == 0
 
 

@@ -13,7 +13,7 @@ from glr_lightning.evaluation.harness import Examination
 from glr_lightning.evaluation.row import Row
 from glr_lightning.evaluation.summary import wilson_interval
 from glr_lightning.evaluation.worst_case import WORST_CASE, cross_check
-from glr_lightning.reporting.results import table_cells
+from glr_lightning.reporting.columns import table_cells
 from glr_lightning.threats import Threat, attack
 from glr_lightning.threats.attacks.fgsm import fgsm
 from glr_lightning.threats.attacks.query import Attacked

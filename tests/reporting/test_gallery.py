@@ -8,9 +8,7 @@ import pytest
 from glr_lightning.errors import CheckpointError
 from glr_lightning.evaluation.per_image import Evidence, write_evidence
 from glr_lightning.reporting.gallery import blocks, chosen, galleries, gallery, signed, strip
-from glr_lightning.reporting.results import (
-    read_runs,
-)
+from glr_lightning.reporting.runs import read_runs
 from tests.checks.gallery import evidence, looked_at
 from tests.checks.reports import make_run, row, standard, written
 

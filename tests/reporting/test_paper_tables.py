@@ -9,14 +9,14 @@ import pytest
 from glr_lightning.evaluation.row import Row
 from glr_lightning.reporting.latex import latex
 from glr_lightning.reporting.paper_tables import model_of, paper_tables
-from glr_lightning.reporting.results import (
-    experiments,
-    read_runs,
-    t_interval,
-)
+from glr_lightning.reporting.published import ATTACKS, PUBLISHED
+from glr_lightning.reporting.results import experiments, t_interval
+from glr_lightning.reporting.runs import read_runs
 from glr_lightning.reporting.tables import Table
 from glr_lightning.runs.trained_run import find_runs
 from tests.checks.reports import make_run, row, section, written
+
+SUMS = {"mnist": 278071, "fashion_mnist": 209499, "tiny_imagenet_10": 52981}
 
 
 def papers(shift: int = 0, source: str = "transfer", surrogate: str = "surrogate/relu") -> list[Row]:
@@ -53,6 +53,18 @@ def test_only_one_noisy_pass_is_the_papers_noisy_backpropagation(tmp_path: Path)
     assert [model_of(run) for run in read_runs([folder])] == [""]
 
 
+def number(model: str, threat: str) -> str:
+    """A published accuracy on MNIST in %."""
+    return f"{100 * (PUBLISHED['mnist'].accuracy(model, threat) or 0):.2f}"
+
+
+def test_the_published_numbers_are_those_of_the_authors() -> None:
+    """The sums of each data set's numbers, in hundredths: a digit that changes shows."""
+    sums = {name: round(sum(sum(v) for v in data.accuracies.values()) * 100) for name, data in PUBLISHED.items()}
+    assert sums == SUMS
+    assert all(len(values) == 7 for data in PUBLISHED.values() for values in data.accuracies.values())
+
+
 def test_paper_tables_are_in_the_papers_layout(tmp_path: Path) -> None:
     accuracies = [0.90, 0.92]
     for seed in (0, 1):
@@ -68,21 +80,22 @@ def test_paper_tables_are_in_the_papers_layout(tmp_path: Path) -> None:
     lines = [line.strip("| ").split(" | ") for line in attacks.splitlines() if line.startswith("|")]
     rows = {(cells[0], cells[1]): cells[2:] for cells in lines[2:]}
     assert [model for model, _ in rows] == ["BP", "BP+", "LRS", "LRT", "LRT", "LRSZ", "LRTZ"]
-    assert rows["BP", "—"] == ["—", "— (96.34)", "— (57.29)", "— (28.37)"]
+    assert rows["BP", "—"] == ["—", *(f"— ({number('BP', threat)})" for threat in ATTACKS)]
     assert rows["BP+", "noisy"] == ["0", "50.00 (—)", "— (—)", "— (—)"]
-    assert rows["LRT", "wide"] == ["0", "90.00 (95.33)", "— (73.30)", "45.00 (54.35)"]
+    clean, lbfgs, fgsm = (number("LRT", threat) for threat in ATTACKS)
+    assert rows["LRT", "wide"] == ["0", f"90.00 ({clean})", f"— ({lbfgs})", f"45.00 ({fgsm})"]
     mean, half = t_interval(accuracies)
     (label,) = (key for key in rows if key[0] == "LRT" and "seeds" in key[1])
-    assert rows[label][:2] == ["0, 1", f"{100 * mean:.2f} ± {100 * half:.2f} (95.33)"]
+    assert rows[label][:2] == ["0, 1", f"{100 * mean:.2f} ± {100 * half:.2f} ({clean})"]
     with (out / "paper_mnist_attacks.csv").open(newline="") as file:
         found = {(r["model"], r["seeds"]): r for r in csv.DictReader(file)}
     assert float(found["LRT", "0, 1"]["clean"]) == pytest.approx(100 * mean)
     assert float(found["LRT", "0, 1"]["clean_half_width"]) == pytest.approx(100 * half)
-    assert (found["LRTZ", ""]["fgsm"], found["LRTZ", ""]["fgsm_published"]) == ("", "61.36")
+    assert (found["LRTZ", ""]["fgsm"], found["LRTZ", ""]["fgsm_published"]) == ("", number("LRTZ", "fgsm"))
     tex = (out / "paper_mnist_attacks.tex").read_text()
-    assert r"LRT & wide & 0 & 90.00 (95.33) & --- (73.30) & 45.00 (54.35) \\" in tex
+    assert rf"LRT & wide & 0 & 90.00 ({clean}) & --- ({lbfgs}) & 45.00 ({fgsm}) \\" in tex
     corrupted = section(text, "As in the paper: MNIST: corruptions")
-    assert "70.50 (86.76)" in corrupted  # (150 - 3 * 3) / 200
+    assert f"70.50 ({number('LRT', 'glass_blur')})" in corrupted  # (150 - 3 * 3) / 200
     assert "paper_fashion_mnist_attacks.csv" not in {path.name for path in out.iterdir()}
 
 
@@ -110,7 +123,7 @@ def test_a_paper_table_keeps_the_flags(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", "experiment=lrt", "data=mnist", rows=rows)
     paper, _ = paper_tables(experiments(read_runs([folder])))
     found = paper.table()
-    assert "45.00 †1 (54.35)" in found.rows[2]
+    assert f"45.00 †1 ({number('LRT', 'fgsm')})" in found.rows[2]
     assert found.notes[0] == "†1 out of budget (3 of 200 images break the rules)"
     rows = [replace(each, randomized=True) for each in papers()]
     other = make_run(tmp_path / "b", "experiment=wide/lrt", "data=mnist", rows=rows)

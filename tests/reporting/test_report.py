@@ -19,13 +19,17 @@ from glr_lightning.config import config_hash
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.evaluation.row import FIELDS, read_rows, write_rows
 from glr_lightning.evaluation.summary import wilson_interval
-from glr_lightning.reporting import figures
-from glr_lightning.reporting.report import FIGURES, report
-from glr_lightning.reporting.results import all_columns, experiments, read_metrics, read_runs, run_names, t_interval
-from glr_lightning.storage import write_files
+from glr_lightning.reporting.figures import find_figures
+from glr_lightning.reporting.figures.accuracy_per_threat import accuracy_per_threat
+from glr_lightning.reporting.figures.learning_curves import learning_curves
+from glr_lightning.reporting.figures.severity import severity
+from glr_lightning.reporting.report import report
+from glr_lightning.reporting.results import Comparison, all_columns, experiments, t_interval
+from glr_lightning.reporting.runs import read_metrics, read_runs, run_names
+from glr_lightning.reporting.style import COLOURS, MARKERS
 from tests.checks.reports import MASKED, VERSIONS, N, call, make_run, row, section, standard, table, written
 
-DRAWN = [name for name in FIGURES if name != "certified.png"]  # nothing here is certified
+DRAWN = [figure.name for figure in find_figures() if figure.name != "certified.png"]  # nothing here is certified
 
 
 @pytest.fixture
@@ -328,21 +332,6 @@ def test_out_that_is_no_folder(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_an_interrupted_write_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_files(tmp_path, {"a": b"old", "b": b"old"})
-    write = Path.write_bytes
-
-    def full(path: Path, content: bytes) -> int:
-        if ".b." in path.name:
-            raise OSError("no space left")
-        return write(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(ConfigurationError, match="no space left"):
-        write_files(tmp_path, {"a": b"new", "b": b"new"})
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old", "b": b"old"}
-
-
 def test_figures_of_an_earlier_report_do_not_stay(two: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     report(two, out)
@@ -413,7 +402,7 @@ def test_figures_are_drawn_and_embedded(two: list[Path], tmp_path: Path) -> None
         image = imread(tmp_path / "out" / name)[..., :3]
         assert image.shape[0] > 250
         assert image.shape[1] > 500
-        for colour in figures.COLOURS[:2] if name != "corruptions.png" else ():  # each run has left its mark
+        for colour in COLOURS[:2] if name != "corruptions.png" else ():  # each run has left its mark
             assert (np.abs(image - to_rgb(colour)).max(axis=-1) < 0.01).sum() > 50
 
 
@@ -425,7 +414,8 @@ def points(axes: Axes) -> list[Any]:
 def test_curves_show_the_metrics(two: list[Path], tmp_path: Path) -> None:
     lines = (two[0] / "metrics.csv").read_text().splitlines()
     (two[0] / "metrics.csv").write_text("\n".join(line for line in lines if ",0.33," not in line))  # no validation
-    figure = figures.learning_curves(experiments(read_runs(two)))
+    figure = learning_curves(Comparison.of(read_runs(two)))
+    assert figure is not None
     accuracy, *losses = figure.axes
     by_width = {line.get_linewidth(): list(line.get_ydata()) for line in points(accuracy)}
     assert by_width[1.5] == pytest.approx([50, 60, 70])  # bp: validation
@@ -435,15 +425,16 @@ def test_curves_show_the_metrics(two: list[Path], tmp_path: Path) -> None:
 
 
 def test_dots_show_the_table_and_marked_ones_are_hollow(two: list[Path]) -> None:
-    runs = read_runs(two)
-    columns = all_columns(runs)
-    axes = figures.accuracy_per_threat(experiments(runs), columns).axes[0]
-    dots = [line for line in points(axes) if line.get_marker() in figures.MARKERS]
+    comparison = Comparison.of(read_runs(two))
+    figure = accuracy_per_threat(comparison)
+    assert figure is not None
+    axes = figure.axes[0]
+    dots = [line for line in points(axes) if line.get_marker() in MARKERS]
     shown = {(round(line.get_ydata()[0]), line.get_xdata()[0]): line.get_markerfacecolor() for line in dots}
     expected = {
         (place, 100 * run.cells[column].accuracy)
-        for place, column in enumerate(columns)
-        for run in runs
+        for place, column in enumerate(comparison.columns)
+        for run in comparison.runs
         if column in run.cells
     }
     assert set(shown) == expected
@@ -451,25 +442,28 @@ def test_dots_show_the_table_and_marked_ones_are_hollow(two: list[Path]) -> None
 
 
 def test_of_many_threats_those_with_a_curve_have_no_dots(tmp_path: Path, two: list[Path]) -> None:
-    runs = read_runs(two)
-    columns = all_columns(runs)
+    comparison = Comparison.of(read_runs(two))
+    columns = comparison.columns
     many = [replace(column, levels=(0.01 * k,)) for k in range(20) for column in columns if column.kind == "attack"]
-    axes = figures.accuracy_per_threat(experiments(runs), [*columns, *many]).axes[0]
+    figure = accuracy_per_threat(replace(comparison, columns=[*columns, *many]))
+    assert figure is not None
+    axes = figure.axes[0]
     others = [column for column in columns if column.kind != "attack" or not column.levels]
     assert len(axes.get_yticks()) == len(others) > 1
 
 
 def test_seeds_share_a_line(two: list[Path], tmp_path: Path) -> None:
-    first = read_runs(two)
-    seeds = {label: [run, run, run] for label, (run,) in experiments(first).items()}
-    columns = all_columns(first)
-    height = figures.accuracy_per_threat(experiments(first), columns).get_figheight()
-    assert figures.accuracy_per_threat(seeds, columns).get_figheight() == height
+    first = Comparison.of(read_runs(two))
+    seeds = replace(first, experiments={label: [run, run, run] for label, (run,) in first.experiments.items()})
+    one, several = accuracy_per_threat(first), accuracy_per_threat(seeds)
+    assert one is not None
+    assert several is not None
+    assert one.get_figheight() == several.get_figheight()
 
 
 def test_severities_show_the_rows(two: list[Path]) -> None:
-    runs = read_runs(two)
-    figure = figures.severity(experiments(runs), all_columns(runs))
+    figure = severity(Comparison.of(read_runs(two)))
+    assert figure is not None
     assert [axes.get_title() for axes in figure.axes] == ["blur\ncifar10_c", "noise\ncifar10_c"]
     lines = [line for line in points(figure.axes[0]) if len(line.get_xdata()) == 6]
     assert [list(line.get_ydata()) for line in lines] == [

@@ -11,20 +11,18 @@ from matplotlib.axes import Axes
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.evaluation.row import Row
-from glr_lightning.reporting.corruption_error import corruption_error, corruption_error_table
+from glr_lightning.reporting.columns import Column, table_cells
+from glr_lightning.reporting.corruption_error import corruption_error
+from glr_lightning.reporting.figures import draw, find_figures
+from glr_lightning.reporting.figures.certified import certified
+from glr_lightning.reporting.figures.corruptions import corruptions
+from glr_lightning.reporting.figures.epsilon import epsilon
 from glr_lightning.reporting.report import report
-from glr_lightning.reporting.results import (
-    Column,
-    Run,
-    all_columns,
-    experiments,
-    file_names,
-    read_runs,
-    table_cells,
-)
+from glr_lightning.reporting.results import Comparison, all_columns
 from glr_lightning.reporting.robustbench import _architecture
-from glr_lightning.reporting.robustness_figures import accuracy_by_epsilon, certified, corruption_maps, draw_robustness
-from glr_lightning.reporting.tables import robustness_table, robustness_tables
+from glr_lightning.reporting.runs import Run, file_names, read_runs
+from glr_lightning.reporting.tables.corruption_errors import corruption_error_table
+from glr_lightning.reporting.tables.robustness import robustness_table, robustness_tables
 from tests.checks.gallery import looked_at
 from tests.checks.reports import MASKED, N, call, make_run, row, section, standard, table, written
 
@@ -124,8 +122,7 @@ def lines_of(axes: Axes) -> list[Any]:
 
 
 def test_accuracy_by_epsilon_starts_at_the_clean_images(tmp_path: Path) -> None:
-    groups = experiments(read_runs([make_run(tmp_path / "a", rows=attacked())]))
-    figure = accuracy_by_epsilon(groups)
+    figure = epsilon(Comparison.of(read_runs([make_run(tmp_path / "a", rows=attacked())])))
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes] == ["a: linf", "a: l2"]
     found = {line.get_linewidth(): list(line.get_ydata()) for line in lines_of(figure.axes[0])}
@@ -142,7 +139,7 @@ def test_heat_map_shows_means_over_seeds_and_what_is_missing(tmp_path: Path) -> 
     for seed in (0, 1):
         rows = [row("blur", 100 + 20 * seed, 1, "corruption"), row("fog", 80, 2, "corruption", unreliable=seed == 1)]
         folders.append(make_run(tmp_path / str(seed), "experiment=lrt", f"seed={seed}", rows=rows))
-    figure = corruption_maps(experiments(read_runs(folders)))
+    figure = corruptions(Comparison.of(read_runs(folders)))
     assert figure is not None
     (axes,) = figure.axes
     texts = {text.get_position(): text.get_text() for text in axes.texts}
@@ -153,7 +150,7 @@ def test_heat_map_shows_means_over_seeds_and_what_is_missing(tmp_path: Path) -> 
 def test_certified_accuracy_has_a_panel_for_each_norm(tmp_path: Path) -> None:
     rows = [row("smoothing", 180 - 100 * r, r, "certificate", norm=n) for n in ("l2", "linf") for r in (0.0, 0.5, 1.0)]
     rows = [replace(each, correct=int(each.correct)) for each in rows]
-    figure = certified(experiments(read_runs([make_run(tmp_path / "a", rows=rows)])))
+    figure = certified(Comparison.of(read_runs([make_run(tmp_path / "a", rows=rows)])))
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes] == ["l2", "linf"]
     for axes in figure.axes:
@@ -165,13 +162,15 @@ def test_certified_accuracy_has_a_panel_for_each_norm(tmp_path: Path) -> None:
 def test_radii_in_different_units_share_no_axis(tmp_path: Path) -> None:
     presets = ("preactivation", "standardised")
     rows = [row("certify", 90, r, "certificate", norm="", preset=p) for p in presets for r in (0.0, 0.5)]
-    figure = certified(experiments(read_runs([make_run(tmp_path / "a", rows=rows)])))
+    figure = certified(Comparison.of(read_runs([make_run(tmp_path / "a", rows=rows)])))
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes] == ["||W d||_2", "||diag(1/sigma) W d||_2"]
 
 
 def test_no_figure_without_data_and_dollars_are_no_mathematics(tmp_path: Path) -> None:
-    assert draw_robustness(experiments(read_runs([make_run(tmp_path / "a", rows=[row("clean", 1)])]))) == {}
+    clean = Comparison.of(read_runs([make_run(tmp_path / "a", rows=[row("clean", 1)], epochs=0)]))
+    drawn = [picture.name for picture in draw(clean, find_figures())]
+    assert set(drawn) <= {"accuracy_per_threat.png", "learning_curves.png"}
     sign = r"$\frac{$"
     hostile = [
         replace(each, threat=sign + each.threat, preset=sign, norm=each.norm and sign + each.norm)

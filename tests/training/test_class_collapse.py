@@ -9,7 +9,7 @@ from torch import nn
 from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LocalExpectation
-from glr_lightning.reporting.results import read_metrics
+from glr_lightning.reporting.runs import read_metrics
 from glr_lightning.runs.trained_run import load_run
 from glr_lightning.training.callbacks.class_collapse import lift, output_bias, starving
 from glr_lightning.training.fit import train

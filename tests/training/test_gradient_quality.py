@@ -14,7 +14,7 @@ from glr_lightning.cli.train import main
 from glr_lightning.config import compose
 from glr_lightning.estimators import Backprop, LikelihoodRatio
 from glr_lightning.losses import ZeroOne
-from glr_lightning.reporting.results import read_metrics
+from glr_lightning.reporting.runs import read_metrics
 from glr_lightning.runs.trained_run import build_network
 from glr_lightning.training import fit as train_module
 from glr_lightning.training.callbacks.checkpoints import run_checkpoints

@@ -15,7 +15,7 @@ from glr_lightning.estimators import Backprop, LikelihoodRatio
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Noise
-from glr_lightning.reporting.results import read_metrics
+from glr_lightning.reporting.runs import read_metrics
 from glr_lightning.runs.trained_run import load_checkpoint, load_run
 from glr_lightning.training.callbacks.learned_sigma import LearnedSigma, log_scales
 from glr_lightning.training.fit import train

@@ -11,8 +11,10 @@ from glr_lightning import terminal
 from glr_lightning.config import CONF_DIR, resolve
 from glr_lightning.errors import CheckpointError
 from glr_lightning.evaluation.evaluate import evaluate_runs
-from glr_lightning.reporting.results import all_columns, read_runs
-from glr_lightning.reporting.tables import robustness_tables, show
+from glr_lightning.reporting.results import all_columns
+from glr_lightning.reporting.runs import read_runs
+from glr_lightning.reporting.tables import show
+from glr_lightning.reporting.tables.robustness import robustness_tables
 from glr_lightning.runs.environment import cpu_threads
 from glr_lightning.runs.trained_run import find_runs
 

@@ -1,6 +1,6 @@
 """glr-report: compare runs, in tables and figures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,6 @@ from omegaconf import MISSING, DictConfig
 from glr_lightning import terminal
 from glr_lightning.config import CONF_DIR, resolve
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.reporting.report import PAGE, REPORT, report
-from glr_lightning.reporting.tables import (
-    show,
-)
-from glr_lightning.runs.trained_run import find_runs
 
 
 @dataclass
@@ -25,6 +20,7 @@ class ReportConfig:
     runs: Any = MISSING
     out: str = "report"
     mce_baseline: str | None = None
+    figures: list[str] = field(default_factory=list)
 
 
 ConfigStore.instance().store(name="report_schema", node=ReportConfig)
@@ -44,15 +40,21 @@ def _main(composed: DictConfig) -> None:
     def job() -> None:
         if "runs" not in composed or composed.runs is None:
             raise ConfigurationError('which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.')
+        from glr_lightning.reporting.report import PAGE, REPORT, report
+        from glr_lightning.reporting.tables import show
+        from glr_lightning.runs.trained_run import find_runs
+
         config = resolve(composed)
         out = Path(config["out"]).expanduser()
-        show(report(find_runs(_patterns(config["runs"]), option="runs"), out, config["mce_baseline"]))
+        folders = find_runs(_patterns(config["runs"]), option="runs")
+        show(report(folders, out, config["mce_baseline"], config["figures"]))
         print(f"\nreport: {out / REPORT}\npage: {out / PAGE}")
 
     terminal.run_job(job)
 
 
 def main() -> None:
+    """Run glr-report; exits with code 2 for an error of the user's."""
     terminal.run_main(_main)
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from glr_lightning.diagnosis.finding import DECLARED, Finding, layer_names
-from glr_lightning.reporting.figures import PANEL, STYLE, Look, handle, legend_above, nth_look, png
+from glr_lightning.reporting.style import PANEL, STYLE, Look, handle, legend_above, nth_look, png
 
 
 def variance_against_time(findings: Sequence[Finding]) -> bytes:

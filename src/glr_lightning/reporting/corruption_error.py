@@ -1,4 +1,4 @@
-"""The mean corruption error: what corruptions cost a network beside what they cost another one.
+"""The mean corruption error (mCE): the errors of a network under corruptions relative to those of a baseline.
 
 With E_s,c the error of a run under corruption c at severity s, and B_s,c that of the baseline, both in [0, 1],
 
@@ -7,7 +7,7 @@ With E_s,c the error of a run under corruption c at severity s, and B_s,c that o
 
 over the corruptions and severities that both were evaluated under; 100 is as bad as the baseline, less is better.
 Source: Hendrycks & Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR
-2019, where the baseline is AlexNet. Several seeds of a baseline stand for their mean error.
+2019, where the baseline is AlexNet. For several seeds of a baseline their mean error is taken.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,24 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.reporting.results import Column, Run
-from glr_lightning.reporting.tables import NONE, Table, mark, numbered, one_of_each_seed, warning
+from glr_lightning.reporting.columns import Column
+from glr_lightning.reporting.results import one_of_each_seed
+from glr_lightning.reporting.runs import Run
 
-Errors = dict[str, dict[float, float]]  # by corruption and severity
+Errors = dict[str, dict[float, float]]
+"""Errors by corruption and severity."""
 
 
 @dataclass(frozen=True)
 class CorruptionError:
-    """In %; None where it does not exist. notes: what was left out and why."""
+    """The mean corruption error of a run.
+
+    Attributes:
+        mean: the mCE in %; None if it does not exist.
+        relative: the relative mCE in %; None if it does not exist.
+        corruptions: what it is the mean over.
+        notes: what was left out and why.
+    """
 
     mean: float | None
     relative: float | None
@@ -32,7 +41,7 @@ class CorruptionError:
 
 
 def find_baseline(name: str, groups: Mapping[str, Sequence[Run]]) -> list[Run]:
-    """The runs that a name, or the label of an experiment, stands for. Raises ConfigurationError if there are none."""
+    """Return the runs with a name or with the label of an experiment. Raises ConfigurationError if there are none."""
     named = {run.name: [run] for runs in groups.values() for run in runs}
     found = named.get(name) or groups.get(name)
     if not found:
@@ -42,7 +51,7 @@ def find_baseline(name: str, groups: Mapping[str, Sequence[Run]]) -> list[Run]:
 
 
 def corruption_error(run: Run, baseline: Sequence[Run]) -> CorruptionError:
-    """The mCE of a run relative to one or several seeds. What cannot be computed is None, and the notes say why."""
+    """Return the mCE of a run relative to one or several seeds; what cannot be computed is None, with a note."""
     own, other = _errors([run]), _errors(baseline)
     clean, other_clean = _clean_error([run]), _clean_error(baseline)
     ratios, relative, notes = [], [], []
@@ -68,41 +77,18 @@ def corruption_error(run: Run, baseline: Sequence[Run]) -> CorruptionError:
     return CorruptionError(_mean(ratios), _mean(relative), tuple(shared), tuple(notes))
 
 
-def corruption_error_table(runs: Sequence[Run], baseline: Sequence[Run], name: str) -> Table:
-    """A row for each run that was evaluated under corruptions."""
-    footnotes: dict[str, int] = {}
-    rows, counts, remarks = [], {}, []
-    for run in runs:
-        found = corruption_error(run, baseline)
-        cells = [cell for each in (run, *baseline) for column, cell in each.cells.items() if _counts(column)]
-        if found.corruptions:
-            counts[run.name] = found.corruptions
-            note = "; ".join(filter(None, [*found.notes, warning(cells)]))
-            remarks += [f"{run.name}: {remark}." for cell in cells for remark in cell.remarks]
-            rows.append([run.name, _text(found.mean) + mark(note, footnotes), _text(found.relative)])
-    notes = [*numbered(footnotes), *dict.fromkeys(remarks)]
-    for corruptions in dict.fromkeys(counts.values()):
-        names = [run for run, own in counts.items() if own == corruptions]
-        of = "" if len(names) == len(counts) else f"{', '.join(names)}: "
-        notes.append(f"{of}over {', '.join(corruptions)}, at the severities that both have.")
-    notes.append(
-        f"Relative to {name}, which has 100; less is better (Hendrycks & Dietterich, ICLR 2019). The relative mCE "
-        "counts only what is lost to the clean images."
-    )
-    return Table([["run"], ["mCE / %"], ["relative mCE / %"]], rows, notes)
-
-
-def _counts(column: Column) -> bool:
+def counts(column: Column) -> bool:
+    """Whether a threat is a corruption with severities, of the noise-free network."""
     return column.kind == "corruption" and not column.noisy_passes and bool(column.levels)
 
 
 def _errors(runs: Sequence[Run]) -> Errors:
-    """The mean over the runs that have it."""
+    """Return the mean errors over the runs that have them."""
     found: dict[str, dict[float, list[float]]] = {}
     for run in runs:
         for column, cell in run.cells.items():
             name = f"{column.threat} ({column.preset})" if column.preset else column.threat
-            for row in cell.rows if _counts(column) else ():
+            for row in cell.rows if counts(column) else ():
                 found.setdefault(name, {}).setdefault(row.level or 0.0, []).append(1 - row.accuracy)
     return {name: {level: fmean(values) for level, values in levels.items()} for name, levels in found.items()}
 
@@ -114,7 +100,3 @@ def _clean_error(runs: Sequence[Run]) -> float | None:
 
 def _mean(shares: Sequence[float]) -> float | None:
     return 100 * fmean(shares) if shares else None
-
-
-def _text(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""A report before it has a form: sections of text, tables and pictures; and its Markdown."""
+"""A report before it has a form (sections of text, tables and pictures), and its Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,13 @@ from glr_lightning.reporting.tables import Table, escape
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file. name: its path below the report; caption: a sentence without its full stop."""
+    """A PNG file.
+
+    Attributes:
+        name: its path below the report.
+        caption: a sentence without its full stop.
+        png: its content.
+    """
 
     name: str
     caption: str
@@ -17,12 +23,13 @@ class Picture:
 
     @property
     def title(self) -> str:
+        """The name without folder and suffix, in words."""
         return PurePosixPath(self.name).stem.replace("_", " ")
 
 
 @dataclass(frozen=True)
 class Section:
-    """parts: paragraphs, tables and pictures, in their order."""
+    """A heading, and paragraphs, tables and pictures in their order."""
 
     title: str
     parts: Sequence[str | Table | Picture]
@@ -30,13 +37,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
+    """A title, a paragraph that sums up, and sections."""
+
     title: str
     summary: str
     sections: Sequence[Section]
 
 
 def markdown(document: Document) -> str:
-    """Pictures are referred to by their names; nothing in a text is taken for markup."""
+    """Return a document as Markdown. Pictures are links by name; nothing in a text is taken for markup."""
     blocks = [f"# {escape(document.title)}", escape(document.summary)]
     for section in document.sections:
         blocks += [f"## {section.title}", *map(_markdown, section.parts)]

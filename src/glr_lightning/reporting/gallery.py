@@ -1,11 +1,10 @@
-"""What attacks did to some images: the clean ones, what was added, what came out, and the network's predictions."""
+"""Examples of attacked images: the clean ones, the changes, the attacked ones, and the network's predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,21 +12,33 @@ from numpy.typing import NDArray
 
 from glr_lightning.evaluation.per_image import Evidence
 from glr_lightning.evaluation.row import Row
+from glr_lightning.reporting.columns import Column
 from glr_lightning.reporting.document import Picture
-from glr_lightning.reporting.figures import STYLE, png, wrapped
-from glr_lightning.reporting.results import Column, Run, file_names
+from glr_lightning.reporting.runs import Run, file_names
+from glr_lightning.reporting.style import png, styled, wrapped
 
 GALLERY = "gallery"
-ATTACKS, IMAGES = 6, 8  # at most, of a run
-TILE = 0.72  # inches
+ATTACKS, IMAGES = 6, 8
+"""The most that are shown of a run."""
+TILE = 0.72
+"""The side of an image in inches."""
 SIGNED = "RdBu_r"
 WRONG = "#c1272d"
-LINE = 0.34  # of a tile, for the prediction above it
+LINE = 0.34
+"""The height of the prediction above an image, as a share of TILE."""
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One attack on the first images of a run; clean and attacked: what the evaluation kept of both."""
+    """One attack on the first images of a run.
+
+    Attributes:
+        threat: the name of the attack.
+        accuracy: under it.
+        title: its heading.
+        clean: the clean images.
+        attacked: the attacked images.
+    """
 
     threat: str
     accuracy: float
@@ -37,8 +48,9 @@ class Block:
 
     @property
     def change(self) -> NDArray[np.float64]:
-        """x' - x, [k, C, H, W] in units of the pixel range; what is kept is rounded to 1/255."""
-        return (self.attacked.examples[:IMAGES].astype(float) - self.clean.examples[:IMAGES]) / 255
+        """The change x' - x, [k, C, H, W] in units of the pixel range, rounded to 1/255."""
+        change: NDArray[np.float64] = self.attacked.examples[:IMAGES].astype(float) - self.clean.examples[:IMAGES]
+        return change / 255
 
     @property
     def scale(self) -> float:
@@ -47,9 +59,10 @@ class Block:
 
 
 def galleries(runs: Sequence[Run]) -> list[Picture]:
-    """A picture for each run whose evaluation kept images of an attack and of the clean data.
+    """Return a picture for each run whose evaluation kept images of an attack and of the clean data.
 
-    Raises CheckpointError for a damaged file of them.
+    Raises:
+        CheckpointError: if the file with the images is damaged.
     """
     names = file_names([run.name for run in runs], ".png")
     found = [(run, blocks(run)) for run in runs]
@@ -57,7 +70,7 @@ def galleries(runs: Sequence[Run]) -> list[Picture]:
 
 
 def blocks(run: Run) -> list[Block]:
-    """Each attack at its largest budget, in the order of the table."""
+    """Return each attack at its largest budget, in the order of the table."""
     evidence = run.evidence if any(row.kind == "attack" for row in run.rows) else {}
     strongest: dict[Column, tuple[Column, Row]] = {}
     for column, cell in run.cells.items():
@@ -74,7 +87,7 @@ def blocks(run: Run) -> list[Block]:
 
 
 def chosen(found: Sequence[Block]) -> list[Block]:
-    """As many as there is place for, in the order of the table: of each threat the strongest way before its others."""
+    """Return ATTACKS blocks in the order of the table; the strongest way of each threat goes before its others."""
     turns: dict[str, list[Block]] = {}
     for block in sorted(found, key=lambda block: block.accuracy):
         turns.setdefault(block.threat, []).append(block)
@@ -83,7 +96,7 @@ def chosen(found: Sequence[Block]) -> list[Block]:
 
 
 def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | None:
-    """The clean images that a row was attacked from: of the same images, or of more that begin with them."""
+    """Return the clean images that a row was attacked from: the same images, or more that begin with them."""
     attacked = evidence.get(row.fingerprint)
     rows = [r for r in run.rows if r.kind == "clean" and r.noisy_passes == row.noisy_passes]
     rows.sort(key=lambda r: r.images != row.images)
@@ -94,7 +107,7 @@ def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | N
 
 
 def _same_images(clean: Evidence, attacked: Evidence) -> bool:
-    """As far as what was kept can tell."""
+    """Whether both are of the same images, as far as what was kept tells."""
     for each in (clean, attacked):
         if not each.examples.size or not len(each.examples) == len(each.labels) == len(each.predictions):
             return False
@@ -110,12 +123,12 @@ def _picture(run: Run, name: str, found: Sequence[Block]) -> Picture:
         f"{run.name}{left_out}: the first images, the change (red up, blue down, of colour images grey for none; the "
         f"strongest colour is the size at the left), the attacked images. Above them the predictions{marked}"
     )
-    with matplotlib.style.context(["default", STYLE]):
+    with styled():
         return Picture(f"{GALLERY}/{name}", caption, png(gallery(shown)))
 
 
 def gallery(shown: Sequence[Block]) -> Figure:
-    """A panel for each attack, in it three rows of images."""
+    """Draw a panel for each attack, in it three rows of images."""
     across = min(2, len(shown))
     down = -(-len(shown) // across)
     most = max(min(IMAGES, len(block.attacked.examples)) for block in shown)
@@ -130,7 +143,7 @@ def gallery(shown: Sequence[Block]) -> Figure:
 
 
 def _draw(axes: Axes, block: Block) -> None:
-    """y runs downwards, in tiles."""
+    """Draw a panel; y runs downwards, in tiles."""
     k = len(block.change)
     heights = {"clean": LINE, "change": 1 + LINE, "attacked": 2 + 2 * LINE}
     strips = {"clean": block.clean.examples / 255, "attacked": block.attacked.examples / 255}
@@ -155,8 +168,14 @@ def _draw(axes: Axes, block: Block) -> None:
 
 
 def signed(change: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
-    """Colours of signed changes, [k, 3, H, W] in [0, 1]: of one channel blue below 0, white at 0, red above; of three
-    each its own, around grey. change: [k, C, H, W]; what is larger than the scale gets the strongest colour."""
+    """Return the colours of signed changes, [k, 3, H, W] in [0, 1].
+
+    One channel is blue below 0, white at 0, red above; three channels are each around grey.
+
+    Args:
+        change: [k, C, H, W].
+        scale: changes of this size and more get the strongest colour.
+    """
     share = np.clip(0.5 + change / (2 * scale), 0, 1)
     if change.shape[1] == 3:
         return share
@@ -165,7 +184,7 @@ def signed(change: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
 
 
 def strip(images: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Images side by side in white frames, [H', W', 3]. images: [k, C, H, W] in [0, 1], grey unless C is 3."""
+    """Put images [k, C, H, W] in [0, 1], grey unless C is 3, side by side in white frames, [H', W', 3]."""
     rgb = images if images.shape[1] == 3 else images.mean(1, keepdims=True).repeat(3, axis=1)
     frame = max(1, images.shape[-1] // 16)
     framed = np.pad(rgb, ((0, 0), (0, 0), (frame, frame), (frame, frame)), constant_values=1.0)

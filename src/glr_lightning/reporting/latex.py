@@ -20,7 +20,7 @@ _TRANSLATION = str.maketrans(SIGNS)
 
 
 def latex(table: Table) -> str:
-    """The table, and its notes below it across all columns."""
+    """Return a table as LaTeX, with its notes below it across all columns."""
     marks = "".join("l" if place < table.text_columns else "r" for place in range(len(table.heading)))
     rows = [[" ".join(lines) for lines in table.heading], *table.rows]
     head, *body = (" & ".join(map(escape, row)) + r" \\" for row in rows)
@@ -31,4 +31,5 @@ def latex(table: Table) -> str:
 
 
 def escape(text: str) -> str:
+    """Return text in which no sign is taken for LaTeX."""
     return " ".join(text.split()).translate(_TRANSLATION)

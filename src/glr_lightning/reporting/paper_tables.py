@@ -3,11 +3,7 @@
     attacks       clean images, L-BFGS and FGSM by transfer from a ReLU network trained by backpropagation
     corruptions   Gaussian noise, impulse noise, glass blur and contrast, each the mean over the severities 1 to 5
 
-The published numbers are accuracies in % from the README of the authors' code of Peng, Xiao, Heidergott, Hong & Lam,
-"A New Likelihood Ratio Method for Training Artificial Neural Networks", INFORMS Journal on Computing 34(1), 2022. They
-are single runs: no seeds or error bars are given, there are two versions of the LRT and BP settings and which made the
-rows is not said, BP+ (backpropagation through a noisy forward pass) has no row, and which ten classes of Tiny-ImageNet
-were used is not said either.
+The published numbers stand in `published`.
 """
 
 import csv
@@ -16,96 +12,46 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glr_lightning import estimators
-from glr_lightning.reporting.results import Cell, Column, Run, t_interval
-from glr_lightning.reporting.tables import NONE, Table, mark, mean_of, numbered, one_of_each_seed, seeds, warning
+from glr_lightning.reporting.columns import Cell, Column
+from glr_lightning.reporting.published import MODELS, PUBLISHED, SHARED, DataSet
+from glr_lightning.reporting.results import one_of_each_seed, t_interval
+from glr_lightning.reporting.runs import Run
+from glr_lightning.reporting.tables import NONE, Table
+from glr_lightning.reporting.tables.cells import mark, mean_of, numbered, seeds, warning
 
-MODELS = ("BP", "BP+", "LRS", "LRT", "LRSZ", "LRTZ")
-ATTACKS = {"clean": "clean", "lbfgs": "L-BFGS", "fgsm": "FGSM"}
-CORRUPTIONS = {
-    "gaussian_noise": "Gaussian noise",
-    "impulse_noise": "impulse noise",
-    "glass_blur": "glass blur",
-    "contrast": "contrast",
-}
-SHARED = {"attacks": ATTACKS, "corruptions": CORRUPTIONS}
-SURROGATE = "relu"  # how the name of the paper's surrogate ends
+SURROGATE = "relu"
+"""How the name of the paper's surrogate ends."""
 SEVERITIES = (1.0, 2.0, 3.0, 4.0, 5.0)
 PRESET = "cifar10_c"
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """What the authors published of one data set.
-
-    epsilon: of FGSM, in units of the pixel range.
-    accuracies: in %, by model, of the threats in the order of ATTACKS and CORRUPTIONS.
-    """
-
-    title: str
-    epsilon: float
-    accuracies: Mapping[str, tuple[float, ...]]
-
-    def accuracy(self, model: str, threat: str) -> float | None:
-        """As a share; None where nothing was published."""
-        values = dict(zip([*ATTACKS, *CORRUPTIONS], self.accuracies.get(model, ()), strict=False))
-        return values[threat] / 100 if threat in values else None
-
-
-PUBLISHED = {
-    "mnist": DataSet(
-        "MNIST",
-        0.13,
-        {
-            "BP": (96.34, 57.29, 28.37, 96.35, 91.95, 86.16, 67.25),
-            "LRS": (95.54, 77.60, 45.91, 95.37, 93.78, 87.79, 76.98),
-            "LRT": (95.33, 73.30, 54.35, 94.17, 95.01, 86.76, 68.13),
-            "LRSZ": (84.54, 73.50, 58.05, 82.53, 81.23, 79.25, 80.92),
-            "LRTZ": (90.22, 77.74, 61.36, 90.54, 90.10, 87.19, 79.81),
-        },
-    ),
-    "fashion_mnist": DataSet(
-        "Fashion-MNIST",
-        0.13,
-        {
-            "BP": (86.45, 49.61, 17.86, 81.05, 65.40, 55.02, 41.05),
-            "LRS": (83.93, 53.54, 52.85, 82.53, 80.23, 79.09, 49.96),
-            "LRT": (85.54, 52.92, 42.62, 82.79, 82.65, 77.16, 45.82),
-            "LRSZ": (58.68, 51.00, 46.35, 54.26, 52.43, 51.05, 40.77),
-            "LRTZ": (62.05, 60.15, 57.19, 57.93, 57.25, 53.13, 44.68),
-        },
-    ),
-    "tiny_imagenet_10": DataSet(
-        "Tiny-ImageNet, 10 classes",
-        0.03,
-        {
-            "BP": (21.70, 11.60, 8.70, 12.68, 12.52, 13.40, 11.36),
-            "LRS": (20.30, 14.60, 17.04, 17.47, 17.52, 17.68, 16.28),
-            "LRT": (17.30, 15.60, 14.34, 16.24, 16.48, 16.96, 14.88),
-            "LRSZ": (15.22, 7.00, 14.35, 14.56, 14.47, 14.68, 14.40),
-            "LRTZ": (19.57, 13.60, 16.52, 15.40, 15.48, 15.92, 13.99),
-        },
-    ),
-}
 ACTIVATIONS = {"Sigmoid": "S", "HardThreshold": "T"}
 LOSSES = {"CrossEntropy": "", "ZeroOne": "Z"}
-SIDES = (None, 28)  # in pixels: the MNIST family is not resized in this paper
+SIDES = (None, 28)
+"""Allowed sizes of images in pixels: the MNIST family is not resized in this paper."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One number of the paper's table: the cells of the seeds that were evaluated, and what was published, a share."""
+    """One number of the paper's table.
+
+    Attributes:
+        cells: those of the seeds that were evaluated.
+        published: the published accuracy, a share, or None.
+    """
 
     cells: Sequence[Cell]
     published: float | None
 
     @property
     def accuracies(self) -> list[float]:
+        """The accuracies of the seeds."""
         return [cell.accuracy for cell in self.cells]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A model of the paper; its runs are the seeds of one experiment, none where no run is such a model."""
+    """A model of the paper; its runs are the seeds of one experiment, none if no run is such a model."""
 
     model: str
     label: str
@@ -115,7 +61,14 @@ class Line:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One of the paper's tables for one data set. name: of its files, without a suffix."""
+    """One of the paper's tables for one data set.
+
+    Attributes:
+        name: of its files, without a suffix.
+        title: its heading.
+        threats: the words for each threat.
+        lines: its rows.
+    """
 
     name: str
     title: str
@@ -123,7 +76,7 @@ class PaperTable:
     lines: Sequence[Line]
 
     def table(self) -> Table:
-        """Ours (published), in %; ours is the mean ± half the 95 % t-interval over seeds where there are several."""
+        """Return ours (published) in %; over several seeds, ours is the mean ± half its 95 % t-interval."""
         footnotes: dict[str, int] = {}
         rows = []
         for line in self.lines:
@@ -141,7 +94,7 @@ class PaperTable:
         return Table(heading, rows, notes, text_columns=3)
 
     def _remarks(self) -> list[str]:
-        """What the rows say of themselves; of which experiments, where not of all."""
+        """Return what rows say of themselves, with the experiments where it is not said of all."""
         notes = []
         for threat, words in self.threats.items():
             said = {line.label: _remarks(line.entries[threat]) for line in self.lines if line.entries[threat].cells}
@@ -152,7 +105,7 @@ class PaperTable:
         return notes
 
     def csv(self) -> str:
-        """The same with a column for each number, in %."""
+        """Return the table as CSV with a column for each number, in %."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         parts = ("", "_half_width", "_published", "_note")
@@ -165,9 +118,10 @@ class PaperTable:
 
 
 def paper_tables(groups: Mapping[str, Sequence[Run]]) -> list[PaperTable]:
-    """The tables there is something to compare in: of a data set of the paper, with one of the threats as in the paper.
+    """Return the tables that have something to compare: a data set and a threat as in the paper.
 
-    groups: runs by experiment, see `results.experiments`.
+    Args:
+        groups: runs by experiment, see `results.experiments`.
     """
     tables = []
     for data, published in PUBLISHED.items():
@@ -186,7 +140,7 @@ def paper_tables(groups: Mapping[str, Sequence[Run]]) -> list[PaperTable]:
 
 
 def model_of(run: Run) -> str:
-    """The paper's name for what a run is, "" if it has none.
+    """Return the paper's name for what a run trained, or an empty string.
 
     BP by backpropagation, BP+ by backpropagation through one noisy forward pass; LR, then S(igmoid) or T(hreshold),
     then Z for the zero-one loss, by an estimator that declares itself a likelihood ratio. All are perceptrons.
@@ -203,7 +157,7 @@ def model_of(run: Run) -> str:
 
 
 def is_as_published(column: Column, threat: str, epsilon: float) -> bool:
-    """Is this threat run as in the paper?"""
+    """Whether a threat is applied as in the paper."""
     if column.threat != threat or column.noisy_passes or column.targeted:
         return False
     if column.kind == "attack":
@@ -213,7 +167,7 @@ def is_as_published(column: Column, threat: str, epsilon: float) -> bool:
 
 
 def _data(run: Run) -> str:
-    """The data set's name in PUBLISHED, "" for any other and for images of another size."""
+    """Return the data set's name in PUBLISHED, or an empty string for others and for images of another size."""
     node = run.config.get("data")
     resized = isinstance(node, dict) and node.get("resize") not in SIDES
     names = {name.replace("_", ""): name for name in PUBLISHED}
@@ -230,7 +184,7 @@ def _line(model: str, label: str, runs: Sequence[Run], threats: Mapping[str, str
 
 
 def _cell(run: Run, threat: str, epsilon: float) -> Cell | None:
-    """From the paper's surrogate, if there are several."""
+    """Return the cell of a threat; if there are several surrogates, that of the paper's."""
     found = [column for column in run.cells if is_as_published(column, threat, epsilon)]
     found.sort(key=lambda column: not column.surrogate.endswith(SURROGATE))
     return run.cells[found[0]] if found else None
@@ -246,7 +200,7 @@ def _remarks(entry: Entry) -> list[str]:
 
 
 def _numbers(entry: Entry) -> list[float | str]:
-    """Mean, half width, published and note; "" for what is not known."""
+    """Return mean, half width, published and note; an empty string for what is not known."""
     values = entry.accuracies
     mean, half = t_interval(values) if len(values) > 1 else (values[0] if values else None, None)
     numbers: list[float | str] = ["" if v is None else round(100 * v, 6) for v in (mean, half, entry.published)]

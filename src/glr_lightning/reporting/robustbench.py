@@ -1,4 +1,4 @@
-"""What a run's evaluation says, in the shape in which RobustBench keeps its models.
+"""The evaluation of a run in the format of RobustBench's model information.
 
 RobustBench (Croce et al., "RobustBench: a standardized adversarial robustness benchmark", NeurIPS Datasets and
 Benchmarks 2021) has a JSON file for each model, data set and threat model: accuracies in % as strings, `eps`, and what
@@ -12,8 +12,9 @@ import json
 from typing import Any
 
 from glr_lightning.evaluation.worst_case import WORST_CASE
-from glr_lightning.reporting.results import Cell, Column, Run
-from glr_lightning.reporting.tables import estimator
+from glr_lightning.reporting.columns import Cell, Column
+from glr_lightning.reporting.runs import Run
+from glr_lightning.reporting.tables.cells import estimator
 
 FOLDER = "robustbench"
 THREAT_MODELS = {"linf": "Linf", "l2": "L2"}
@@ -24,13 +25,13 @@ EVALUATION = (
 
 
 def robustbench_json(run: Run) -> str:
-    """The file of a run; without evaluation it has no entries."""
+    """Return the file of a run; without an evaluation it has no entries."""
     content = {"name": run.name, "evaluation": EVALUATION, "entries": entries(run)}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def entries(run: Run) -> list[dict[str, Any]]:
-    """One for each norm and epsilon of a worst case, one for the corruptions; noisy passes have their own."""
+    """Return an entry for each norm and epsilon of a worst case and one for the corruptions, by noisy passes."""
     found = []
     for column, cell in run.cells.items():
         if column.kind == WORST_CASE:

@@ -1,7 +1,7 @@
-"""A report as one HTML page that needs nothing but itself: no network, no other file.
+"""A report as one HTML page that needs no network and no other file.
 
-What is written by a run, its name, notes and settings, is text on the page and nothing else, since runs may come from
-others. Beside escaping, the page's content security policy lets no script run but its own and loads nothing.
+Names, notes and settings of runs are text on the page and nothing else, since runs may come from others. They are
+escaped, and the page's content security policy lets no script run but its own and loads nothing.
 """
 
 import base64
@@ -14,11 +14,12 @@ from string import Template
 from glr_lightning.reporting.document import Document, Picture, Section
 from glr_lightning.reporting.tables import Table
 
-LONG = 60  # characters, from which on a cell gets more room
+LONG = 60
+"""Characters from which on a cell gets more room."""
 
 
 def page(document: Document) -> str:
-    """The page of a report. Tables sort by a click on a heading; pictures are part of the page."""
+    """Return the page of a report. Tables sort by a click on a heading; pictures are part of the page."""
     own = files(__name__)
     parts = (own.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     template, style, script = parts
@@ -79,7 +80,7 @@ def _heading(lines: list[str], kind: str) -> str:
 
 
 def _cell(text: str, kind: str, table: Table) -> str:
-    """A footnote's sign says its note where the pointer rests."""
+    """Format a cell; the sign of a footnote shows its note where the pointer rests."""
 
     def sign(found: re.Match[str]) -> str:
         note = next((note for note in table.notes if note.startswith(f"{found[1]} ")), "")
