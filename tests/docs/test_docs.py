@@ -32,8 +32,10 @@ def keys(node: object, prefix: str) -> Iterator[str]:
         for key, value in node.items():
             if not str(key).startswith("_") and key not in ("defaults", "hydra"):
                 name = f"{prefix}.{key}".lstrip(".")
-                yield name
-                yield from keys(value, name)
+                inner = list(keys(value, name))
+                if inner or not (isinstance(value, dict) and value):  # not what holds nothing but a _target_
+                    yield name
+                yield from inner
 
 
 def is_shown(key: str, shown: list[str]) -> bool:
