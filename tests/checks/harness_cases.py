@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.evaluation.row import Row
-from glr_lightning.threats import Threat, attack
+from glr_lightning.threats import AttackFacts, Clean, Threat, attack, declare
 from glr_lightning.threats.attacks.fgsm import fgsm
-from glr_lightning.threats.clean import clean
 
-CLEAN = {"clean": Threat(clean, "clean")}
+CLEAN = {"clean": Clean()}
 
 
 def linear(shape: tuple[int, int, int], classes: int = 4, seed: int = 0) -> nn.Sequential:
@@ -30,7 +29,9 @@ def images(n: int = 60, shape: tuple[int, int, int] = (1, 8, 8)) -> tuple[Tensor
 
 
 def white_box(function: Callable[..., Tensor] = fgsm, epsilon: float = 0.1, **parameters: Any) -> dict[str, Threat]:
-    return {"attack": attack(function, epsilon, "linf", "autograd", ["autograd"], **parameters)}
+    if not hasattr(function, "facts"):
+        function = declare(AttackFacts(norms=("linf",), gradient_sources=("autograd",)))(function)
+    return {"attack": attack(function, epsilon=epsilon, gradient_source="autograd", **parameters)}
 
 
 def only(rows: Any) -> Row:

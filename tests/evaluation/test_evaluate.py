@@ -165,6 +165,14 @@ REFUSED = {
         ["run=runs/bp", "threat=[clean,pgd_linf]", "threat.pgd_linf.loss=hinge"],
         "'margin'",
     ),
+    "steps that are no number": (
+        ["run=runs/bp", "threat=[clean,pgd_linf]", "threat.pgd_linf.steps=abc"],
+        "threat.pgd_linf.steps must be a whole number",
+    ),
+    "a step size of nan": (
+        ["run=runs/bp", "threat=[clean,pgd_linf]", "threat.pgd_linf.step_size=nan"],
+        "threat.pgd_linf.step_size must be a number above 0, or null, got nan",
+    ),
     "no threats": (["run=runs/bp", "threat=[]"], "threat"),
     "limit 0": (["run=runs/bp", "threat=clean", "limit=0"], "limit must be at least 1"),
     "unknown checkpoint": (["run=runs/bp", "checkpoint=first"], "best, last"),

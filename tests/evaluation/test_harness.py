@@ -15,7 +15,7 @@ from glr_lightning.evaluation.harness import Examination, evaluate
 from glr_lightning.evaluation.summary import wilson_interval
 from glr_lightning.noise import Gaussian
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
-from glr_lightning.threats import ImageRandom, Threat, attack, corruption
+from glr_lightning.threats import Attack, AttackFacts, Corruption, ImageRandom, Threat, attack, corruption, declare
 from glr_lightning.threats.attacks.fgsm import fgsm
 from glr_lightning.threats.attacks.input_gradient import input_gradient
 from glr_lightning.threats.corruptions.gaussian_noise import gaussian_noise
@@ -38,10 +38,11 @@ class HardThreshold(nn.Module):
 
 
 def cheat(change: Callable[[Tensor, float], Tensor], norm: str = "linf") -> dict[str, Threat]:
+    @declare(AttackFacts(norms=(norm,)))
     def function(model: nn.Module, x: Tensor, y: Tensor, *, random: object, epsilon: float) -> Tensor:
         return change(x, epsilon)
 
-    return {"cheat": attack(function, 0.1, norm, "none", ["none"])}
+    return {"cheat": attack(function, epsilon=0.1)}
 
 
 class TestWilson:
@@ -101,7 +102,7 @@ class TestMeasurement:
 
     def test_one_row_per_level_and_words_before_each(self) -> None:
         (x, y), said = images(), []
-        threats = {**CLEAN, "fgsm": attack(fgsm, [0.1, 0.2], "linf", "autograd", ["autograd"])}
+        threats = {**CLEAN, "fgsm": attack(fgsm, epsilon=[0.1, 0.2], gradient_source="autograd")}
         rows = list(evaluate(linear((1, 8, 8)), x, y, threats, seed=0, progress=said.append))
         assert [(row.threat, row.level_name, row.level) for row in rows] == [
             ("clean", "", None),
@@ -127,7 +128,7 @@ class TestMeasurement:
     def test_transfer_takes_the_surrogates_gradient(self) -> None:
         x, y = images()
         model, surrogate = linear((1, 8, 8), seed=0), linear((1, 8, 8), seed=9)
-        transfer = {"fgsm": attack(fgsm, 0.1, "linf", "transfer", ["transfer"])}
+        transfer = {"fgsm": attack(fgsm, epsilon=0.1, gradient_source="transfer")}
         row = only(evaluate(model, x, y, transfer, seed=0, surrogate=surrogate))
         moved = fgsm(surrogate, x, y, random=None, epsilon=0.1)
         assert row.correct == int((model(moved).argmax(1) == y).sum())
@@ -192,7 +193,7 @@ class TestCheats:
             return x
 
         honest = only(evaluate(linear((1, 8, 8)), x, y, CLEAN, seed=0))
-        assert only(evaluate(linear((1, 8, 8)), x, y, {"a": Threat(function, "attack")}, seed=0)).correct == (
+        assert only(evaluate(linear((1, 8, 8)), x, y, {"a": Attack(function=function)}, seed=0)).correct == (
             honest.correct
         )
 
@@ -239,7 +240,7 @@ class TestMaskedGradients:
     def test_a_masked_surrogate_spoils_a_transfer_attack(self) -> None:
         x, y = images()
         surrogate = nn.Sequential(linear((1, 8, 8)), HardThreshold(), nn.Linear(4, 4)).eval()
-        transfer = {"fgsm": attack(fgsm, 0.1, "linf", "transfer", ["transfer"])}
+        transfer = {"fgsm": attack(fgsm, epsilon=0.1, gradient_source="transfer")}
         row = only(evaluate(linear((1, 8, 8)), x, y, transfer, seed=0, surrogate=surrogate))
         assert row.unreliable
         assert "no white-box claim; 100 % of" in row.note
@@ -302,7 +303,7 @@ class TestRefusals:
             ({"index": torch.arange(3)}, "index must be int64"),
             ({"batch_size": 0}, "batch_size must be at least 1"),
             ({"threats": {}}, "no threats"),
-            ({"threats": {"f": attack(fgsm, 0.1, "linf", "transfer", ["transfer"])}}, "f needs a surrogate"),
+            ({"threats": {"f": attack(fgsm, epsilon=0.1, gradient_source="transfer")}}, "f needs a surrogate"),
             ({"model": linear((1, 8, 8)).train()}, "model must be in eval mode"),
             ({"surrogate": linear((1, 8, 8)).train()}, "surrogate must be in eval mode"),
             ({"surrogate": linear((1, 8, 8)).double()}, "surrogate must be where the model is"),
@@ -339,13 +340,14 @@ def test_the_judges_noise_belongs_to_the_image() -> None:
 
 
 def test_a_thousandth_beyond_epsilon_is_out_of_budget() -> None:
+    @declare(AttackFacts(norms=("linf",)))
     def beyond(model: Any, x: Tensor, y: Tensor, *, random: Any, epsilon: float, share: float) -> Tensor:
         return x + epsilon * share
 
     x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
     examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
     for share, out in ((1.0, False), (1.001, True)):
-        threat = attack(beyond, [0.1], "linf", "none", ["none"], share=share)
+        threat = attack(beyond, epsilon=[0.1], share=share)
         assert examination.judge(trials({"beyond": threat})[0]).row.out_of_budget is out
 
 
@@ -353,7 +355,7 @@ def test_how_gradients_are_computed_is_part_of_the_fingerprint() -> None:
     x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
     examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
     options: list[dict[str, Any]] = [{}, {"smoothing": 0.5}, {"copies": 8}, {"eot": 2}]
-    found = [attack(fgsm, [0.1], "linf", "autograd", ["autograd"], gradient=each) for each in options]
+    found = [attack(fgsm, epsilon=[0.1], gradient_source="autograd", gradient=each) for each in options]
     assert len({examination.fingerprint(trials({"fgsm": threat})[0]) for threat in found}) == len(options)
 
 
@@ -361,5 +363,5 @@ def test_parameters_bound_to_a_function_are_part_of_the_fingerprint() -> None:
     x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
     examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
     bound = [functools.partial(gaussian_noise, std=std) for std in (0.1, 0.2)]
-    prints = [examination.fingerprint(Trial("t", Threat(f, "corruption"), None, {})) for f in bound]
+    prints = [examination.fingerprint(Trial("t", Corruption(function=f), None, {})) for f in bound]
     assert prints[0] != prints[1]

@@ -14,10 +14,9 @@ from glr_lightning.evaluation.row import Row
 from glr_lightning.evaluation.summary import wilson_interval
 from glr_lightning.evaluation.worst_case import WORST_CASE, cross_check
 from glr_lightning.reporting.columns import table_cells
-from glr_lightning.threats import Threat, attack
+from glr_lightning.threats import AttackFacts, Clean, Threat, attack, declare
 from glr_lightning.threats.attacks.fgsm import fgsm
-from glr_lightning.threats.attacks.query import Attacked
-from glr_lightning.threats.clean import clean
+from glr_lightning.threats.attacks.query import Query
 
 SHAPE = (1, 4, 4)
 
@@ -47,12 +46,13 @@ def images(model: nn.Module, n: int = 200) -> tuple[Tensor, Tensor]:
     return x, model(x).argmax(1)
 
 
+@declare(AttackFacts(norms=("linf",)))
 def corners(model: Any, x: Tensor, y: Tensor, *, random: Any, epsilon: float) -> Tensor:
     """A black box: 64 random corners of the ball."""
-    attacked, best = Attacked.of(model, x), x.clone()
+    query, best = Query.of(model, x), x.clone()
     for draw in range(64):
         moved = x + epsilon * (random.uniform(x.shape[1:], draw) - 0.5).sign()
-        wrong = attacked(moved).argmax(1) != y
+        wrong = query(moved).argmax(1) != y
         best[wrong] = moved[wrong]
     return best
 
@@ -68,11 +68,11 @@ def judged(model: nn.Module, threats: dict[str, Threat], **settings: Any) -> tup
 
 
 def white(epsilon: Any = (0.02, 0.05)) -> Threat:
-    return attack(fgsm, list(epsilon), "linf", "autograd", ["autograd", "transfer"])
+    return attack(fgsm, epsilon=list(epsilon), gradient_source="autograd")
 
 
 def black(epsilon: Any = (0.02, 0.05)) -> Threat:
-    return attack(corners, list(epsilon), "linf", "none", ["none"])
+    return attack(corners, epsilon=list(epsilon))
 
 
 def test_the_worst_case_is_over_all_attacks_of_a_norm_and_smaller_epsilons_image_by_image() -> None:
@@ -82,7 +82,7 @@ def test_the_worst_case_is_over_all_attacks_of_a_norm_and_smaller_epsilons_image
         "a2": np.array([1, 0, 1, 1, 1, 1], bool),
         "b2": np.array([0, 1, 1, 1, 1, 1], bool),
     }
-    row = judged(linear(), {"clean": Threat(clean, "clean"), "fgsm": white()})[0]
+    row = judged(linear(), {"clean": Clean(), "fgsm": white()})[0]
     attacks = {"a1": (1, 0.1, "linf"), "a2": (1, 0.2, "linf"), "b2": (1, 0.2, "linf")}
     rows = [replace(row[0], fingerprint="c")]
     rows += [replace(row[1], fingerprint=k, threat=k, level=e, norm=norm) for k, (_, e, norm) in attacks.items()]
@@ -106,7 +106,7 @@ def test_gradients_that_mislead_are_shown_up_by_a_black_box() -> None:
     pattern = (weight[1] - weight[0]).reshape(SHAPE)  # the wrong way
     masked = Saturated(honest, pattern).eval()
     for model, caught in ((honest, False), (masked, True)):
-        rows, hits = judged(model, {"clean": Threat(clean, "clean"), "fgsm": white([0.1]), "corners": black([0.1])})
+        rows, hits = judged(model, {"clean": Clean(), "fgsm": white([0.1]), "corners": black([0.1])})
         gradient, other, worst = rows[1:]
         assert gradient.zero_gradient_fraction == 0
         assert (gradient.black_box_stronger, gradient.unreliable, gradient.masked) == (caught, caught, False)
@@ -119,7 +119,7 @@ def test_gradients_that_mislead_are_shown_up_by_a_black_box() -> None:
 def test_the_black_box_that_breaks_most_is_named_with_its_surrogate() -> None:
     honest = linear()
     model = Saturated(honest, (honest[1].weight[1] - honest[1].weight[0]).detach().reshape(SHAPE)).eval()
-    twin = attack(fgsm, [0.1], "linf", "transfer", ["transfer"])
+    twin = attack(fgsm, epsilon=[0.1], gradient_source="transfer")
     for order in (["corners", "twin"], ["twin", "corners"]):
         threats = {"white": white([0.1])} | {name: {"corners": black([0.1]), "twin": twin}[name] for name in order}
         rows, hits = judged(model, threats, surrogates={"relu": linear()})
@@ -138,7 +138,7 @@ def test_a_worst_case_over_masked_and_transferred_attacks_alone_says_so() -> Non
         def forward(self, x: Tensor) -> Tensor:
             return self.network(x).detach() + 0 * x.sum()
 
-    threats = {"white": white([0.1]), "transfer": attack(fgsm, [0.1], "linf", "transfer", ["transfer"])}
+    threats = {"white": white([0.1]), "transfer": attack(fgsm, epsilon=[0.1], gradient_source="transfer")}
     rows, _ = judged(Flat(linear()).eval(), threats, surrogates={"twin": linear()})
     assert [row.masked for row in rows[:2]] == [True, False]
     assert rows[0].black_box_stronger  # the twin's images work
@@ -221,11 +221,12 @@ def test_of_an_attack_that_broke_the_rules_only_those_images_count_for_nothing()
     model = linear()
     direction = (model[1].weight[1] - model[1].weight[0]).detach().reshape(SHAPE).sign()
 
+    @declare(AttackFacts(norms=("linf",)))
     def cheat(model: Any, x: Tensor, y: Tensor, *, random: Any, epsilon: float) -> Tensor:
         size = torch.where(random.index % 2 == 0, 0.25, epsilon)[:, None, None, None]
         return x + size * direction * torch.where(y == 0, 1.0, -1.0)[:, None, None, None]
 
-    rows, hits = judged(model, {"cheat": attack(cheat, 0.2, "linf", "none", ["none"]), "corners": black([0.05])})
+    rows, hits = judged(model, {"cheat": attack(cheat, epsilon=0.2), "corners": black([0.05])})
     assert rows[0].out_of_budget
     assert hits["cheat"].tolist() == [True, False] * 100
     assert rows[0].correct == 100
@@ -240,7 +241,7 @@ def test_gradients_that_point_the_wrong_way_are_shown_up_by_doing_nothing() -> N
     x, y = images(honest)
     y[::4] = 1 - y[::4]  # which such gradients put right
     examination = Examination(masked, x, y, 0)
-    found = [examination.judge(trial) for trial in trials({"clean": Threat(clean, "clean"), "fgsm": white([0.1])})]
+    found = [examination.judge(trial) for trial in trials({"clean": Clean(), "fgsm": white([0.1])})]
     hits = {each.row.fingerprint: each.evidence.correct for each in found}
     _, gradient = cross_check([each.row for each in found], hits)
     assert gradient.correct == 200

@@ -16,7 +16,7 @@ from glr_lightning.evaluation.attempts import Trial, trials
 from glr_lightning.evaluation.harness import Examination
 from glr_lightning.evaluation.surrogates import with_kept_images
 from glr_lightning.storage import write_arrays
-from glr_lightning.threats import Threat, attack
+from glr_lightning.threats import Attack, attack
 from glr_lightning.threats.attacks.adversarial_set import adversarial_set, image_checksums, load_set
 from glr_lightning.threats.attacks.fgsm import fgsm
 
@@ -39,7 +39,7 @@ def examination(seed: int = 0, batch_size: int = 7, **settings: Any) -> Examinat
 
 
 def transfer(**settings: Any) -> Trial:
-    (trial,) = trials({"fgsm": attack(fgsm, 0.1, "linf", "transfer", ["transfer"], **settings)}, ["twin"])
+    (trial,) = trials({"fgsm": attack(fgsm, epsilon=0.1, gradient_source="transfer", **settings)}, ["twin"])
     return trial
 
 
@@ -157,7 +157,7 @@ def test_a_threat_without_levels_and_norm_can_be_kept(tmp_path: Path) -> None:
         model.gradient(x, y)
         return x / 2
 
-    (trial,) = trials({"half": Threat(halve, "attack", gradient_source="transfer")}, ["twin"])
+    (trial,) = trials({"half": Attack(function=halve, gradient_sources=("transfer",))}, ["twin"])
     exam = examination()
     kept = exam.judge(with_kept_images(exam, trial, tmp_path))
     assert (kept.row.norm, kept.row.level) == ("", None)

@@ -16,7 +16,7 @@ from glr_lightning.threats.attacks.input_gradient import margin
 from glr_lightning.threats.attacks.lbfgs import lbfgs
 from glr_lightning.threats.attacks.penalised_lbfgs import penalised_lbfgs
 from glr_lightning.threats.attacks.pgd import pgd
-from glr_lightning.threats.attacks.query import Attacked
+from glr_lightning.threats.attacks.query import Query
 from glr_lightning.threats.attacks.random_noise import random_noise
 from glr_lightning.threats.attacks.square import square
 from tests.checks.attack_cases import (
@@ -148,11 +148,11 @@ CASES = [
 ]
 
 
-def attacked_by(name: str, source: str, x: Tensor, y: Tensor, index: Tensor, **more: Any) -> tuple[Tensor, Attacked]:
+def attacked_by(name: str, source: str, x: Tensor, y: Tensor, index: Tensor, **more: Any) -> tuple[Tensor, Query]:
     function, parameters = ATTACKS[name]
     random = ImageRandom(3, index)
-    attacked = Attacked(threshold_net(), x, source=source, random=random)
-    return function(attacked, x, y, random=random, **parameters, **more), attacked
+    query = Query(threshold_net(), x, source=source, random=random)
+    return function(query, x, y, random=random, **parameters, **more), query
 
 
 class TestEveryAttack:
@@ -165,14 +165,14 @@ class TestEveryAttack:
         y[::4] = (y[::4] + 1) % 5
         target = (y + 2) % 5 if targeted else None
         index = torch.arange(24) + 100
-        moved, attacked = attacked_by(name, source, x, y, index, target=target)
+        moved, query = attacked_by(name, source, x, y, index, target=target)
         again, _ = attacked_by(name, source, x, y, index, target=target)
         assert torch.equal(moved, again)
         some = torch.tensor([17, 2, 8, 3])
-        goal = None if target is None else target[some]
-        part, counted = attacked_by(name, source, x[some], y[some], index[some], target=goal)
+        objective = None if target is None else target[some]
+        part, counted = attacked_by(name, source, x[some], y[some], index[some], target=objective)
         torch.testing.assert_close(part, moved[some], rtol=0, atol=1e-6)
-        assert torch.equal(counted.ledger.queries, attacked.ledger.queries[some])
+        assert torch.equal(counted.count.queries, query.count.queries[some])
 
         _, parameters = ATTACKS[name]
         change = (moved - x).flatten(1)
@@ -189,10 +189,10 @@ class TestEveryAttack:
         x = pictures(24)
         y = threshold_net()(x).argmax(1)
         y[::4] = (y[::4] + 1) % 5
-        moved, attacked = attacked_by(name, "straight_through", x, y, torch.arange(24))
+        moved, query = attacked_by(name, "straight_through", x, y, torch.arange(24))
         assert torch.equal(moved[::4], x[::4])
-        assert (attacked.ledger.queries[::4] == 1).all()
-        assert (attacked.ledger.queries[1::4] > 1).all()
+        assert (query.count.queries[::4] == 1).all()
+        assert (query.count.queries[1::4] > 1).all()
 
     @pytest.mark.parametrize(
         ("function", "parameters", "source", "queries"),
@@ -212,31 +212,31 @@ class TestEveryAttack:
     ) -> None:
         x = pictures(5)
         model = threshold_net()
-        attacked = Attacked(model, x, source=source)
-        function(attacked, x, model(x).argmax(1), random=random_of(5), epsilon=1e-6, **parameters)
-        assert attacked.ledger.queries.tolist() == [queries] * 5
+        query = Query(model, x, source=source)
+        function(query, x, model(x).argmax(1), random=random_of(5), epsilon=1e-6, **parameters)
+        assert query.count.queries.tolist() == [queries] * 5
 
     @pytest.mark.parametrize(
         ("function", "parameters", "words"),
         [
             (pgd, {"epsilon": 0.0}, "epsilon must be"),
-            (pgd, {"norm": "l1"}, "unknown norm 'l1'"),
+            (pgd, {"norm": "l1"}, "norm must be one of"),
             (pgd, {"steps": 0}, "steps must be"),
             (pgd, {"step_size": -1.0}, "step_size must be"),
             (pgd, {"restarts": 0}, "restarts must be"),
             (pgd, {"restarts": 2, "early_stop": False}, "restarts=2 needs"),
             (pgd, {"restarts": 2, "random_start": False}, "restarts=2 needs"),
-            (pgd, {"loss": "hinge"}, "unknown loss 'hinge'"),
-            (square, {"queries": 1}, "queries must be at least 2"),
-            (square, {"p_init": 0.0}, "p_init must lie"),
+            (pgd, {"loss": "hinge"}, "loss must be one of 'cross_entropy', 'margin'"),
+            (square, {"queries": 1}, "queries must be a whole number from 2"),
+            (square, {"p_init": 0.0}, "p_init must be a number above 0 to 1"),
             (square, {"horizon": 0}, "horizon must be"),
-            (square, {"norm": "l0"}, "unknown norm"),
+            (square, {"norm": "l0"}, "norm must be one of"),
             (random_noise, {"draws": 0}, "draws must be"),
             (random_noise, {"epsilon": math.inf}, "epsilon must be"),
             (penalised_lbfgs, {"epsilon": -1.0}, "epsilon must be"),
             (penalised_lbfgs, {"rounds": 0}, "rounds must be"),
             (penalised_lbfgs, {"iterations": 0}, "iterations must be"),
-            (lbfgs, {"iterations": 101, "epsilon": None}, "iterations must be at most 100"),
+            (lbfgs, {"iterations": 101, "epsilon": None}, "iterations must be a whole number from 1 to 100"),
             (lbfgs, {"learning_rate": 0.0, "epsilon": None}, "learning_rate must be"),
         ],
     )
@@ -274,8 +274,8 @@ class TestPGD:
         size = {"epsilon": 0.15, "step_size": 0.02, "random_start": False, "loss": "margin"}
         runs = []
         for steps in range(1, 6):
-            attacked = Attacked(model, x, source="straight_through")
-            runs.append(pgd(attacked, x, y, random=random_of(40), steps=steps, **size))
+            query = Query(model, x, source="straight_through")
+            runs.append(pgd(query, x, y, random=random_of(40), steps=steps, **size))
         for shorter, longer in itertools.pairwise(runs):
             fooled = model(shorter).argmax(1) != y
             assert torch.equal(shorter[fooled], longer[fooled])
@@ -293,8 +293,8 @@ class TestPGD:
         network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
         network[1].bias.data = torch.tensor([-9.0, 9.0])  # wrong at once
         for randomized in (False, True):
-            attacked = Attacked(network, x, randomized=randomized)
-            found = pgd(attacked, x, y, random=ImageRandom(0, torch.arange(2)), epsilon=0.1, steps=3)
+            query = Query(network, x, randomized=randomized)
+            found = pgd(query, x, y, random=ImageRandom(0, torch.arange(2)), epsilon=0.1, steps=3)
             assert torch.equal(found, x) is not randomized
 
     def test_transfer_is_the_last_iterate(self) -> None:

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hydra.utils import instantiate
 from PIL import Image
 from scipy import ndimage
 from scipy.stats import chi2, poisson
 from torch import Tensor
-from torchvision.io import decode_jpeg, encode_jpeg
 
+from glr_lightning.config import build
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.threats import ImageRandom
 from glr_lightning.threats.corruptions.brightness import brightness
@@ -26,7 +25,7 @@ from glr_lightning.threats.corruptions.defocus_blur import defocus_blur, disk
 from glr_lightning.threats.corruptions.elastic_transform import elastic_transform
 from glr_lightning.threats.corruptions.filters import correlate, gaussian_filter, pad
 from glr_lightning.threats.corruptions.gaussian_blur import gaussian_blur
-from glr_lightning.threats.corruptions.jpeg_compression import CHROMINANCE, LUMINANCE, jpeg_compression, scaled
+from glr_lightning.threats.corruptions.jpeg_compression import jpeg_compression
 from glr_lightning.threats.corruptions.motion_blur import STEEPEST, angles, line_kernels, motion_blur
 from glr_lightning.threats.corruptions.pixelate import pixelate
 from glr_lightning.threats.corruptions.shot_noise import MOST_PHOTONS, shot_noise
@@ -65,7 +64,7 @@ def presets() -> Iterator[Any]:
 class TestEveryPreset:
     @pytest.mark.parametrize("node", list(presets()))
     def test_runs_on_every_shape_whatever_the_batch(self, node: dict[str, Any]) -> None:
-        threat, chosen = instantiate(node), torch.tensor([4, 1, 1])
+        threat, chosen = build(node, trusted=None), torch.tensor([4, 1, 1])
         for shape, (severity, parameters) in itertools.product(SHAPES, threat.levels):
             x = images(5, *shape)
             whole = threat.function(None, x.clone(), None, random=random_of(5), **parameters)
@@ -78,7 +77,7 @@ class TestEveryPreset:
 
     @pytest.mark.parametrize("node", list(presets()))
     def test_double_precision_agrees_with_single(self, node: dict[str, Any]) -> None:
-        threat, x = instantiate(node), images(4, 3, 16, 16, dtype=torch.float64)
+        threat, x = build(node, trusted=None), images(4, 3, 16, 16, dtype=torch.float64)
         x = (255 * x).round() / 255
         for _, parameters in threat.levels:
             double = threat.function(None, x, None, random=random_of(4), **parameters)
@@ -91,7 +90,7 @@ class TestEveryPreset:
         assert {node["preset"] for node in found} == {"cifar10_c", "tiny_imagenet_c", "imagenet_c", "mnist_c"}
         for node in found:
             assert len(node["severities"]) == (1 if node["preset"] == "mnist_c" else 5)
-        mnist = {node["function"]["path"].rsplit(".", 1)[1] for node in found if node["preset"] == "mnist_c"}
+        mnist = {node["function"].rsplit(".", 1)[1] for node in found if node["preset"] == "mnist_c"}
         assert mnist == {"shot_noise", "impulse_noise", "glass_blur", "motion_blur", "brightness"}
 
 
@@ -316,43 +315,21 @@ class TestPixelate:
 
 
 class TestJPEG:
-    @pytest.mark.parametrize("quality", [1, 7, 25, 49, 50, 51, 80, 95, 100])
-    def test_tables_are_libjpegs(self, quality: int) -> None:
-        file = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(file, "JPEG", quality=quality)
-        tables = Image.open(file).quantization  # type: ignore[attr-defined]
-        assert tables[0] == scaled(LUMINANCE, quality).flatten().tolist()
-        assert tables[1] == scaled(CHROMINANCE, quality).flatten().tolist()
-
-    @pytest.mark.parametrize("quality", [7, 25, 50, 80])
-    @pytest.mark.parametrize(
-        ("shape", "mean"),
-        [
-            ((1, 28, 28), 0.4),
-            ((1, 27, 30), 0.4),
-            ((1, 8, 8), 0.4),
-            ((3, 64, 64), 0.6),
-            ((3, 33, 47), 0.6),
-            ((3, 8, 8), 0.6),
-        ],
-    )
-    def test_is_libjpeg_but_for_single_roundings(self, shape: tuple[int, ...], mean: float, quality: int) -> None:
-        """In 255ths, `mean` of the absolute difference; what the compression itself does is many times that."""
-        pictures = smooth_bytes(30, *shape)
-        expected = torch.stack([decode_jpeg(encode_jpeg(picture, quality)) for picture in pictures]).double()
+    @pytest.mark.parametrize("quality", [1, 7, 25, 50, 80, 100])
+    @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 27, 30), (1, 8, 8), (3, 64, 64), (3, 33, 47), (3, 8, 8)])
+    def test_equals_pillow(self, shape: tuple[int, ...], quality: int) -> None:
+        pictures = smooth_bytes(8, *shape)
         got = 255 * jpeg_compression(None, pictures.double() / 255, None, random=None, quality=quality)
-        difference = (got - expected).abs().mean()
-        assert difference < mean
-        assert difference < 0.15 * (expected - pictures).abs().mean()
+        for picture, found in zip(pictures, got.round().byte(), strict=True):
+            array, file = picture.permute(1, 2, 0).numpy(), io.BytesIO()
+            Image.fromarray(array if len(picture) == 3 else array[:, :, 0]).save(file, "JPEG", quality=quality)
+            expected = np.array(Image.open(file)).reshape(array.shape)
+            assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
 
-    def test_flat_images_lose_nothing_but_the_rounded_mean(self) -> None:
-        """DC alone: 8 (v - 128) rounded to multiples of the table's first entry, at quality 50 16."""
-        values = torch.arange(256, dtype=torch.float64)
-        x = (values / 255)[:, None, None, None].expand(256, 1, 8, 8)
-        steps = (values - 128) / 2
-        expected = 2 * steps.sign() * (steps.abs() + 0.5).floor() + 128
-        got = 255 * jpeg_compression(None, x, None, random=None, quality=50)
-        torch.testing.assert_close(got, expected.clamp(0, 255)[:, None, None, None].expand(256, 1, 8, 8))
+    def test_keeps_the_type_and_takes_no_images(self) -> None:
+        for dtype in (torch.float32, torch.float64):
+            assert jpeg_compression(None, images(2, 3, 8, 8, dtype=dtype), None, random=None, quality=50).dtype == dtype
+        assert jpeg_compression(None, images(0, 3, 8, 8), None, random=None, quality=50).shape == (0, 3, 8, 8)
 
     def test_quality_100_nearly_keeps_and_less_keeps_less(self) -> None:
         for channels in (1, 2):  # with three channels the halved chrominance is lost at any quality
@@ -474,5 +451,6 @@ class TestElasticTransform:
     ],
 )
 def test_parameters_out_of_range_are_refused(function: Callable[..., Tensor], parameters: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=f"{function.__name__} needs"):
+    with pytest.raises(ConfigurationError) as refused:
         function(None, images(1, 1, 6, 6), None, random=random_of(1), **parameters)
+    assert refused.value.option in parameters

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
+from glr_lightning.config import build, resolve
+from glr_lightning.errors import ConfigurationError
 from glr_lightning.evaluation.attempts import trials
 from glr_lightning.evaluation.harness import evaluate
 from glr_lightning.evaluation.row import FIELDS
@@ -38,7 +39,7 @@ class TestEveryYAML:
         search = f"hydra: {{searchpath: ['file://{CONF}']}}"
         (folder / "main.yaml").write_text(f"defaults: [_self_, {{threat: {name}}}]\n{search}\n")
         with initialize_config_dir(str(folder), version_base="1.3"):
-            return {str(key): instantiate(node) for key, node in compose("main").threat.items()}
+            return {key: build(node, trusted=None) for key, node in resolve(compose("main"))["threat"].items()}
 
     @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 64, 64)])
     @pytest.mark.parametrize("name", THREATS)
@@ -99,3 +100,45 @@ class TestEveryYAML:
             sizes = [row.mean_l2 for row in rows if row.threat == name]
             assert sizes[-1] > sizes[0]
             assert sizes == sorted(sizes) or name == "glass_blur"
+
+    def test_only_random_points_do_not_search(self, tmp_path: Path) -> None:
+        found = {name: each for name in THREATS for name, each in self.threats(name, tmp_path).items()}
+        assert {name for name, each in found.items() if each.kind == "attack" and not each.searches} == {"random_noise"}
+
+
+OWN = """
+from glr_lightning.threats import AttackFacts, declare
+from glr_lightning.validation import Count, Positive
+
+@declare(AttackFacts(norms=("linf",), gradient_sources=("autograd", "transfer"), searches=False))
+def darker(model, x, y, *, random, epsilon: Positive, steps: Count = 1):
+    return (x - epsilon).clamp(0.0, 1.0)
+
+def inverted(model, x, y, *, random, share: float):
+    return share * (1.0 - x) + (1.0 - share) * x
+"""
+
+
+def test_threats_of_another_package_need_one_source_and_one_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_threats.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    darker = {"_target_": "glr_lightning.threats.attack", "function": "own_threats.darker", "epsilon": [0.1, 0.2]}
+    inverted = {"_target_": "glr_lightning.threats.corruption", "function": "own_threats.inverted", "preset": "mine"}
+    inverted |= {"presets": {"mine": [{"share": 0.5}, {"share": 1.0}]}}
+    threats = {name: build(node, trusted=None) for name, node in {"darker": darker, "inverted": inverted}.items()}
+    assert not threats["darker"].searches
+    assert threats["darker"].gradient_sources == ("autograd",)
+    x, y = images(6, (1, 8, 8))
+    rows = list(evaluate(linear((1, 8, 8)), x, y, threats, seed=0))
+    assert [(row.threat, row.level_name, row.level) for row in rows] == [
+        ("darker", "epsilon", 0.1),
+        ("darker", "epsilon", 0.2),
+        ("inverted", "severity", 1),
+        ("inverted", "severity", 2),
+    ]
+    with pytest.raises(ConfigurationError, match="steps must be a whole number"):
+        build(darker | {"steps": "abc"}, trusted=None)
+    with pytest.raises(ConfigurationError, match=r"presets\.mine\[1\]\.share must be a number"):
+        build(inverted | {"presets": {"mine": [{"share": 0.5}, {"share": float("nan")}]}}, trusted=None)

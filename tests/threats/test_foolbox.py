@@ -11,7 +11,7 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.threats.attacks.fgsm import fgsm
 from glr_lightning.threats.attacks.hopskipjump import hopskipjump
 from glr_lightning.threats.attacks.pgd import pgd
-from glr_lightning.threats.attacks.query import Attacked
+from glr_lightning.threats.attacks.query import Query
 from tests.checks.attack_cases import distances, inner_pictures, linear, pictures, random_of
 
 
@@ -92,9 +92,9 @@ class TestHopSkipJump:
             always_first[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
         for label, queries in ((0, 1 + 20 + 1), (1, 1)):
             y = torch.full((6,), label)
-            attacked = Attacked(always_first, x)
-            assert torch.equal(hopskipjump(attacked, x, y, random=random_of(6), epsilon=1.0, starts=20), x)
-            assert attacked.ledger.queries.tolist() == [queries] * 6
+            query = Query(always_first, x)
+            assert torch.equal(hopskipjump(query, x, y, random=random_of(6), epsilon=1.0, starts=20), x)
+            assert query.count.queries.tolist() == [queries] * 6
 
     def test_without_foolbox_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "foolbox", None)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.threats.attacks.lbfgs import lbfgs
-from glr_lightning.threats.attacks.objective import Goal
+from glr_lightning.threats.attacks.objective import Objective
 from glr_lightning.threats.attacks.penalised_lbfgs import _Problem
-from glr_lightning.threats.attacks.query import Attacked
+from glr_lightning.threats.attacks.query import Query
 from tests.checks.attack_cases import pictures, threshold_net
 
 
@@ -17,7 +17,7 @@ def test_of_what_fools_the_nearest_is_kept() -> None:
     x, y = torch.full((1, 1, 1, 1), 0.2), torch.tensor([0])
     network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
     network[1].weight.data, network[1].bias.data = torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0])
-    problem = _Problem(Attacked(network, x), Goal.of(y, None), x)
+    problem = _Problem(Query(network, x), Objective.of(y, None), x)
     for pixel, fooled in ((0.7, True), (0.9, True), (0.4, False)):
         assert problem.fooled(torch.full((1, 1), pixel), torch.arange(1)).item() is fooled
     assert problem._fools.item() == pytest.approx(0.7)

@@ -23,7 +23,7 @@ from glr_lightning.threats.attacks.input_gradient import (
     scales,
     straight_through,
 )
-from glr_lightning.threats.attacks.query import Attacked
+from glr_lightning.threats.attacks.query import Query
 from glr_lightning.threats.base import GradientOptions
 from tests.checks.zscores import assert_gradient
 
@@ -99,8 +99,8 @@ class TestLikelihoodRatioGradient:
         images, labels, random = many(x, y, 20_000)
         noisy = NoiseAveraged(net, noise, (0.3, 1e-9), 1).eval()
         options = GradientOptions(copies=8, eot=1)
-        attacked = Attacked(noisy, images, source="likelihood_ratio", random=random, options=options)
-        samples = attacked.gradient(images, labels)
+        query = Query(noisy, images, source="likelihood_ratio", random=random, options=options)
+        samples = query.gradient(images, labels)
         assert_gradient(samples.flatten(1), exact.flatten(), resolution=0.1)
 
     def test_of_a_smooth_network_has_the_mean_that_quadrature_gives(self) -> None:
@@ -172,49 +172,49 @@ class TestGradients:
     def test_without_thresholds_straight_through_is_autograd(self) -> None:
         net, (x, y) = network(nn.Sigmoid()), batch()
         torch.testing.assert_close(
-            Attacked(net, x, source="straight_through").gradient(x, y), Attacked(net, x).gradient(x, y)
+            Query(net, x, source="straight_through").gradient(x, y), Query(net, x).gradient(x, y)
         )
 
 
-class TestLedger:
+class TestQueryCount:
     def test_queries_are_forward_passes_of_an_image(self) -> None:
         net, (x, y) = network(), batch(5)
-        attacked = Attacked(net, x, source="likelihood_ratio", options=GradientOptions(copies=6))
-        attacked(x)
-        attacked(x.repeat(3, 1, 1, 1))
-        attacked.take(torch.tensor([1, 4])).gradient(x[[1, 4]], y[[1, 4]])
-        attacked.take(torch.tensor([False, True, False, False, True])).take(torch.tensor([1]))(x[4:])
-        assert attacked.ledger.queries.tolist() == [4, 10, 4, 4, 11]
+        query = Query(net, x, source="likelihood_ratio", options=GradientOptions(copies=6))
+        query(x)
+        query(x.repeat(3, 1, 1, 1))
+        query.take(torch.tensor([1, 4])).gradient(x[[1, 4]], y[[1, 4]])
+        query.take(torch.tensor([False, True, False, False, True])).take(torch.tensor([1]))(x[4:])
+        assert query.count.queries.tolist() == [4, 10, 4, 4, 11]
 
     def test_the_first_gradient_is_the_one_on_record(self) -> None:
         net, (x, y) = network(), batch(4)
-        attacked = Attacked(net, x)
-        assert attacked.ledger.zero_gradient.isnan().all()
-        attacked.take(torch.tensor([2])).gradient(x[2:3], y[2:3])
-        assert attacked.ledger.zero_gradient.nan_to_num(-1).tolist() == [-1, -1, 1, -1]
-        smooth = Attacked(network(nn.Sigmoid()), x)
+        query = Query(net, x)
+        assert query.count.zero_gradient.isnan().all()
+        query.take(torch.tensor([2])).gradient(x[2:3], y[2:3])
+        assert query.count.zero_gradient.nan_to_num(-1).tolist() == [-1, -1, 1, -1]
+        smooth = Query(network(nn.Sigmoid()), x)
         smooth.gradient(x, y)
         smooth.note_first_gradient(torch.ones(4))
-        assert smooth.ledger.zero_gradient.tolist() == [0, 0, 0, 0]
+        assert smooth.count.zero_gradient.tolist() == [0, 0, 0, 0]
 
     def test_a_gradient_that_is_no_number_leads_nowhere(self) -> None:
         x, y = batch(4)
-        attacked = Attacked(lambda x: torch.stack([(x - x).flatten(1).sum(1).sqrt(), x.flatten(1).sum(1)], 1), x)
-        attacked.gradient(x, y.clamp(max=1))
-        assert attacked.ledger.zero_gradient.tolist() == [1, 1, 1, 1]
+        query = Query(lambda x: torch.stack([(x - x).flatten(1).sum(1).sqrt(), x.flatten(1).sum(1)], 1), x)
+        query.gradient(x, y.clamp(max=1))
+        assert query.count.zero_gradient.tolist() == [1, 1, 1, 1]
 
     def test_an_attack_that_differentiates_by_itself_is_on_record_too(self) -> None:
         (x, y), options = batch(4), [(network(), 1.0), (network(nn.Sigmoid()), 0.0)]
         for net, zero in options:
-            attacked = Attacked(net, x)
-            input_gradient(attacked, x.repeat(2, 1, 1, 1), y.repeat(2))
-            assert attacked.ledger.zero_gradient.tolist() == [zero] * 4
+            query = Query(net, x)
+            input_gradient(query, x.repeat(2, 1, 1, 1), y.repeat(2))
+            assert query.count.zero_gradient.tolist() == [zero] * 4
 
     def test_a_gradient_with_some_zeros_is_none_of_zero(self) -> None:
         x, y = batch()
-        attacked = Attacked(lambda images: images.flatten(1)[:, :CLASSES], x)
-        assert (attacked.gradient(x, y) == 0).any()
-        assert not attacked.ledger.zero_gradient.any()
+        query = Query(lambda images: images.flatten(1)[:, :CLASSES], x)
+        assert (query.gradient(x, y) == 0).any()
+        assert not query.count.zero_gradient.any()
 
 
 class TestNoiseAtInference:
@@ -224,30 +224,30 @@ class TestNoiseAtInference:
 
     def test_every_query_has_fresh_noise_and_every_image_its_own(self) -> None:
         x, _ = batch(4)
-        attacked = Attacked(self.noisy(), x)
-        first, second, copies = attacked(x), attacked(x), attacked(x.repeat(2, 1, 1, 1))
+        query = Query(self.noisy(), x)
+        first, second, copies = query(x), query(x), query(x.repeat(2, 1, 1, 1))
         assert not torch.equal(first, second)
         assert not torch.equal(copies[:4], copies[4:])
-        torch.testing.assert_close(Attacked(self.noisy(), x)(x), first)
+        torch.testing.assert_close(Query(self.noisy(), x)(x), first)
 
     def test_a_part_of_a_batch_keeps_its_noise(self) -> None:
         x, _ = batch(6)
         rows = torch.tensor([4, 1])
-        parts = [Attacked(self.noisy(), x).take(rows)(x[rows]), Attacked(self.noisy(), x)(x)[rows]]
+        parts = [Query(self.noisy(), x).take(rows)(x[rows]), Query(self.noisy(), x)(x)[rows]]
         torch.testing.assert_close(*parts)
 
     @pytest.mark.parametrize(("passes", "draws"), [(1, 8), (3, 3), (8, 1), (9, 1)])
     def test_no_fewer_passes_than_asked_for(self, passes: int, draws: int) -> None:
         x, _ = batch()
-        assert Attacked(self.noisy(passes), x, randomized=True).draws == draws
+        assert Query(self.noisy(passes), x, randomized=True).draws == draws
 
     def test_an_image_meets_the_same_noise_in_any_batch(self) -> None:
         x, y = batch(6)
         some = torch.tensor([4, 1])
         for source in ("straight_through", "likelihood_ratio"):
             settings: dict[str, Any] = {"source": source, "randomized": True}
-            whole = Attacked(self.noisy(), x, random=ImageRandom(1, torch.arange(6)), **settings)
-            part = Attacked(self.noisy(), x[some], random=ImageRandom(1, some), **settings)
+            whole = Query(self.noisy(), x, random=ImageRandom(1, torch.arange(6)), **settings)
+            part = Query(self.noisy(), x[some], random=ImageRandom(1, some), **settings)
             for _ in range(2):
                 torch.testing.assert_close(part.gradient(x[some], y[some]), whole.gradient(x, y)[some])
 
@@ -260,12 +260,12 @@ class TestNoiseAtInference:
         for eot in (2, 8):
             options = GradientOptions(eot=eot, copies=4)
             settings: dict[str, Any] = {"source": source, "options": options, "random": random, "randomized": True}
-            spread[eot] = Attacked(self.noisy(), images, **settings).gradient(images, labels).var(0).sum()
+            spread[eot] = Query(self.noisy(), images, **settings).gradient(images, labels).var(0).sum()
         assert float(spread[2] / spread[8]) == pytest.approx(4.0, rel=6 * math.sqrt(4 / 2_000) * 2)
 
     def test_autograd_of_thresholds_stays_zero(self) -> None:
         x, y = batch()
-        assert not Attacked(self.noisy(), x, randomized=True).gradient(x, y).any()
+        assert not Query(self.noisy(), x, randomized=True).gradient(x, y).any()
 
 
 @pytest.mark.parametrize(
@@ -283,6 +283,6 @@ def test_gradient_sources_that_need_a_chain_say_so() -> None:
 
     x, y = batch()
     with pytest.raises(ConfigurationError, match="Sequential"):
-        Attacked(Other(), x, source="straight_through")
+        Query(Other(), x, source="straight_through")
     with pytest.raises(ConfigurationError, match="Sequential"):
-        Attacked(Other(), x, source="likelihood_ratio").gradient(x, y)
+        Query(Other(), x, source="likelihood_ratio").gradient(x, y)

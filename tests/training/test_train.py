@@ -20,8 +20,7 @@ from glr_lightning.evaluation.harness import evaluate
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.randomness import step_generator
 from glr_lightning.runs.trained_run import load_checkpoint, load_run
-from glr_lightning.threats import Threat
-from glr_lightning.threats.clean import clean
+from glr_lightning.threats import Clean
 from glr_lightning.training.fit import PRECISIONS, train
 from tests.checks.cli_runner import run_cli
 from tests.checks.interruption import assert_same_training, lasting, train_in_two_parts
@@ -60,7 +59,7 @@ def test_a_reloaded_run_has_the_accuracy_that_training_reported(experiment: str,
     result = train(compose([f"experiment={experiment}", *FAST]), tmp_path / "run")
     run = load_run(tmp_path / "run")
     x, y = run.data.split("test")
-    (row,) = evaluate(run.network, x, y, {"clean": Threat(clean, "clean")}, seed=0)
+    (row,) = evaluate(run.network, x, y, {"clean": Clean()}, seed=0)
     assert row.accuracy == pytest.approx(result["test_accuracy"], abs=1e-7)
     assert row.n == len(y)
 

@@ -23,11 +23,10 @@ from glr_lightning.evaluation.surrogates import load_surrogate, wanted, with_kep
 from glr_lightning.runs.environment import torch_device
 from glr_lightning.runs.trained_run import BEST, LAST, TrainedRun, find_runs, load_run
 from glr_lightning.terminal import progress_bar
-from glr_lightning.threats import Threat
-from glr_lightning.threats.clean import clean
+from glr_lightning.threats import Clean
 from glr_lightning.training.trained_noise import noise_averaged, require_noise
 
-CLEAN = Threat(clean, "clean")
+CLEAN = Clean()
 
 
 OF_TRAINING = {"batch_size", "seed", "validation", "flip", "crop", "download", "cache"}
@@ -51,9 +50,7 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
         ConfigurationError, CheckpointError, DataError: nothing to evaluate, or something that cannot be used.
     """
     folders = find_runs(config["run"])
-    threats: dict[str, Any] = {
-        name: build(node, where=f"threat.{name}", trusted=None) for name, node in (config["threat"] or {}).items()
-    }
+    threats: dict[str, Any] = {name: _threat(name, node) for name, node in (config["threat"] or {}).items()}
     certifications = {name: threat for name, threat in threats.items() if isinstance(threat, Certification)}
     threats = {name: threat for name, threat in threats.items() if name not in certifications}
     device = torch_device(config["device"])
@@ -214,6 +211,17 @@ def _certification_task(examination: Examination, certification: Certification, 
         return certification.judge(examination, name, advance)
 
     return Task(name, fingerprints, len(examination.batches), judge)
+
+
+def _threat(name: str, node: Any) -> Any:
+    """Build a threat of the configuration. Raises ConfigurationError, which names the option."""
+    where = f"threat.{name}"
+    try:
+        return build(node, where=where, trusted=None)
+    except ConfigurationError as error:
+        if error.option is None or error.option.startswith(where):
+            raise
+        raise ConfigurationError(f"{where}.{error}", option=f"{where}.{error.option}") from None
 
 
 def _noisy_networks(runs: Sequence[TrainedRun], config: dict[str, Any], trusted: tuple[str, ...]) -> dict[str, Any]:

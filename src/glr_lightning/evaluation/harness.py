@@ -27,7 +27,7 @@ from glr_lightning.evaluation.summary import summarise
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.threats import ImageRandom, Threat
 from glr_lightning.threats.attacks.input_gradient import is_piecewise_constant
-from glr_lightning.threats.attacks.query import Attacked
+from glr_lightning.threats.attacks.query import Query
 
 TOLERANCE = 1e-6  # rounding of x + epsilon in float32
 EXAMPLES = 8  # images that are kept for looking at
@@ -131,7 +131,7 @@ class Examination:
     def randomized(self) -> bool:
         """Do two predictions on the same images differ?"""
         x, _, index = self.to_place(self.batches[0])
-        asked = Attacked(self.model, x, random=ImageRandom(self.seed, index))
+        asked = Query(self.model, x, random=ImageRandom(self.seed, index))
         return not torch.equal(asked(x), asked(x))
 
     def facts(self) -> dict[str, Any]:
@@ -210,16 +210,16 @@ class Examination:
         examples = torch.cat([batch["moved"] for batch in batches])[:EXAMPLES]
         return Judged(summarise(trial, images, facts), self.evidence(images["correct"], images["prediction"], examples))
 
-    def attacked(self, trial: Trial, x: Tensor, index: Tensor) -> Attacked:
+    def attacked(self, trial: Trial, x: Tensor, index: Tensor) -> Query:
         """What the threat of a trial is given as its model. Raises ConfigurationError without a surrogate."""
         random = ImageRandom(self.seed, index)
         options = trial.threat.options
         if trial.gradient_source == "transfer" and not trial.threat.recorded:
             surrogate = self.surrogates[trial.surrogate]
             source = "straight_through" if is_piecewise_constant(surrogate) else "autograd"
-            return Attacked(surrogate, x, source=source, random=random, options=options)
+            return Query(surrogate, x, source=source, random=random, options=options)
         source = "autograd" if trial.gradient_source in ("none", "transfer") else trial.gradient_source
-        return Attacked(self.model, x, source=source, random=random, options=options, randomized=self.randomized)
+        return Query(self.model, x, source=source, random=random, options=options, randomized=self.randomized)
 
     def rehearse(self, trial: Trial) -> None:
         """Run an attack on no images at all, so that parameters which it refuses are refused before hours of others.
@@ -235,7 +235,7 @@ class Examination:
                 return
 
     @torch.no_grad()
-    def attack(self, trial: Trial, x: Tensor, y: Tensor, index: Tensor) -> tuple[Tensor, Attacked, Tensor | None]:
+    def attack(self, trial: Trial, x: Tensor, y: Tensor, index: Tensor) -> tuple[Tensor, Query, Tensor | None]:
         """Run a threat on one batch: the images, what it was given as its model, and its targets if it has any.
 
         Raises ConfigurationError if the images have another shape.
@@ -276,8 +276,8 @@ class Examination:
             "finite": finite,
             "inside": inside,
             "budget": budget,
-            "no_gradient": attacked.ledger.zero_gradient,
-            "queries": attacked.ledger.queries,
+            "no_gradient": attacked.count.zero_gradient,
+            "queries": attacked.count.queries,
             "reached": torch.full_like(y, -1) if target is None else (prediction == target).long(),
             "moved": moved[:EXAMPLES],
         }

@@ -88,7 +88,7 @@ def _make(examination: Examination, trial: Trial, advance: Callable[[], None]) -
     parts = []
     for batch in examination.batches:
         moved, attacked, _ = examination.attack(trial, *examination.to_place(batch))
-        parts.append((moved.float().cpu(), attacked.ledger.zero_gradient.float().cpu()))
+        parts.append((moved.float().cpu(), attacked.count.zero_gradient.float().cpu()))
         advance()
     images, zero = (torch.cat(column) for column in zip(*parts, strict=True))
     facts = {

@@ -1,9 +1,10 @@
 """Attacks and corruptions: one pure, batched function a file, and the value that tells how to run it.
 
-A new threat is one file here and one YAML file in conf/threat. `robustness.evaluate` runs and judges them.
+A new threat is one file here, or in a package of one's own, and one YAML file in conf/threat.
 """
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.base import Threat, attack, corruption
+from glr_lightning.threats.base import Attack, AttackFacts, Corruption, Threat, attack, corruption, declare
+from glr_lightning.threats.clean import Clean
 
-__all__ = ["ImageRandom", "Threat", "attack", "corruption"]
+__all__ = ["Attack", "AttackFacts", "Clean", "Corruption", "ImageRandom", "Threat", "attack", "corruption", "declare"]

@@ -1,105 +1,206 @@
-"""What a threat is to the evaluation: a function, levels to run it at, and facts that its rows must carry."""
+"""Threats as values: a pure function, the levels to run it at, and the facts that its rows carry.
 
+A function is `threat(model, x, y, *, random, **parameters) -> x'`, with x and x' [B, C, H, W] in [0, 1]. The hints of
+its parameters say what they accept (`glr_lightning.validation`). What an attack can do is declared once, above its
+function, by `@declare(AttackFacts(...))`. `attack` and `corruption` make the values from such a function and the
+constants of a configuration; the function may come from any package.
+"""
+
+import functools
+import importlib
 import inspect
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, final
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, ParamSpec, final
 
+import hydra.utils
+from annotated_types import Interval
 from torch import Tensor
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.validation import MOST, Checked, Count, NonEmpty, Positive, checked, checked_arguments, choice
 
-KINDS = ("clean", "corruption", "attack")
-GRADIENT_SOURCES = ("none", "transfer", "autograd", "straight_through", "likelihood_ratio")
-NORMS = ("", "linf", "l2")
+P = ParamSpec("P")
 
+WHITE_BOX = ("autograd", "straight_through", "likelihood_ratio")
+"""Where the gradient of the attacked network itself can come from."""
+GRADIENT_SOURCES = ("none", "transfer", *WHITE_BOX)
+NORMS = ("linf", "l2")
+ARGUMENTS = ("model", "x", "y", "random", "target")
+"""What the evaluation hands to a threat function; its other arguments are parameters."""
+
+Norm = Literal["linf", "l2"]
+Source = Literal["none", "transfer", "autograd", "straight_through", "likelihood_ratio"]
 Parameters = Mapping[str, Any]
+Levels = Sequence[tuple[float | None, Parameters]]
 
 
 @final
 @dataclass(frozen=True)
-class GradientOptions:
+class GradientOptions(Checked):
     """How an attack's gradients are computed.
 
-    smoothing: of straight-through slopes and of the likelihood ratio, see `threats.gradient.scales`.
-    copies: of the noise in a likelihood-ratio gradient, even and at least 4.
-    eot: where a network's own predictions are random, scores and gradients are means over at least so many noisy
-        passes: the expectation over the transformation (Athalye, Engstrom, Ilyas & Kwok, ICML 2018).
+    Attributes:
+        smoothing: of straight-through slopes and of the likelihood ratio, see `attacks.input_gradient.scales`.
+        copies: of the noise in a likelihood-ratio gradient, an even number.
+        eot: where the network's own predictions are random, scores and gradients are means over at least this many
+            noisy passes: the expectation over the transformation (Athalye, Engstrom, Ilyas & Kwok, ICML 2018).
 
-    Raises ConfigurationError for anything out of range.
+    Raises:
+        ConfigurationError: a value out of range.
     """
 
-    smoothing: float = 0.25
-    copies: int = 64
-    eot: int = 8
+    smoothing: Annotated[float, Interval(ge=1e-6, le=1e6)] = 0.25
+    copies: Annotated[int, Interval(ge=4, le=MOST)] = 64
+    eot: Count = 8
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.smoothing, int | float) and 1e-6 <= self.smoothing <= 1e6):
-            raise ConfigurationError(f"smoothing must be a number from 1e-6 to 1e6, got {self.smoothing!r}.")
-        if not (isinstance(self.copies, int) and 4 <= self.copies <= 10**6 and self.copies % 2 == 0):
-            raise ConfigurationError(f"copies must be an even number of at least 4, got {self.copies!r}.")
-        if not (isinstance(self.eot, int) and 1 <= self.eot <= 10**6):
-            raise ConfigurationError(f"eot must be a whole number of at least 1, got {self.eot!r}.")
+        super().__post_init__()
+        if self.copies % 2:
+            raise ConfigurationError(f"copies must be an even number, got {self.copies}.", option="copies")
 
 
 @final
 @dataclass(frozen=True)
-class Threat:
+class AttackFacts:
+    """What an attack's function can do.
+
+    Attributes:
+        norms: the norms in which its parameter `epsilon` can bound the change, the usual one first; empty for a
+            function without that parameter.
+        gradient_sources: where its gradient can come from, some of GRADIENT_SOURCES, the usual one first.
+        searches: whether it follows the gradients or scores of the network it is given. Random points do not, and
+            say nothing about robustness.
+        requires: a package that has to be installed for it and is an extra of this one.
+
+    Raises:
+        ConfigurationError: an unknown norm or gradient source.
+    """
+
+    norms: tuple[str, ...] = ()
+    gradient_sources: tuple[str, ...] = ("none",)
+    searches: bool = True
+    requires: str = ""
+
+    def __post_init__(self) -> None:
+        for norm in self.norms:
+            choice("norm", norm, NORMS)
+        for source in self.gradient_sources:
+            choice("gradient_source", source, GRADIENT_SOURCES)
+
+
+def checked_parameters(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Check the parameters of every call of a threat function against their hints.
+
+    Raises:
+        ConfigurationError: (from the call) a parameter that its hint does not accept.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        parameters = {name: value for name, value in kwargs.items() if name not in ARGUMENTS}
+        kwargs.update(checked_arguments(function, parameters))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def declare(facts: AttackFacts) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
+    """Mark a function as an attack with these facts, and check its parameters as `checked_parameters` does."""
+
+    def mark(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+            require_package(function, facts)
+            return checking(*args, **kwargs)
+
+        checking = checked_parameters(function)
+        call.facts = facts  # type: ignore[attr-defined]
+        return call
+
+    return mark
+
+
+def require_package(function: Callable[..., Tensor], facts: AttackFacts) -> None:
+    """Refuse an attack whose package is not installed.
+
+    Raises:
+        ConfigurationError: says what to install.
+    """
+    try:
+        if facts.requires:
+            importlib.import_module(facts.requires)
+    except ImportError:
+        raise ConfigurationError(
+            f"{_name(function)} needs {facts.requires}, which is not installed; run pip install "
+            f'"glr-lightning[{facts.requires}]" (in a checkout ".[{facts.requires}]"), or leave {_name(function)} out '
+            "of threat=..."
+        ) from None
+
+
+def facts_of(function: Callable[..., Tensor]) -> AttackFacts:
+    """The declared facts of an attack's function.
+
+    Raises:
+        ConfigurationError: the function is not declared to be an attack.
+    """
+    facts = getattr(function, "facts", None)
+    if not isinstance(facts, AttackFacts):
+        raise ConfigurationError(
+            f"{_name(function)} does not say what it can do as an attack; put "
+            "@glr_lightning.threats.declare(AttackFacts(...)) above it."
+        )
+    return facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threat(ABC):
     """A threat at its levels.
 
-    function: threat(model, x, y, *, random, **parameters) -> x', pure, x and x' [B, C, H, W] in [0, 1].
-    kind: one of KINDS.
-    levels: (label, keyword parameters) each; the label is the number that tables and figures show.
-    level_name: what the label counts, "severity", "epsilon" or "".
-    preset: the name of the set of constants.
-    norm: the norm in which the parameter `epsilon` bounds x' - x, "" if nothing bounds it.
-    gradient_source: where an attack's gradient comes from, one or several of GRADIENT_SOURCES, a row each. The function
-        receives the surrogate as its model for "transfer", and the attacked model itself for everything else.
-    surrogates: the names of the surrogates that a transfer attack uses, a row each; empty for all that are given.
-    targeted: the function takes the classes that it shall have predicted as `target`, int64 [B]. The harness draws one
-        of the wrong ones for each image.
-    recorded: the function looks up images that were made before, and needs no surrogate any more.
-    options: how gradients are computed.
+    Attributes:
+        function: the threat function, see the module.
+        levels: (label, keyword parameters) each; the label is the number that tables and figures show.
+        level_name: what the label counts, "severity", "epsilon" or "".
+        preset: the name of the set of constants.
+        norm: the norm in which the parameter `epsilon` bounds x' - x, "" if nothing bounds it.
+        gradient_sources: where the gradient is to come from, a row each. The function receives the surrogate as its
+            model for "transfer", and the tested network for everything else.
+        surrogates: the names of the surrogates that a transfer attack uses, a row each; empty for all there are.
+        targeted: whether the function is given a wrong class of each image as `target`, int64 [B].
+        recorded: whether the function looks up images that were made before, and needs no surrogate any more.
+        searches: see `AttackFacts`.
+        options: how gradients are computed.
 
-    Raises ConfigurationError for any other word, no levels, or parameters that the function does not take.
+    Raises:
+        ConfigurationError: no levels, or parameters that the function does not take or accept.
     """
 
     function: Callable[..., Tensor]
-    kind: str
-    levels: Sequence[tuple[float | None, Parameters]] = ((None, {}),)
-    level_name: str = ""
-    preset: str = ""
-    norm: str = ""
-    gradient_source: str | Sequence[str] = "none"
-    surrogates: Sequence[str] = ()
-    targeted: bool = False
-    recorded: bool = False
-    options: GradientOptions = field(default_factory=GradientOptions)
+    levels: Levels = ((None, {}),)
+    level_name: str = field(default="", init=False)
+    preset: str = field(default="", init=False)
+    norm: str = field(default="", init=False)
+    gradient_sources: tuple[str, ...] = field(default=("none",), init=False)
+    surrogates: tuple[str, ...] = field(default=(), init=False)
+    targeted: bool = field(default=False, init=False)
+    recorded: bool = field(default=False, init=False)
+    searches: bool = field(default=False, init=False)
+    options: GradientOptions = field(default_factory=GradientOptions, init=False)
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """The word that tables sort by: "clean", "corruption" or "attack"."""
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, KINDS)
-        _one_of("norm", self.norm, NORMS)
-        if not self.gradient_sources:
-            raise ConfigurationError(f"the threat {_name(self.function)} has no gradient_source; use 'none' for that.")
-        for source in self.gradient_sources:
-            _one_of("gradient_source", source, GRADIENT_SOURCES)
-        if self.kind != "attack" and self.gradient_sources != ("none",):
-            raise ConfigurationError(
-                f"a threat of kind {self.kind!r} has no gradient, got "
-                f"gradient_source={self.gradient_source!r}; use 'none'."
-            )
         if not self.levels:
             raise ConfigurationError(f"the threat {_name(self.function)} has no levels; give at least one.")
         for _, parameters in self.levels:
             self._check_parameters(parameters)
 
-    @property
-    def gradient_sources(self) -> tuple[str, ...]:
-        return (self.gradient_source,) if isinstance(self.gradient_source, str) else tuple(self.gradient_source)
-
     def _check_parameters(self, parameters: Parameters) -> None:
-        """Bind the call now: a misspelt keyword should fail before an hour of evaluation, not after it."""
+        """Bind the call now: a misspelt keyword is to fail before an hour of evaluation, not after it."""
         target = {"target": None} if self.targeted else {}
         try:
             inspect.signature(self.function).bind(None, None, None, random=None, **target, **parameters)
@@ -108,110 +209,161 @@ class Threat:
                 f"{_name(self.function)} cannot be called as "
                 f"threat(model, x, y, random=..., **{dict(parameters)}): {error}."
             ) from error
-        if self.norm and "epsilon" not in parameters:
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Corruption(Threat):
+    """A corruption at some severities of a preset; made by `corruption`."""
+
+    level_name: str = "severity"
+    preset: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Corruptions know nothing of the network."""
+        return "corruption"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Attack(Threat):
+    """An attack at some epsilons, or without a bound; made by `attack`.
+
+    Raises:
+        ConfigurationError: beside what `Threat` refuses, an unknown norm or source, and a level without its epsilon.
+    """
+
+    level_name: str = ""
+    norm: str = ""
+    gradient_sources: tuple[str, ...] = ("none",)
+    surrogates: tuple[str, ...] = ()
+    targeted: bool = False
+    recorded: bool = False
+    searches: bool = True
+    options: GradientOptions = field(default_factory=GradientOptions)
+
+    @property
+    def kind(self) -> str:
+        """Attacks choose their change for the network."""
+        return "attack"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("norm", self.norm, ("", *NORMS))
+        if not self.gradient_sources:
+            raise ConfigurationError(f"the attack {_name(self.function)} has no gradient_source; use 'none' for that.")
+        for source in self.gradient_sources:
+            choice("gradient_source", source, GRADIENT_SOURCES)
+        if self.norm and not all("epsilon" in parameters for _, parameters in self.levels):
             raise ConfigurationError(
-                f"{_name(self.function)} has norm={self.norm!r} but a level without epsilon; "
-                "give every level its epsilon."
+                f"{_name(self.function)} has norm={self.norm!r} but a level without epsilon; give every level its "
+                "epsilon."
             )
 
 
+@checked
 def corruption(
-    function: Callable[..., Tensor],
+    function: str | Callable[..., Tensor],
     preset: str,
     presets: Mapping[str, Sequence[Parameters]],
-    severities: Sequence[int] | None = None,
-) -> Threat:
+    severities: NonEmpty[Count] | None = None,
+) -> Corruption:
     """A corruption at some severities of a named preset.
 
-    presets: by name, the parameters of the function, weakest first; presets[name][s - 1] is severity s.
-    severities: None for all that the preset has.
+    Args:
+        function: the corruption, or its dotted path.
+        preset: the name of the set of constants.
+        presets: by name, the parameters of the function, weakest first; presets[name][s - 1] is severity s.
+        severities: None for all that the preset has.
 
-    Raises ConfigurationError for an unknown preset, and for severities that are not a non-empty list of
-    integers within 1..len(preset).
+    Raises:
+        ConfigurationError: an unknown preset or severity, or constants that the function does not accept.
     """
-    _one_of("preset", preset, tuple(presets))
-    constants = presets[preset]
-    most = len(constants)
-    listed = isinstance(severities, Sequence) and not isinstance(severities, str)
-    chosen: Sequence[Any] = range(1, most + 1) if severities is None else severities if listed else ()
-    if not chosen or any(type(severity) is not int or not 1 <= severity <= most for severity in chosen):
+    found = _function(function)
+    constants = presets[choice("preset", preset, tuple(presets))]
+    chosen = range(1, len(constants) + 1) if severities is None else severities
+    if max(chosen, default=1) > len(constants):
         raise ConfigurationError(
-            f"severities must be a non-empty list of integers within 1..{most}, got {severities!r}; "
-            f"for example severities={list(range(1, most + 1))}."
+            f"severities must lie within 1..{len(constants)}, got {list(chosen)}; for example "
+            f"severities={list(range(1, len(constants) + 1))}.",
+            option="severities",
         )
-    levels = tuple((severity, dict(constants[severity - 1])) for severity in chosen)
-    return Threat(function, "corruption", levels, level_name="severity", preset=preset)
+    for severity in chosen:
+        checked_arguments(found, constants[severity - 1], f"presets.{preset}[{severity - 1}]")
+    return Corruption(
+        function=found,
+        levels=tuple((severity, dict(constants[severity - 1])) for severity in chosen),
+        preset=preset,
+    )
 
 
+@checked
 def attack(
-    function: Callable[..., Tensor],
-    epsilon: float | Sequence[float] | None,
-    norm: str,
-    gradient_source: str | Sequence[str],
-    gradient_sources: Sequence[str],
-    surrogates: str | Sequence[str] = (),
+    function: str | Callable[..., Tensor],
+    epsilon: Positive | NonEmpty[Positive] | None = None,
+    norm: Norm | None = None,
+    gradient_source: Source | NonEmpty[Source] | None = None,
+    surrogates: str | tuple[str, ...] = (),
     targeted: bool = False,
     gradient: Mapping[str, Any] | None = None,
     **parameters: Any,
-) -> Threat:
+) -> Attack:
     """An attack, one level an epsilon; `parameters` (say steps=40) are the same at every level.
 
-    epsilon: one or several bounds on x' - x in `norm`, in units of the pixel range; None for an attack without bound,
-        which takes no epsilon.
-    norm: handed on to a function that works in several.
-    gradient_source: where the gradient is to come from, one or several of `gradient_sources`, those it can use.
-    surrogates, targeted: see `Threat`. gradient: the fields of `GradientOptions` that shall differ.
+    Args:
+        function: a function with declared facts, or its dotted path.
+        epsilon: one or several bounds on x' - x in `norm`, in units of the pixel range; None for an attack without a
+            bound.
+        norm: one of the function's, by default the first; handed on to a function that works in several.
+        gradient_source: where the gradient is to come from, one or several of the function's; by default the first.
+        surrogates: see `Threat`; one name or several.
+        targeted: see `Threat`.
+        gradient: the fields of `GradientOptions` that differ from its defaults.
+        parameters: of the function.
 
-    Raises ConfigurationError if an epsilon is not finite and > 0, or the gradient source is not among the
-    possible ones.
+    Raises:
+        ConfigurationError: a value that the function does not accept, or a norm or source that it cannot use.
     """
-    sources = [gradient_source] if isinstance(gradient_source, str) else list(gradient_source)
+    found = _function(function)
+    facts, known = facts_of(found), inspect.signature(found).parameters
+    require_package(found, facts)
+    chosen = gradient_source or facts.gradient_sources[0]
+    sources: tuple[str, ...] = (chosen,) if isinstance(chosen, str) else chosen
     for source in sources:
-        _one_of("gradient_source", source, gradient_sources)
-    options = _gradient_options(gradient or {})
-    names = (surrogates,) if isinstance(surrogates, str) else tuple(surrogates)
-    facts: dict[str, Any] = {
-        "gradient_source": gradient_source,
-        "surrogates": names,
+        choice("gradient_source", source, facts.gradient_sources)
+    settings: dict[str, Any] = {
+        "gradient_sources": sources,
+        "surrogates": (surrogates,) if isinstance(surrogates, str) else tuple(surrogates),
         "targeted": targeted,
-        "options": options,
+        "searches": facts.searches,
+        "options": GradientOptions(**checked_arguments(GradientOptions, gradient or {}, "gradient")),
     }
-    if epsilon is None and not _requires_epsilon(function):
-        return Threat(function, "attack", ((None, parameters),), **facts)
-    if "epsilon" not in inspect.signature(function).parameters:
-        raise ConfigurationError(f"{_name(function)} has no bound, got epsilon={epsilon!r}; use epsilon=null.")
-    bounds: Sequence[Any] = epsilon if isinstance(epsilon, Sequence) else [epsilon]
-    if not bounds or not all(_positive(bound) for bound in bounds):
-        raise ConfigurationError(
-            f"epsilon must be a finite number > 0 or a non-empty list of them, got {epsilon!r}; "
-            "for example epsilon=[0.13]."
-        )
-    if "norm" in inspect.signature(function).parameters:
-        parameters["norm"] = norm
+    checked_arguments(found, parameters)
+    if epsilon is None:
+        if "epsilon" in known and known["epsilon"].default is inspect.Parameter.empty:
+            raise ConfigurationError("epsilon must be a number above 0, or a list of them; for example epsilon=0.1.")
+        return Attack(function=found, levels=((None, parameters),), **settings)
+    if "epsilon" not in known:
+        raise ConfigurationError(f"{_name(found)} has no bound, got epsilon={epsilon!r}; use epsilon=null.")
+    norm_of = choice("norm", norm or facts.norms[0], facts.norms)
+    if "norm" in known:
+        parameters["norm"] = norm_of
+    bounds = epsilon if isinstance(epsilon, tuple) else (epsilon,)
     levels = tuple((float(bound), {"epsilon": float(bound), **parameters}) for bound in bounds)
-    return Threat(function, "attack", levels, "epsilon", norm=norm, **facts)
+    return Attack(function=found, levels=levels, level_name="epsilon", norm=norm_of, **settings)
 
 
-def _requires_epsilon(function: Callable[..., Tensor]) -> bool:
-    parameter = inspect.signature(function).parameters.get("epsilon")
-    return parameter is not None and parameter.default is inspect.Parameter.empty
-
-
-def _gradient_options(options: Mapping[str, Any]) -> GradientOptions:
+def _function(function: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    if not isinstance(function, str):
+        return function
     try:
-        return GradientOptions(**options)
-    except TypeError:
-        known = ", ".join(each.name for each in fields(GradientOptions))
-        raise ConfigurationError(f"gradient takes {known}; got {', '.join(options)}.") from None
-
-
-def _positive(value: object) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf  # type: ignore[operator]
-
-
-def _one_of(what: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigurationError(f"unknown {what} {value!r}; choose from {', '.join(map(repr, choices))}.")
+        found: Callable[..., Tensor] = hydra.utils.get_method(function)
+    except Exception as error:
+        raise ConfigurationError(
+            f"there is no function {function!r}: {' '.join(str(error).split())}", option="function"
+        ) from error
+    return found
 
 
 def _name(function: Callable[..., Tensor]) -> str:

@@ -20,8 +20,8 @@ from torch import Tensor
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.randomness import ImageRandom
 from glr_lightning.storage import REMOVE, damaged, read_arrays, write_arrays
-from glr_lightning.threats.attacks.query import Attacked
-from glr_lightning.threats.base import Threat
+from glr_lightning.threats.attacks.query import Query
+from glr_lightning.threats.base import Attack
 
 FACTS: dict[str, Any] = {
     "name": str,
@@ -38,7 +38,7 @@ class AdversarialSet:
     """images: float32 [n, C, H, W], what became of the images at positions 0 .. n - 1 of a data set.
 
     checksums: int64 [n], of the clean images and their labels, see `image_checksums`. zero_gradient: float32 [n], as
-    in `Ledger`. facts: the name, surrogate, norm, epsilon and targeted of the attack.
+    in `QueryCount`. facts: the name, surrogate, norm, epsilon and targeted of the attack.
 
     A threat function: called with images of the data set, it looks them up.
     Raises ConfigurationError when called with images that it was not made from.
@@ -64,7 +64,7 @@ class AdversarialSet:
                 f"{self.origin} was made from other images than this run is tested on{more}; take a set that was made "
                 "for this data set, or leave it out and let threat=fgsm or threat=lbfgs make one."
             )
-        if isinstance(model, Attacked):
+        if isinstance(model, Query):
             model.note_first_gradient(self.zero_gradient[index].to(x.device))
         return self.images[index].to(x)
 
@@ -108,7 +108,7 @@ def load_set(path: Path) -> AdversarialSet:
     return AdversarialSet(images, checksums, zero, facts, origin=f"the adversarial set {path}")
 
 
-def adversarial_set(path: str) -> Threat:
+def adversarial_set(path: str) -> Attack:
     """The threat of a saved set; `glr-evaluate` leaves them in the folders of the surrogates.
 
     Raises CheckpointError if it cannot be read.
@@ -121,17 +121,16 @@ def adversarial_set(path: str) -> Threat:
     return replayed(made)
 
 
-def replayed(made: AdversarialSet) -> Threat:
+def replayed(made: AdversarialSet) -> Attack:
     """The threat that looks the images up."""
     epsilon, norm = made.facts["epsilon"], made.facts["norm"]
-    level = (None, {}) if epsilon is None or not norm else (float(epsilon), {"epsilon": float(epsilon)})
-    return Threat(
-        made,
-        "attack",
-        (level,),
-        "epsilon" if level[0] is not None else "",
-        norm=norm if level[0] is not None else "",
-        gradient_source="transfer",
+    bounded = epsilon is not None and bool(norm)
+    return Attack(
+        function=made,
+        levels=((float(epsilon), {"epsilon": float(epsilon)}) if bounded else (None, {}),),
+        level_name="epsilon" if bounded else "",
+        norm=norm if bounded else "",
+        gradient_sources=("transfer",),
         surrogates=(made.facts["surrogate"],),
         recorded=True,
     )

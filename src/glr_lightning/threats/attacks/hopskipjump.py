@@ -1,4 +1,4 @@
-"""HopSkipJump, the attack that sees predictions alone, from foolbox."""
+"""HopSkipJump, a decision-based attack: it sees predictions alone. The walk is foolbox's."""
 
 import contextlib
 import importlib
@@ -8,35 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.attacks.ball import check_ball
 from glr_lightning.threats.attacks.input_gradient import Scores, margin
-from glr_lightning.threats.attacks.objective import Best, Goal
-from glr_lightning.threats.attacks.query import Attacked
-from glr_lightning.threats.base import Threat, attack
-from glr_lightning.validation import validated_count
+from glr_lightning.threats.attacks.objective import Best, Objective
+from glr_lightning.threats.attacks.query import Query
+from glr_lightning.threats.base import AttackFacts, Norm, declare
+from glr_lightning.validation import Count, Positive
 
 
+@declare(AttackFacts(norms=("l2", "linf"), requires="foolbox"))
 def hopskipjump(
     model: Scores,
     x: Tensor,
     y: Tensor,
     *,
     random: ImageRandom,
-    epsilon: float,
-    norm: str = "l2",
-    steps: int = 10,
-    initial_evaluations: int = 100,
-    starts: int = 100,
+    epsilon: Positive,
+    norm: Norm = "l2",
+    steps: Count = 10,
+    initial_evaluations: Count = 100,
+    starts: Count = 100,
     target: Tensor | None = None,
 ) -> Tensor:
-    """x' near x [B, C, H, W] in [0, 1], predicted otherwise, or as the target, int64 [B]; from predictions alone.
+    """Walk along the decision boundary towards x [B, C, H, W] in [0, 1], from predictions alone.
 
-    From a start that fools it walks along the boundary towards x, estimating its normal from predictions around. An
-    image is returned unchanged if it fools as it is, if no start is found, or if x' is farther away than epsilon in the
-    norm (pixel units). A start is the first that fools of `starts` images, each a blend of x and its own uniform noise,
-    the later the more noise; and where none does, an image of this batch that is predicted otherwise, or as the target.
+    It begins at a start that is predicted otherwise than y, or as the target, int64 [B], and estimates the normal of
+    the boundary from predictions around it. An image is returned unchanged if it fools as it is, if no start is found,
+    or if x' is farther away than epsilon in the norm (pixel units). A start is the first that fools of `starts` images,
+    each a blend of x and its own uniform noise, the later the more noise; and where none does, an image of this batch
+    that is predicted otherwise, or as the target.
 
     steps: of the walk. initial_evaluations: predictions for the first normal; step t takes sqrt(t) times as many.
 
@@ -46,22 +46,19 @@ def hopskipjump(
     batch: unlike for all other threats an image's result depends on the batch that it is in.
 
     Source: Chen, Jordan & Wainwright, "HopSkipJumpAttack: a query-efficient decision-based attack", IEEE S&P 2020.
-    Raises ConfigurationError for parameters out of range, and without foolbox.
+    It needs foolbox.
     """
-    attacked = Attacked.of(model, x)
-    check_ball(epsilon, norm)
-    for name, count in (("steps", steps), ("initial_evaluations", initial_evaluations), ("starts", starts)):
-        validated_count(name, count)
-    foolbox = _foolbox()
-    goal = Goal.of(y, target)
-    found = _starts(attacked, goal, x, random, starts)
+    query = Query.of(model, x)
+    foolbox = importlib.import_module("foolbox")
+    objective = Objective.of(y, target)
+    found = _starts(query, objective, x, random, starts)
     rows = (found.reached & (found.images != x).flatten(1).any(1)).nonzero().squeeze(1)
     start = found.images[rows]
     if not len(rows):
         return x
-    classes = goal.classes[rows]
+    classes = objective.classes[rows]
     criterion = foolbox.criteria.Misclassification if target is None else foolbox.criteria.TargetedMisclassification
-    network = foolbox.PyTorchModel(_Module(attacked.take(rows)).eval(), bounds=(0, 1), device=x.device)
+    network = foolbox.PyTorchModel(_Module(query.take(rows)).eval(), bounds=(0, 1), device=x.device)
     walk = _per_image(foolbox.attacks.HopSkipJumpAttack)(
         steps=steps, initial_gradient_eval_steps=initial_evaluations, constraint=norm
     )
@@ -73,43 +70,37 @@ def hopskipjump(
     return x.index_copy(0, rows[near], moved[near])
 
 
-def hopskipjump_threat(**settings: Any) -> Threat:
-    """`attack` of hopskipjump, refused at once without foolbox and not after hours of evaluation."""
-    _foolbox()
-    return attack(hopskipjump, **settings)
-
-
-def _starts(attacked: Attacked, goal: Goal, x: Tensor, random: ImageRandom, starts: int) -> Best:
-    """For every image itself if it fools, else the first blend with noise, else a neighbour in the batch."""
-    best = Best(x, goal, margin)
-    scores = attacked(x)
+def _starts(query: Query, objective: Objective, x: Tensor, random: ImageRandom, starts: int) -> Best:
+    """Find each image's start: itself if it fools, else the first blend with noise, else a neighbour in the batch."""
+    best = Best(x, objective, margin)
+    scores = query(x)
     best.offer(best.open, x, scores)
     for number in range(starts):
         rows = best.open
         noise = ImageRandom(random.seed, random.index[rows]).uniform(x.shape[1:], number).to(x)
         blend = torch.lerp(x[rows], noise, (number + 1) / starts)
-        best.offer(rows, blend, attacked.take(rows)(blend))
+        best.offer(rows, blend, query.take(rows)(blend))
     rows = best.open
     if len(rows):
-        same = scores.argmax(1) == goal.classes[rows, None]
-        neighbour = x[(same if goal.sign < 0 else ~same).int().argmax(1)]
-        best.offer(rows, neighbour, attacked.take(rows)(neighbour))
+        same = scores.argmax(1) == objective.classes[rows, None]
+        neighbour = x[(same if objective.sign < 0 else ~same).int().argmax(1)]
+        best.offer(rows, neighbour, query.take(rows)(neighbour))
     return best
 
 
 class _Module(nn.Module):
-    """The scores as foolbox wants them."""
+    """The scores as a module, for foolbox."""
 
-    def __init__(self, attacked: Attacked) -> None:
+    def __init__(self, query: Query) -> None:
         super().__init__()
-        self._attacked = attacked
+        self._query = query
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._attacked(x)
+        return self._query(x)
 
 
 def _per_image(attack: Any) -> Any:
-    """The attack with normals of length 1 each, see `hopskipjump`."""
+    """Derive the attack with normals of length 1 each, see `hopskipjump`."""
 
     class PerImage(attack):
         def approximate_gradients(self, *arguments: Any, **options: Any) -> Any:
@@ -126,13 +117,3 @@ def _global_randomness(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def _foolbox() -> Any:
-    try:
-        return importlib.import_module("foolbox")
-    except ImportError:
-        raise ConfigurationError(
-            'hopskipjump needs foolbox, which is not installed; run pip install "glr-lightning[foolbox]" (in a '
-            'checkout ".[foolbox]"), or leave hopskipjump out of threat=...'
-        ) from None

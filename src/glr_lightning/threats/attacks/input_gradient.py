@@ -5,7 +5,7 @@ takes scores [rows, classes] and labels [rows] and returns [rows]; an attack asc
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ def margin(scores: Tensor, y: Tensor) -> Tensor:
     return others - right.squeeze(1)
 
 
+LossName = Literal["cross_entropy", "margin"]
 ATTACK_LOSSES: dict[str, AttackLoss] = {"cross_entropy": cross_entropy, "margin": margin}
 
 

@@ -1,34 +1,36 @@
 """The published protocol's L-BFGS attack."""
 
-import math
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.randomness import ImageRandom
 from glr_lightning.threats.attacks.input_gradient import Scores, cross_entropy
-from glr_lightning.threats.attacks.objective import Goal
+from glr_lightning.threats.attacks.objective import Objective
 from glr_lightning.threats.attacks.quasi_newton import InverseHessian, dot
-from glr_lightning.threats.attacks.query import Attacked
-from glr_lightning.validation import validated_count
+from glr_lightning.threats.attacks.query import Query
+from glr_lightning.threats.base import WHITE_BOX, AttackFacts, declare
+from glr_lightning.validation import Positive
 
 HISTORY = 100  # and the tolerances: torch.optim.LBFGS's defaults
 TOLERANCE_GRADIENT = 1e-7
 TOLERANCE_CHANGE = 1e-9
 
 
+@declare(AttackFacts(gradient_sources=("transfer", *WHITE_BOX)))
 def lbfgs(
     model: Scores,
     x: Tensor,
     y: Tensor,
     *,
     random: ImageRandom | None,
-    learning_rate: float = 0.05,
-    iterations: int = 20,
+    learning_rate: Positive = 0.05,
+    iterations: Annotated[int, Interval(ge=1, le=HISTORY)] = 20,
     target: Tensor | None = None,
 ) -> Tensor:
-    """One call of torch.optim.LBFGS(lr=0.05, max_iter=20).step on the pixels, for each image by itself.
+    """Make one call of torch.optim.LBFGS(lr=0.05, max_iter=20).step on the pixels of each image by itself.
 
     It maximises the cross-entropy, or with a target, int64 [B], minimises that against it; there is no distance term
     and no bound, and only the result, x' [B, C, H, W], is clamped to [0, 1]. So this is not the attack of Szegedy et
@@ -40,20 +42,15 @@ def lbfgs(
     image has its own loss, curvature and end, as in a batch of one.
 
     Source of the parameters: the protocol of Jiang et al., "One forward is enough for neural network training via
-    likelihood ratio method", ICLR 2024. Raises ConfigurationError unless learning_rate > 0 and iterations are
-    1..100, the history.
+    likelihood ratio method", ICLR 2024. There are at most as many iterations as the history holds.
     """
-    attacked = Attacked.of(model, x)
-    if not 0 < learning_rate < math.inf:
-        raise ConfigurationError(f"learning_rate must be a finite number > 0, got {learning_rate!r}.")
-    if validated_count("iterations", iterations) > HISTORY:
-        raise ConfigurationError(f"iterations must be at most {HISTORY}, the history, got {iterations}.")
-    goal = Goal.of(y, target)
+    query = Query.of(model, x)
+    objective = Objective.of(y, target)
     result, rows = x.clone(), torch.arange(len(x), device=x.device)
 
     def evaluate(pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Loss [m, 1] and gradient [m, N] of what is minimised."""
-        here, own, images = attacked.take(rows), goal.take(rows), pixels.view(len(rows), *x.shape[1:])
+        here, own, images = query.take(rows), objective.take(rows), pixels.view(len(rows), *x.shape[1:])
         loss = -own.height(here(images).detach(), cross_entropy)
         return loss[:, None], -own.uphill(here, images, cross_entropy).flatten(1)
 

@@ -6,21 +6,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from glr_lightning.threats.attacks.input_gradient import ATTACK_LOSSES, AttackLoss
-from glr_lightning.threats.attacks.query import Attacked
-from glr_lightning.validation import choice
+from glr_lightning.threats.attacks.input_gradient import AttackLoss
+from glr_lightning.threats.attacks.query import Query
 
 ROUNDING = 1e-5
 
 
-def attack_loss(name: str) -> AttackLoss:
-    """The loss of a name. Raises ConfigurationError for an unknown one."""
-    return ATTACK_LOSSES[choice("loss", name, tuple(ATTACK_LOSSES))]
-
-
 @final
 @dataclass(frozen=True)
-class Goal:
+class Objective:
     """Any class but the label, or one certain class.
 
     classes: int64 [B], the labels y, or the targets. sign: +1 where the loss against them is ascended, and -1, for
@@ -31,15 +25,15 @@ class Goal:
     sign: float
 
     @staticmethod
-    def of(y: Tensor, target: Tensor | None) -> "Goal":
-        return Goal(y, 1.0) if target is None else Goal(target, -1.0)
+    def of(y: Tensor, target: Tensor | None) -> "Objective":
+        return Objective(y, 1.0) if target is None else Objective(target, -1.0)
 
-    def take(self, rows: Tensor) -> "Goal":
-        return Goal(self.classes[rows], self.sign)
+    def take(self, rows: Tensor) -> "Objective":
+        return Objective(self.classes[rows], self.sign)
 
-    def copies(self, count: int) -> "Goal":
-        """The goal of so many copies of the batch, copy-major."""
-        return Goal(self.classes.repeat(count), self.sign)
+    def copies(self, count: int) -> "Objective":
+        """The objective of so many copies of the batch, copy-major."""
+        return Objective(self.classes.repeat(count), self.sign)
 
     def reached(self, scores: Tensor) -> Tensor:
         """Is the prediction wrong, or the target? bool [B]."""
@@ -50,14 +44,14 @@ class Goal:
         """What the attack makes large, [B]: the loss against the label, or minus that against the target."""
         return self.sign * loss(scores, self.classes)
 
-    def uphill(self, attacked: Attacked, x: Tensor, loss: AttackLoss) -> Tensor:
+    def uphill(self, query: Query, x: Tensor, loss: AttackLoss) -> Tensor:
         """The gradient of the height, [B, C, H, W]."""
-        return self.sign * attacked.gradient(x, self.classes, loss)
+        return self.sign * query.gradient(x, self.classes, loss)
 
 
 @final
 class Best:
-    """Per image the first candidate that reached the goal, and while there is none, that of the greatest height.
+    """Per image the first candidate that reached the objective, and while there is none, that of the greatest height.
 
     Of equals the latest: on the plateaus of a piecewise-constant network a search that refused them would stand still.
     Equal is up to ROUNDING of the largest score, as the last bits of a score depend on the size of the batch.
@@ -65,11 +59,11 @@ class Best:
     images: [B, C, H, W], before any candidate the images themselves. reached: bool [B].
     """
 
-    def __init__(self, x: Tensor, goal: Goal, loss: AttackLoss) -> None:
+    def __init__(self, x: Tensor, objective: Objective, loss: AttackLoss) -> None:
         self.images = x.clone()
         self.reached = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._height = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        self._goal, self._loss = goal, loss
+        self._goal, self._loss = objective, loss
 
     @property
     def open(self) -> Tensor:
@@ -78,8 +72,8 @@ class Best:
 
     def offer(self, rows: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
         """Candidates [m, C, H, W] for the open images `rows`, and their scores; which were still taken, bool [m]."""
-        goal = self._goal.take(rows)
-        reached, height = goal.reached(scores), goal.height(scores, self._loss)
+        objective = self._goal.take(rows)
+        reached, height = objective.reached(scores), objective.height(scores, self._loss)
         better = reached | (height >= self._height[rows] - ROUNDING * scores.abs().amax(1))
         taken = rows[better]
         self.images[taken] = candidates[better]

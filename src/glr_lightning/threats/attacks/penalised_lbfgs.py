@@ -1,17 +1,15 @@
 """The smallest change that fools, by L-BFGS in the box with a penalty."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.randomness import ImageRandom
 from glr_lightning.threats.attacks.input_gradient import Scores, margin
-from glr_lightning.threats.attacks.objective import ROUNDING, Goal
+from glr_lightning.threats.attacks.objective import ROUNDING, Objective
 from glr_lightning.threats.attacks.quasi_newton import InverseHessian, dot
-from glr_lightning.threats.attacks.query import Attacked
-from glr_lightning.validation import validated_count
+from glr_lightning.threats.attacks.query import Query
+from glr_lightning.threats.base import WHITE_BOX, AttackFacts, declare
+from glr_lightning.validation import Count, Positive
 
 HISTORY = 10
 CAUTION = 0.5  # of the penalty's own curvature
@@ -19,18 +17,19 @@ SEARCH = 10  # halvings of the segment between the image and what fooled
 FACTOR = 4.0  # of the penalty's weight, while it is not yet bracketed
 
 
+@declare(AttackFacts(norms=("l2",), gradient_sources=(*WHITE_BOX, "transfer")))
 def penalised_lbfgs(
     model: Scores,
     x: Tensor,
     y: Tensor,
     *,
     random: ImageRandom | None,
-    epsilon: float | None = None,
-    rounds: int = 8,
-    iterations: int = 10,
+    epsilon: Positive | None = None,
+    rounds: Count = 8,
+    iterations: Count = 10,
     target: Tensor | None = None,
 ) -> Tensor:
-    """For every image the x' in [0, 1] of least ||x' - x||_2 that fools the model; [B, C, H, W].
+    """Find for every image the x' in [0, 1] of least ||x' - x||_2 that fools the model; [B, C, H, W].
 
     It minimises c ||x' - x||^2 - height(x'), the height being the margin max_{c != y} score_c - score_y, or with a
     target, int64 [B], score_target - max_{c != target} score_c, and looks for the largest c whose minimum fools, for
@@ -45,21 +44,16 @@ def penalised_lbfgs(
         that nothing fools. None for no bound.
 
     Source: Szegedy, Zaremba, Sutskever, Bruna, Erhan, Goodfellow & Fergus, "Intriguing properties of neural networks",
-    ICLR 2014, section 4.1; the margin is that of Carlini & Wagner, IEEE S&P 2017. Raises ConfigurationError for
-    parameters out of range.
+    ICLR 2014, section 4.1; the margin is that of Carlini & Wagner, IEEE S&P 2017.
     """
-    attacked = Attacked.of(model, x)
-    if epsilon is not None and not 0 < epsilon < math.inf:
-        raise ConfigurationError(f"epsilon must be a finite number > 0, or null for no bound, got {epsilon!r}.")
-    validated_count("rounds", rounds)
-    validated_count("iterations", iterations)
-    goal = Goal.of(y, target)
-    scores = attacked(x).detach()
-    rows = (~goal.reached(scores)).nonzero().squeeze(1)
+    query = Query.of(model, x)
+    objective = Objective.of(y, target)
+    scores = query(x).detach()
+    rows = (~objective.reached(scores)).nonzero().squeeze(1)
     if not len(rows):
         return x
-    problem = _Problem(attacked.take(rows), goal.take(rows), x[rows])
-    pixels, height = problem.x, goal.height(scores, margin)[rows, None]
+    problem = _Problem(query.take(rows), objective.take(rows), x[rows])
+    pixels, height = problem.x, objective.height(scores, margin)[rows, None]
     slope = problem.slope(pixels)
     weight = (dot(slope, slope) / (-2.0 * height).clamp_min(1e-6)).clamp_min(1e-12)
     fooling, failing = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
@@ -77,16 +71,16 @@ def penalised_lbfgs(
 class _Problem:
     """The images that do not fool as they are, flat [m, N], and for each the nearest that fools so far."""
 
-    def __init__(self, attacked: Attacked, goal: Goal, images: Tensor) -> None:
+    def __init__(self, query: Query, objective: Objective, images: Tensor) -> None:
         self.x = images.flatten(1)
-        self._attacked, self._goal, self._shape = attacked, goal, images.shape
+        self._query, self._objective, self._shape = query, objective, images.shape
         self._fools = self.x.clone()
         self._distance = torch.full((len(images), 1), torch.inf, dtype=images.dtype, device=images.device)
 
     def fooled(self, pixels: Tensor, rows: Tensor) -> Tensor:
         """Do these fool, in place of the images `rows`? bool [k, 1]. Those that do, nearer than before, are noted."""
-        scores = self._attacked.take(rows)(pixels.view(-1, *self._shape[1:])).detach()
-        height = self._goal.take(rows).height(scores, margin)[:, None]
+        scores = self._query.take(rows)(pixels.view(-1, *self._shape[1:])).detach()
+        height = self._objective.take(rows).height(scores, margin)[:, None]
         # On the boundary itself the last bits, which depend on the batch, would decide.
         fooled = height > ROUNDING * scores.abs().amax(1, keepdim=True)
         distance = (pixels - self.x[rows]).norm(dim=1, keepdim=True)
@@ -97,7 +91,7 @@ class _Problem:
 
     def slope(self, pixels: Tensor) -> Tensor:
         """The gradient of the height, [m, N]."""
-        return self._goal.uphill(self._attacked, pixels.view(self._shape), margin).flatten(1)
+        return self._objective.uphill(self._query, pixels.view(self._shape), margin).flatten(1)
 
     def minimise(self, pixels: Tensor, weight: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
         """||x' - x||^2 / 2 - height / (2 c), whose Hessian is near the identity: x' and was any iterate fooled?"""

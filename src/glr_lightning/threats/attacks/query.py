@@ -24,8 +24,8 @@ FRESH = 0x9E3779B97F4A7C15  # odd: every query of a noisy network has a seed of 
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """What an attack has cost, and met, so far. It is written by the `Attacked` and read by the harness.
+class QueryCount:
+    """What an attack has cost, and met, so far. It is written by the `Query` and read by the harness.
 
     queries: int64 [B], forward passes of each image.
     zero_gradient: float [B], 1 where the image's first gradient was exactly zero, or NaN, 0 where not, NaN before it.
@@ -36,12 +36,12 @@ class Ledger:
 
 
 @final
-class Attacked:
+class Query:
     """A network under attack, for the images of one batch.
 
-    attacked(x) are the scores of x, [m * B, C, H, W] with m copies of the batch, copy-major; autograd goes through.
-    attacked.gradient(x, y, loss) is the gradient from the declared source, and the one that an attack should use.
-    attacked.take(rows) is the same for some of the images: attacks drop those that are done.
+    query(x) are the scores of x, [m * B, C, H, W] with m copies of the batch, copy-major; autograd goes through.
+    query.gradient(x, y, loss) is the gradient from the declared source, and the one that an attack should use.
+    query.take(rows) is the same for some of the images: attacks drop those that are done.
 
     Args:
         network: maps images to scores. A `NoiseAveraged` one draws fresh noise at every query.
@@ -67,7 +67,7 @@ class Attacked:
         batch, device = len(images), images.device
         self.options = GradientOptions() if options is None else options
         self.source = source
-        self.ledger = Ledger(
+        self.count = QueryCount(
             torch.zeros(batch, dtype=torch.int64, device=device), torch.full((batch,), torch.nan, device=device)
         )
         self._network = network
@@ -79,11 +79,11 @@ class Attacked:
         self._smooth = with_slopes(network, self.options.smoothing) if source == "straight_through" else network
 
     @staticmethod
-    def of(model: "Scores | Attacked", images: Tensor) -> "Attacked":
-        """An attack's first line: an `Attacked` as it is, and a bare network with the gradient of autograd."""
-        return model if isinstance(model, Attacked) else Attacked(model, images)
+    def of(model: "Scores | Query", images: Tensor) -> "Query":
+        """An attack's first line: an `Query` as it is, and a bare network with the gradient of autograd."""
+        return model if isinstance(model, Query) else Query(model, images)
 
-    def take(self, rows: Tensor) -> "Attacked":
+    def take(self, rows: Tensor) -> "Query":
         """The same network for some of its images. rows: int64 or bool, over the images of this one."""
         part = copy.copy(self)
         part._rows = self._rows[rows]
@@ -101,9 +101,9 @@ class Attacked:
         return gradient
 
     def note_first_gradient(self, zero: Tensor) -> None:
-        """Write into the ledger, where nothing is written yet, whose gradient was exactly zero; bool or float [B]."""
-        known = self.ledger.zero_gradient[self._rows]
-        self.ledger.zero_gradient[self._rows] = torch.where(known.isnan(), zero.to(known.dtype), known)
+        """Write into the count, where nothing is written yet, whose gradient was exactly zero; bool or float [B]."""
+        known = self.count.zero_gradient[self._rows]
+        self.count.zero_gradient[self._rows] = torch.where(known.isnan(), zero.to(known.dtype), known)
 
     def _one_gradient(self, x: Tensor, y: Tensor, loss: AttackLoss) -> Tensor:
         if self.source != "likelihood_ratio":
@@ -112,7 +112,7 @@ class Attacked:
         noise: dict[str, Any] = {}
         if isinstance(network, NoiseAveraged):
             network, noise = network.network, {"sigma": network.sigma_of(x), "noise": network.noise}
-        self.ledger.queries[self._rows] += self.options.copies
+        self.count.queries[self._rows] += self.options.copies
         return likelihood_ratio_gradient(
             network,
             x,
@@ -126,7 +126,7 @@ class Attacked:
 
     def _scores(self, network: Scores, x: Tensor) -> Tensor:
         copies = len(x) // len(self._rows) if len(self._rows) else 1
-        self.ledger.queries[self._rows] += copies * passes_of(network)
+        self.count.queries[self._rows] += copies * passes_of(network)
         return network(x, self._fresh(copies)) if isinstance(network, NoiseAveraged) else network(x)
 
     def _fresh(self, copies: int) -> ImageRandom:
@@ -137,20 +137,20 @@ class Attacked:
         return ImageRandom(self._random.seed + self._calls[0] * FRESH, index.repeat(copies) + shifts)
 
     def _watched(self, x: Tensor) -> Tensor:
-        """x, whose first gradient, should the attack differentiate by itself, goes into the ledger.
+        """x, whose first gradient, should the attack differentiate by itself, goes into the count.
 
         An input that asks for a gradient and gets none has a zero gradient too.
         """
         batch = len(self._rows)
-        unknown = self.ledger.zero_gradient[self._rows].isnan()
+        unknown = self.count.zero_gradient[self._rows].isnan()
         if not (x.requires_grad and torch.is_grad_enabled()) or not batch or len(x) % batch or not unknown.any():
             return x
-        rows, ledger = self._rows, self.ledger.zero_gradient
-        ledger[rows] = ledger[rows].masked_fill(unknown, 1.0)
+        rows, count = self._rows, self.count.zero_gradient
+        count[rows] = count[rows].masked_fill(unknown, 1.0)
 
         def record(gradient: Tensor) -> None:
             zero = _leads_nowhere(gradient.reshape(-1, batch, gradient[0].numel())).all(2).all(0)
-            ledger[rows] = torch.where(unknown, zero.to(ledger.dtype), ledger[rows])
+            count[rows] = torch.where(unknown, zero.to(count.dtype), count[rows])
 
         x = x.view_as(x)
         x.register_hook(record)

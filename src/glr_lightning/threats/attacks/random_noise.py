@@ -4,25 +4,27 @@ import torch
 from torch import Tensor
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.attacks.ball import check_ball, direction, uniform_in_ball
+from glr_lightning.threats.attacks.ball import direction, uniform_in_ball
 from glr_lightning.threats.attacks.input_gradient import Scores, margin
-from glr_lightning.threats.attacks.objective import Best, Goal
-from glr_lightning.threats.attacks.query import Attacked
-from glr_lightning.validation import validated_count
+from glr_lightning.threats.attacks.objective import Best, Objective
+from glr_lightning.threats.attacks.query import Query
+from glr_lightning.threats.base import AttackFacts, Norm, declare
+from glr_lightning.validation import Count, Positive
 
 
+@declare(AttackFacts(norms=("linf", "l2"), searches=False))
 def random_noise(
     model: Scores,
     x: Tensor,
     y: Tensor,
     *,
     random: ImageRandom,
-    epsilon: float,
-    norm: str = "linf",
-    draws: int = 100,
+    epsilon: Positive,
+    norm: Norm = "linf",
+    draws: Count = 100,
     target: Tensor | None = None,
 ) -> Tensor:
-    """Of `draws` random x' in the ball of radius epsilon, clamped to [0, 1], the first that fools the model.
+    """Return the first of `draws` random x' in the ball of radius epsilon, clamped to [0, 1], that fools the model.
 
     x [B, C, H, W] in [0, 1]; x itself is tried first. If none fools it, the one of the largest margin
     max_{c != y} score_c - score_y; with a target, int64 [B], of the largest score_target - max_{c != target} score_c.
@@ -30,20 +32,18 @@ def random_noise(
     every pixel up or down by epsilon, and a uniform point in it: corners go farthest, and points within miss none of
     the smaller steps that a clamped or quantised network may need.
 
-    An attack that does no better than this has found nothing. Raises ConfigurationError for parameters out of range.
+    An attack that does no better than this has found nothing.
     """
-    attacked = Attacked.of(model, x)
-    check_ball(epsilon, norm)
-    validated_count("draws", draws)
-    best = Best(x, Goal.of(y, target), margin)
-    best.offer(best.open, x, attacked(x))
+    query = Query.of(model, x)
+    best = Best(x, Objective.of(y, target), margin)
+    best.offer(best.open, x, query(x))
     for number in range(draws):
         rows = best.open
         if not len(rows):
             break
         own = ImageRandom(random.seed, random.index[rows])
         moved = _draw(x[rows], epsilon, norm, own, number)
-        best.offer(rows, moved, attacked.take(rows)(moved))
+        best.offer(rows, moved, query.take(rows)(moved))
     return best.images
 
 

@@ -1,37 +1,40 @@
 """The Square attack: random search with squares, from the scores alone."""
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.attacks.ball import check_ball, direction, length
+from glr_lightning.threats.attacks.ball import direction, length
 from glr_lightning.threats.attacks.input_gradient import Scores, cross_entropy, margin
-from glr_lightning.threats.attacks.objective import Best, Goal
-from glr_lightning.threats.attacks.query import Attacked
-from glr_lightning.validation import validated_count
+from glr_lightning.threats.attacks.objective import Best, Objective
+from glr_lightning.threats.attacks.query import Query
+from glr_lightning.threats.base import AttackFacts, Norm, declare
+from glr_lightning.validation import MOST, Count, Positive
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 iterations; the paper's, section B.2
 AHEAD = 50  # iterations whose random numbers are drawn at once
 
 
+@declare(AttackFacts(norms=("linf", "l2")))
 def square(
     model: Scores,
     x: Tensor,
     y: Tensor,
     *,
     random: ImageRandom,
-    epsilon: float,
-    norm: str = "linf",
-    queries: int = 1000,
-    p_init: float = 0.8,
-    horizon: int | None = None,
+    epsilon: Positive,
+    norm: Norm = "linf",
+    queries: Annotated[int, Interval(ge=2, le=MOST)] = 1000,
+    p_init: Annotated[float, Interval(gt=0, le=1)] = 0.8,
+    horizon: Count | None = None,
     target: Tensor | None = None,
 ) -> Tensor:
-    """x' within epsilon of x [B, C, H, W] in [0, 1], by keeping whatever square of change makes the loss larger.
+    """Search x' within epsilon of x [B, C, H, W] in [0, 1], keeping each square of change that raises the loss.
 
     The loss is the margin max_{c != y} score_c - score_y, or with a target, int64 [B], minus the cross-entropy against
     it. No gradient is used, so that no vanishing gradient stands in the way. For linf the search starts at vertical
@@ -55,23 +58,18 @@ def square(
     1.3 times (l2) the least epsilon that there is, and with five classes up to 1.6 times (l2).
 
     Source: Andriushchenko, Croce, Flammarion & Hein, "Square Attack: a query-efficient black-box adversarial attack via
-    random search", ECCV 2020. Raises ConfigurationError for parameters out of range.
+    random search", ECCV 2020.
     """
-    attacked = Attacked.of(model, x)
-    check_ball(epsilon, norm)
-    if validated_count("queries", queries) < 2:
-        raise ConfigurationError(f"queries must be at least 2, of the image and of the start, got {queries}.")
-    if not (isinstance(p_init, int | float) and 0 < p_init <= 1):
-        raise ConfigurationError(f"p_init must lie within (0, 1], got {p_init!r}.")
-    horizon = queries if horizon is None else validated_count("horizon", horizon)
-    best = Best(x, Goal.of(y, target), margin if target is None else cross_entropy)
-    best.offer(best.open, x, attacked(x))
+    query = Query.of(model, x)
+    horizon = queries if horizon is None else horizon
+    best = Best(x, Objective.of(y, target), margin if target is None else cross_entropy)
+    best.offer(best.open, x, query(x))
     rows = best.open
     start, step, numbers = (_stripes, _linf_step, 2) if norm == "linf" else (_bumps, _l2_step, 5)
     channels = x.shape[1]
     first = start(x[rows], epsilon, ImageRandom(random.seed, random.index[rows]))
     # The start replaces x even where it is worse, as all steps begin at the surface of the ball.
-    best.restart(rows, first, attacked.take(rows)(first))
+    best.restart(rows, first, query.take(rows)(first))
     for done in range(0, queries - 2, AHEAD):
         rows = best.open
         u = ImageRandom(random.seed, random.index[rows]).uniform((AHEAD, numbers + channels), 1 + done // AHEAD)
@@ -80,7 +78,7 @@ def square(
                 return best.images
             share = square_share(p_init, number, horizon)
             moved = step(x[rows], best.images[rows], epsilon, share, u[:, number - done])
-            best.offer(rows, moved, attacked.take(rows)(moved))
+            best.offer(rows, moved, query.take(rows)(moved))
             remaining = ~best.reached[rows]
             if not remaining.all():
                 rows, u = rows[remaining], u[remaining]

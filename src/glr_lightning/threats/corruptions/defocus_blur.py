@@ -1,36 +1,30 @@
 """Defocus: what a lens does to a point out of focus."""
 
-import math
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.randomness import ImageRandom
+from glr_lightning.threats.base import checked_parameters
 from glr_lightning.threats.corruptions.filters import correlate, gaussian_weights, pad
+from glr_lightning.validation import NonNegative, Positive
 
 
+@checked_parameters
 def defocus_blur(
-    model: nn.Module | None,
+    model: object,
     x: Tensor,
-    y: Tensor | None,
+    y: object,
     *,
     random: ImageRandom | None,
-    radius: float,
-    alias_blur: float,
+    radius: NonNegative,
+    alias_blur: Positive,
 ) -> Tensor:
     """clip(x * `disk`(radius, alias_blur)), mirrored beyond the edge; [B, C, H, W] in [0, 1].
 
     radius and alias_blur are in pixels; model, y and random are ignored. Source: Hendrycks & Dietterich,
     "Benchmarking neural network robustness to common corruptions and perturbations", ICLR 2019.
-    Raises ConfigurationError unless radius >= 0 and alias_blur > 0 are finite.
     """
-    if not (math.isfinite(radius) and radius >= 0 and math.isfinite(alias_blur) and alias_blur > 0):
-        raise ConfigurationError(
-            "defocus_blur needs a finite radius >= 0 and a finite alias_blur > 0, "
-            f"got radius={radius}, alias_blur={alias_blur}."
-        )
     kernel = disk(radius, alias_blur)
     ends = (len(kernel) // 2, len(kernel) // 2)
     return correlate(pad(x, ends, ends, "mirror"), kernel).clamp(0.0, 1.0)

@@ -1,25 +1,25 @@
 """Elastic deformation: an affine jerk and a smooth random flow."""
 
-import math
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.randomness import ImageRandom
+from glr_lightning.threats.base import checked_parameters
 from glr_lightning.threats.corruptions.filters import gaussian_filter
+from glr_lightning.validation import NonNegative
 
 
+@checked_parameters
 def elastic_transform(
-    model: nn.Module | None,
+    model: object,
     x: Tensor,
-    y: Tensor | None,
+    y: object,
     *,
     random: ImageRandom,
-    alpha: float,
-    sigma: float,
-    affine: float,
+    alpha: NonNegative,
+    sigma: NonNegative,
+    affine: NonNegative,
 ) -> Tensor:
     """x(A^-1 (p + d(p))) at every pixel p, bilinear, mirrored beyond the edge; [B, C, H, W] in [0, 1].
 
@@ -33,14 +33,7 @@ def elastic_transform(
     analysis", ICDAR 2003; with A: Hendrycks & Dietterich, "Benchmarking neural network robustness to common
     corruptions and perturbations", ICLR 2019. They move the image twice, first by A, then by d, and so interpolate
     twice, and their two steps treat the edge differently; here it is one step.
-
-    Raises ConfigurationError unless alpha, sigma and affine are finite and >= 0.
     """
-    if not all(math.isfinite(value) and value >= 0 for value in (alpha, sigma, affine)):
-        raise ConfigurationError(
-            f"elastic_transform needs finite alpha, sigma, affine >= 0, got alpha={alpha}, sigma={sigma}, "
-            f"affine={affine}."
-        )
     height, width = x.shape[2:]
     side = min(height, width)
     source = _pixels(height, width).to(x) + _flow(random, height, width, side * alpha, side * sigma).to(x)

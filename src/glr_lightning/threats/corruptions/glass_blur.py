@@ -1,26 +1,29 @@
 """Frosted glass: blur, shuffle neighbouring pixels, blur again."""
 
-import math
 from functools import lru_cache
+from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from annotated_types import Interval
+from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.randomness import ImageRandom
+from glr_lightning.threats.base import checked_parameters
 from glr_lightning.threats.corruptions.filters import gaussian_filter
+from glr_lightning.validation import MOST, Count, NonNegative, Share
 
 
+@checked_parameters
 def glass_blur(
-    model: nn.Module | None,
+    model: object,
     x: Tensor,
-    y: Tensor | None,
+    y: object,
     *,
     random: ImageRandom,
-    sigma: float,
-    max_delta: int,
-    iterations: int,
-    swap_probability: float = 1.0,
+    sigma: NonNegative,
+    max_delta: Count,
+    iterations: Annotated[int, Interval(ge=0, le=MOST)],
+    swap_probability: Share = 1.0,
 ) -> Tensor:
     """clip(blur(shuffle(blur(x)))) for [B, C, H, W] in [0, 1]; model and y are ignored.
 
@@ -35,17 +38,7 @@ def glass_blur(
     swaps. Here it swaps always.
 
     A swap_probability below 1 is of Mu & Gilmer, "MNIST-C: a robustness benchmark for computer vision", 2019.
-
-    Raises ConfigurationError unless sigma >= 0 is finite, max_delta >= 1, iterations >= 0 and swap_probability lies
-    within [0, 1].
     """
-    lawful = math.isfinite(sigma) and sigma >= 0 and max_delta >= 1 and iterations >= 0 and 0 <= swap_probability <= 1
-    if not lawful:
-        raise ConfigurationError(
-            "glass_blur needs a finite sigma >= 0, max_delta >= 1, iterations >= 0 and a swap_probability within "
-            f"[0, 1], got sigma={sigma}, max_delta={max_delta}, iterations={iterations}, "
-            f"swap_probability={swap_probability}."
-        )
     source = _shuffle(random, x.shape[2], x.shape[3], max_delta, iterations, swap_probability)
     blurred = gaussian_filter(x, sigma).flatten(2)
     shuffled = blurred.gather(2, source[:, None].expand_as(blurred)).view_as(x)

@@ -3,19 +3,19 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.randomness import ImageRandom
+from glr_lightning.threats.base import checked_parameters
 from glr_lightning.threats.corruptions.filters import correlate, pad
+from glr_lightning.validation import Count, Positive
 
 STEEPEST = math.pi / 4
 """Directions lie within 45 degrees of the horizontal."""
 
 
-def motion_blur(
-    model: nn.Module | None, x: Tensor, y: Tensor | None, *, random: ImageRandom, radius: int, sigma: float
-) -> Tensor:
+@checked_parameters
+def motion_blur(model: object, x: Tensor, y: object, *, random: ImageRandom, radius: Count, sigma: Positive) -> Tensor:
     """clip(sum_i g_i x(h + [i sin a], w + [i cos a])), i = 0 .. 2 radius; [B, C, H, W] in [0, 1].
 
     g_i is proportional to exp(-i^2 / (2 sigma^2)), sums to 1, and runs to one side only: a fading trail. The angle
@@ -24,13 +24,7 @@ def motion_blur(
 
     That is ImageMagick's MotionBlurImage, which the source calls: Hendrycks & Dietterich, "Benchmarking neural
     network robustness to common corruptions and perturbations", ICLR 2019; without its rounding to 8 bits.
-
-    Raises ConfigurationError unless radius >= 1 is an integer and sigma > 0 finite.
     """
-    if not (isinstance(radius, int) and radius >= 1 and math.isfinite(sigma) and sigma > 0):
-        raise ConfigurationError(
-            f"motion_blur needs an integer radius >= 1 and a finite sigma > 0, got radius={radius}, sigma={sigma}."
-        )
     kernel = line_kernels(angles(random), radius, sigma)
     reach = kernel.shape[1] // 2
     return correlate(pad(x, (reach, reach), (0, 2 * radius), "replicate"), kernel).clamp(0.0, 1.0)

@@ -1,14 +1,18 @@
 """Larger pixels."""
 
+from typing import Annotated
+
 import torch
-from torch import Tensor, nn
+from annotated_types import Interval
+from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.randomness import ImageRandom
+from glr_lightning.threats.base import checked_parameters
 
 
+@checked_parameters
 def pixelate(
-    model: nn.Module | None, x: Tensor, y: Tensor | None, *, random: ImageRandom | None, factor: float
+    model: object, x: Tensor, y: object, *, random: ImageRandom | None, factor: Annotated[float, Interval(gt=0, le=1)]
 ) -> Tensor:
     """Every pixel becomes the mean of its cell; [B, C, H, W] in [0, 1]; model, y and random are ignored.
 
@@ -20,11 +24,7 @@ def pixelate(
     ICLR 2019, which scales by factor and back with Pillow's box filter. That is the same but for rounding to 8 bits,
     and for centres on the line between two cells, which it counts with one and fills from the other. (torch's area
     interpolation is not: where m does not divide n its cells overlap, and the weakest level would blur every pixel.)
-
-    Raises ConfigurationError unless 0 < factor <= 1.
     """
-    if not 0.0 < factor <= 1.0:
-        raise ConfigurationError(f"pixelate needs a factor within (0, 1], got {factor}.")
     rows, columns = (_averaging(n, factor).to(x) for n in x.shape[2:])
     return (rows @ x @ columns).clamp(0.0, 1.0)  # the matrices are symmetric
 

@@ -2,29 +2,35 @@
 
 import math
 from functools import lru_cache
+from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from annotated_types import Interval
+from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.randomness import ImageRandom
+from glr_lightning.threats.base import checked_parameters
 
 MOST_PHOTONS = 1000
-"""The table of `_quantiles` grows with the square."""
+"""The table of `_quantiles` grows with the square; with more, gaussian_noise with std=0.03 is stronger."""
+Photons = Annotated[float, Interval(gt=0, le=MOST_PHOTONS)]
 
 
-def shot_noise(model: nn.Module | None, x: Tensor, y: Tensor | None, *, random: ImageRandom, photons: float) -> Tensor:
+@checked_parameters
+def shot_noise(
+    model: object,
+    x: Tensor,
+    y: object,
+    *,
+    random: ImageRandom,
+    photons: Photons,
+) -> Tensor:
     """clip(N / photons), N Poisson with mean x * photons, one for every pixel of every channel.
 
     [B, C, H, W] in [0, 1]; model and y are ignored. N is exact up to the 24 bits of a uniform number. Source:
     Hendrycks & Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR
-    2019. Raises ConfigurationError unless 0 < photons <= 1000.
+    2019.
     """
-    if not 0.0 < photons <= MOST_PHOTONS:
-        raise ConfigurationError(
-            f"shot_noise needs photons within (0, {MOST_PHOTONS}], got {photons}; "
-            "beyond, the noise is weaker than gaussian_noise with std=0.03."
-        )
     return (poisson(x * photons, random, math.floor(photons)) / photons).clamp(0.0, 1.0)
 
 
