@@ -50,8 +50,9 @@ def test_one_scale_serves_all_layers_and_a_list_has_one_for_each() -> None:
 
 @pytest.mark.parametrize("kind", [LocalExpectation, NoisyBackprop, ForwardGradient, EvolutionStrategies])
 def test_copies_for_each_layer_are_refused_where_all_layers_share_a_pass(kind: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"got copies=\[4, 8\]; use one number, or estimator=tiered"):
+    with pytest.raises(ConfigurationError) as refusal:
         kind(copies=[4, 8])
+    assert refusal.value.option == "copies"
 
 
 @pytest.mark.parametrize("sigma", [0, -1.0, math.inf, math.nan, "1", None, True, [], [1.0, 0.0], [1.0, None]])
@@ -60,8 +61,9 @@ def test_copies_for_each_layer_are_refused_where_all_layers_share_a_pass(kind: A
     [LikelihoodRatio, LocalExpectation, Hybrid, NoisyBackprop, StraightThrough, ForwardGradient, EvolutionStrategies],
 )
 def test_a_noise_scale_must_be_positive_and_finite(kind: Any, sigma: Any) -> None:
-    with pytest.raises(ConfigurationError, match="sigma"):
+    with pytest.raises(ConfigurationError) as refusal:
         kind(sigma=sigma)
+    assert refusal.value.option == "sigma"
 
 
 @pytest.mark.parametrize("copies", [0, -2, 1.5, "8", None, True])
@@ -69,8 +71,9 @@ def test_a_noise_scale_must_be_positive_and_finite(kind: Any, sigma: Any) -> Non
     "kind", [LikelihoodRatio, LocalExpectation, Hybrid, NoisyBackprop, ForwardGradient, EvolutionStrategies]
 )
 def test_copies_must_be_a_positive_whole_number(kind: Any, copies: Any) -> None:
-    with pytest.raises(ConfigurationError, match="copies must be a whole number of at least 1"):
+    with pytest.raises(ConfigurationError) as refusal:
         kind(copies=copies)
+    assert refusal.value.option == "copies"
 
 
 @pytest.mark.parametrize(
@@ -83,12 +86,12 @@ def test_copies_must_be_a_positive_whole_number(kind: Any, copies: Any) -> None:
         ),
         ({"copies": 1, "sampling": Independent()}, "or use baseline=clean"),
         ({"noise": Uniform()}, "Use noise=gaussian, laplace, logistic or student_t"),
-        ({"score": "best"}, "score must be one of plain, conditional, coupled, auto"),
+        ({"score": "best"}, "score must be one of 'plain', 'conditional', 'coupled', 'auto'"),
         ({"score": "coupled", "sampling": Sobol()}, "use sampling=antithetic, or estimator.score=auto"),
         ({"chunk": 1}, "use chunk=2 or more"),
         ({"chunk": 15, "sampling": Sobol()}, "use chunk=16 or more"),
         ({"copies": 4, "sampling": Sobol(1)}, r"or sampling\.randomisations \(2 with sobol\)"),
-        ({"chunk": 0}, "chunk must be a whole number of at least 1"),
+        ({"chunk": 0}, "chunk must be a whole number from 1 to "),
     ],
     ids=str,
 )

@@ -347,10 +347,10 @@ def test_what_a_peer_cannot_train_is_refused_with_what_to_do(
     ("kind", "options", "advice"),
     [
         (EvolutionStrategies, {"copies": 5}, "use copies=6"),
-        (EvolutionStrategies, {"sigma": [0.1, 0.1]}, r"use for example estimator\.sigma=0\.02"),
+        (EvolutionStrategies, {"sigma": [0.1, 0.1]}, r"for example sigma=0\.02"),
         (EvolutionStrategies, {"noise": Uniform()}, "Use noise=gaussian, laplace, logistic or student_t"),
         (EvolutionStrategies, {"chunk": 1}, "use chunk=2 or more"),
-        (ForwardGradient, {"chunk": 0}, "chunk must be a whole number of at least 1"),
+        (ForwardGradient, {"chunk": 0}, "chunk must be a whole number from 1 to "),
     ],
     ids=str,
 )

@@ -252,8 +252,9 @@ def test_only_the_layers_below_a_normalisation_lose_it() -> None:
 
 
 def test_reach_is_true_or_false() -> None:
-    with pytest.raises(ConfigurationError, match=r"estimator\.reach must be true or false"):
+    with pytest.raises(ConfigurationError) as refusal:
         LikelihoodRatio(reach=1)  # type: ignore[arg-type]
+    assert refusal.value.option == "reach"
 
 
 def test_reach_reports_every_network_of_the_cases() -> None:

@@ -14,6 +14,7 @@ from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import require_plain_padding
 from glr_lightning.propagation.module_facts import named, probed
 from glr_lightning.sampling import Sampler
+from glr_lightning.validation import Checked
 
 Value = TypeVar("Value")
 
@@ -64,7 +65,7 @@ class Estimate:
     log_sigma: tuple[Tensor, ...] = ()
 
 
-class Estimator(ABC):
+class Estimator(Checked, ABC):
     """Estimates the gradient of J(theta) = E[L] on a batch. It never writes `.grad` and keeps no state.
 
     `family`, `needs_derivatives`, `objective`, `bias` and `plan` are what an estimator declares of itself; tests hold

@@ -14,7 +14,7 @@ from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.propagation.chain import require_no_draws
 from glr_lightning.propagation.module_facts import observe
-from glr_lightning.validation import is_scale, validated_count, validated_passes
+from glr_lightning.validation import Count, Scale
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,18 @@ class EvolutionStrategies(Estimator):
     """
 
     noise: Noise = Gaussian()
-    sigma: float = 0.02
-    copies: int = 32
-    chunk: int | None = None
+    sigma: Scale = 0.02
+    copies: Count = 32
+    chunk: Count | None = None
 
     family: ClassVar[Family] = "evolution strategies"
     needs_derivatives: ClassVar[bool] = False
     objective: ClassVar[Objective] = "weights"
 
     def __post_init__(self) -> None:
-        if not is_scale(self.sigma):
-            raise ConfigurationError(
-                "evolution strategies take one sigma for all weights, a number from 1e-12 to 1e12, got "
-                f"{self.sigma!r}; use for example estimator.sigma=0.02."
-            )
-        object.__setattr__(self, "sigma", float(self.sigma))
+        super().__post_init__()
         require_admissible(self.noise)
-        if validated_passes(self.copies) % 2:
+        if self.copies % 2:
             raise ConfigurationError(
                 f"evolution strategies perturb in mirrored pairs, got copies={self.copies}; "
                 f"use copies={self.copies + 1}."
@@ -77,7 +72,7 @@ class EvolutionStrategies(Estimator):
                 f"evolution strategies perturb in mirrored pairs, which needs a symmetric density; "
                 f"{type(self.noise).__name__} is not. Use noise=gaussian, laplace, logistic or student_t."
             )
-        if self.chunk is not None and validated_count("chunk", self.chunk) < 2:
+        if self.chunk == 1:
             raise ConfigurationError("chunk=1 is smaller than one mirrored pair; use chunk=2 or more.")
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:

@@ -19,7 +19,7 @@ from glr_lightning.injection import Injection, Joint
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain, CleanPass, require_separate_samples
-from glr_lightning.validation import validated_count, validated_passes, validated_sigma
+from glr_lightning.validation import Count, ScalePerLayer
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,14 @@ class ForwardGradient(Estimator):
         ConfigurationError: any of these is out of range.
     """
 
-    copies: int = 32
+    copies: Count = 32
     injection: Injection = Joint()
     noise: Noise = Gaussian()
-    sigma: float | tuple[float, ...] = 1.0
-    chunk: int | None = None
+    sigma: ScalePerLayer = 1.0
+    chunk: Count | None = None
 
     family: ClassVar[Family] = "forward gradient"
     needs_derivatives: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
-        validated_passes(self.copies)
-        if self.chunk is not None:
-            validated_count("chunk", self.chunk)
 
     @property
     def objective(self) -> Objective:

@@ -15,6 +15,7 @@ from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.sampling import Antithetic, Sampler
+from glr_lightning.validation import Count, ScalePerLayer
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Hybrid(Estimator):
     """
 
     noise: Noise = Gaussian()
-    sigma: float | tuple[float, ...] = 1.0
-    copies: int = 32
+    sigma: ScalePerLayer = 1.0
+    copies: Count = 32
     sampling: Sampler = Antithetic()
     baseline: Baseline = LeaveOneOut()
     score: Score = "auto"
@@ -52,11 +53,12 @@ class Hybrid(Estimator):
     objective: ClassVar[Objective] = "discontinuities"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", self._ratio.sigma)
+        super().__post_init__()
+        _ = self._ratio  # refuses a combination that cannot work
 
     @property
     def _ratio(self) -> LikelihoodRatio:
-        """What serves the layers below the split; it also validates the options."""
+        """What serves the layers below the split; it also refuses combinations that cannot work."""
         return LikelihoodRatio(self.noise, self.sigma, self.copies, self.sampling, self.baseline, score=self.score)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite, require_separate_samples
 from glr_lightning.propagation.receptive_field import Fields, fields_of
 from glr_lightning.sampling import Antithetic, Sampler
-from glr_lightning.validation import validated_copies, validated_count, validated_sigma
+from glr_lightning.validation import Count, CountPerLayer, NonEmpty, ScalePerLayer
 
 Score = Literal["plain", "conditional", "coupled", "auto"]
 
@@ -95,32 +95,26 @@ class LikelihoodRatio(Estimator):
     """
 
     noise: Noise = Gaussian()
-    sigma: float | tuple[float, ...] | tuple[Tensor, ...] = 1.0
-    copies: int | tuple[int, ...] = 32
+    sigma: ScalePerLayer | NonEmpty[Tensor] = 1.0
+    copies: CountPerLayer = 32
     sampling: Sampler = Antithetic()
     baseline: Baseline = LeaveOneOut()
     injection: Injection = Joint()
     score: Score = "auto"
     reach: bool = True
-    chunk: int | None = None
+    chunk: Count | None = None
 
     family: ClassVar[Family] = "likelihood ratio"
     needs_derivatives: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self._learned:  # to look at a learned scale would wait for the device at every step
-            object.__setattr__(self, "sigma", validated_sigma(self.sigma))
-        object.__setattr__(self, "copies", validated_copies(self.copies))
+        super().__post_init__()
         require_admissible(self.noise)
         if isinstance(self.copies, tuple) and not isinstance(self.injection, Layerwise):
             raise ConfigurationError(
                 f"copies={list(self.copies)} are numbers for passes of single layers, and noise in all layers at once "
                 "is one pass; use one number, or estimator=likelihood_ratio injection=layerwise."
             )
-        if not isinstance(self.reach, bool):
-            raise ConfigurationError(f"estimator.reach must be true or false, got {self.reach!r}.")
-        if self.score not in get_args(Score):
-            raise ConfigurationError(f"score must be one of {', '.join(get_args(Score))}, got {self.score!r}.")
         if self.score == "coupled" and not self.sampling.mirrored:
             raise ConfigurationError(
                 f"score=coupled needs mirrored pairs of copies, which {type(self.sampling).__name__.lower()} sampling "
@@ -132,7 +126,7 @@ class LikelihoodRatio(Estimator):
     def _check_copies(self, copies: int) -> None:
         self.sampling.check(self.noise, copies)
         group_size = self.sampling.group_size(copies)
-        if self.chunk is not None and validated_count("chunk", self.chunk) < group_size:
+        if self.chunk is not None and self.chunk < group_size:
             raise ConfigurationError(
                 f"chunk={self.chunk} is smaller than one group of {group_size} dependent copies; "
                 f"use chunk={group_size} or more."

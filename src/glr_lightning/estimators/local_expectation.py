@@ -25,7 +25,7 @@ from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite, State, plus, require_separate_samples
 from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.sampling import Independent, Sampler
-from glr_lightning.validation import validated_count, validated_passes, validated_sigma
+from glr_lightning.validation import Count, ScalePerLayer
 
 MOVED_ELEMENTS = 2**22
 """So many numbers of moved units are held at once (16 MiB)."""
@@ -74,20 +74,17 @@ class LocalExpectation(Estimator):
     """
 
     noise: Noise = Gaussian()
-    sigma: float | tuple[float, ...] = 1.0
-    copies: int = 1
+    sigma: ScalePerLayer = 1.0
+    copies: Count = 1
     sampling: Sampler = Independent()
-    units: int | None = 32
+    units: Count | None = 32
 
     family: ClassVar[Family] = "likelihood ratio"
     needs_derivatives: ClassVar[bool] = False
     objective: ClassVar[Objective] = "joint"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
-        validated_passes(self.copies)
-        if self.units is not None:
-            validated_count("estimator.units (null: all)", self.units)
+        super().__post_init__()
         require_admissible(self.noise)
         self.sampling.check(self.noise, self.copies)
 

@@ -12,7 +12,7 @@ from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.sampling import Independent, Sampler
-from glr_lightning.validation import validated_passes, validated_sigma
+from glr_lightning.validation import Count, ScalePerLayer
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class NoisyBackprop(Estimator):
     """
 
     noise: Noise = Gaussian()
-    sigma: float | tuple[float, ...] = 1.0
-    copies: int = 1
+    sigma: ScalePerLayer = 1.0
+    copies: Count = 1
     sampling: Sampler = Independent()
 
     family: ClassVar[Family] = "pathwise"
@@ -37,8 +37,7 @@ class NoisyBackprop(Estimator):
     objective: ClassVar[Objective] = "joint"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
-        validated_passes(self.copies)
+        super().__post_init__()
         self.sampling.check(self.noise, self.copies)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:

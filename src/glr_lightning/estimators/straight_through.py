@@ -16,7 +16,7 @@ from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.module_facts import facts_of, named
-from glr_lightning.validation import validated_sigma
+from glr_lightning.validation import ScalePerLayer
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,11 @@ class StraightThrough(Estimator):
     """
 
     noise: Noise = Gaussian()
-    sigma: float | tuple[float, ...] = 1.0
+    sigma: ScalePerLayer = 1.0
 
     family: ClassVar[Family] = "straight-through"
     needs_derivatives: ClassVar[bool] = True
     objective: ClassVar[Objective] = "joint"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         return dict.fromkeys(Chain.of(network).site_names, "backpropagation with straight-through slopes")

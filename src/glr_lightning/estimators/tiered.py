@@ -22,7 +22,7 @@ from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain, require_separate_samples
 from glr_lightning.sampling import Antithetic, Sampler
-from glr_lightning.validation import validated_copies, validated_sigma
+from glr_lightning.validation import Count, CountPerLayer, ScalePerLayer
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,20 @@ class Tiered(Estimator):
     """
 
     noise: Noise = Gaussian()
-    sigma: float | tuple[float, ...] = 1.0
-    copies: int | tuple[int, ...] = 8
+    sigma: ScalePerLayer = 1.0
+    copies: CountPerLayer = 8
     sampling: Sampler = Antithetic()
     baseline: Baseline = LeaveOneOut()
     score: Score = "auto"
     reach: bool = True
-    chunk: int | None = None
+    chunk: Count | None = None
 
     family: ClassVar[Family] = "likelihood ratio"
     needs_derivatives: ClassVar[bool] = False
     objective: ClassVar[Objective] = "layerwise"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", validated_sigma(self.sigma))
-        object.__setattr__(self, "copies", validated_copies(self.copies))
+        super().__post_init__()
         counts = self.copies if isinstance(self.copies, tuple) else (self.copies,)
         self._ratio(max(counts))  # the layers that need no leave-one-out may have fewer, see `check_chain`
         for copies in counts:

@@ -124,7 +124,7 @@ class _Parameter:
 
     def _is_no_example(self, value: Any) -> bool:
         plain = isinstance(self.default, str | int | float | tuple) and self.default != ""
-        return not plain or self.default is inspect.Parameter.empty or self.default == value
+        return not plain or self.default is inspect.Parameter.empty or shown(self.default) == shown(value)
 
 
 @functools.cache

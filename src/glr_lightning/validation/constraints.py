@@ -21,4 +21,8 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 
 T = TypeVar("T")
 NonEmpty = Annotated[tuple[T, ...], MinLen(1)]
-"""`NonEmpty[Scale]`: a tuple of at least one noise scale, such as one for every layer."""
+"""`NonEmpty[Scale]`: a tuple of at least one noise scale."""
+ScalePerLayer = Scale | NonEmpty[Scale]
+"""One noise scale for all layers, or one for each."""
+CountPerLayer = Count | NonEmpty[Count]
+"""One number for all layers, or one for each."""

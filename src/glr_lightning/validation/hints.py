@@ -33,5 +33,13 @@ def _strict(hint: Any) -> Any:
         return Annotated[inner, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
     if origin in CONTAINERS:
         return GenericAlias(origin, tuple(_strict(each) for each in arguments))
+    if hint is float:  # pydantic takes whatever float() takes, such as a tensor
+        return Annotated[float, BeforeValidator(_require_real)]
     instance_of: Any = InstanceOf
     return instance_of[hint] if is_class(hint) else hint
+
+
+def _require_real(value: Any) -> Any:
+    if not isinstance(value, int | float):
+        raise ValueError("not a number")
+    return value

@@ -79,7 +79,8 @@ def _either(words: list[str]) -> str:
     if not all(words):
         return ""
     # a tensor is for callers in Python; no configuration can give one
-    first, *others = [word for word in dict.fromkeys(words) if word not in ("null", "a Tensor")] or ["a Tensor"]
+    plain = [word for word in dict.fromkeys(words) if word != "null" and "a Tensor" not in word]
+    first, *others = plain or ["a Tensor"]
     for item, short in (
         (f" of which each is {first}, or null", " of them and nulls"),
         (f" of which each is {first}", " of them"),
