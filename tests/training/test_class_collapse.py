@@ -79,6 +79,6 @@ def test_validation_judges_the_network_that_the_checkpoint_holds(tmp_path: Path)
     run = load_run(tmp_path / "run")
     assert 0 < metrics["lifts"] == int((run.network[-1].bias > 50).sum())
     x, y = run.data.split("val")
-    logits = run.network(x)
+    logits = run.network(x).detach()
     assert float(logits.max()) > 50
     assert metrics["val_accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item(), rel=1e-5)

@@ -38,6 +38,7 @@ def test_a_class_is_dead_below_one_prediction_in_a_hundred_labels() -> None:
     counts.update(nn.functional.one_hot(predictions, 4).double(), labels)
     assert counts.compute().tolist() == [False, True, False, False]
     counts.reset()
+    counts.update(torch.zeros(0, 4), labels[:0])
     assert not counts.compute().any()
 
 

@@ -57,7 +57,7 @@ def test_the_oracles_own_derivative_is_its_finite_difference() -> None:
             moved = [[s.clone() for s in scales] for _ in range(2)]
             for sign, those in zip((1, -1), moved, strict=True):
                 those[site][unit] *= torch.tensor(sign * h, dtype=torch.float64).exp()
-            up, down = (float(error_probability(network, those, X, Y)) for those in moved)
+            up, down = (error_probability(network, those, X, Y).item() for those in moved)
             assert (up - down) / (2 * h) == pytest.approx(float(expected[unit]), rel=1e-6, abs=1e-10)
 
 
