@@ -7,15 +7,14 @@ experiments/robustness/results.csv           ->  worst case over all L-infinity 
 """
 
 import csv
-import math
-import statistics
 from collections import defaultdict
 from pathlib import Path
 
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import t
+
+from glr_lightning.reporting.results import t_interval
 
 ROOT = Path(__file__).parents[1]
 ACCURACY = ROOT / "experiments/estimators/accuracy/results.csv"
@@ -61,12 +60,6 @@ def accuracies() -> dict[tuple[str, str], list[float]]:
     return dict(found)
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """The mean and half the width of its 95 % t-interval."""
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), float(half)
-
-
 def worst_cases() -> dict[str, dict[float, float]]:
     """Worst case in % over the L-infinity attacks, by run and epsilon; epsilon 0 are the clean images."""
     found: dict[str, dict[float, float]] = defaultdict(dict)
@@ -82,7 +75,7 @@ def worst_cases() -> dict[str, dict[float, float]]:
 
 def cell(run: str, data: str) -> str:
     """Accuracy as the README's table has it."""
-    return "{:.2f} ± {:.2f}".format(*interval(accuracies()[run, data]))
+    return "{:.2f} ± {:.2f}".format(*t_interval(accuracies()[run, data]))
 
 
 def draw() -> Figure:
@@ -97,7 +90,7 @@ def draw() -> Figure:
 def _accuracy_panel(axes: Axes) -> None:
     found = accuracies()
     for place, (run, (_, colour)) in enumerate(BARS.items()):
-        mean, half = interval(found[run, "mnist"])
+        mean, half = t_interval(found[run, "mnist"])
         axes.errorbar(mean, place, xerr=half, fmt="o", color=colour, capsize=3)
     axes.set_yticks(range(len(BARS)), [label for label, _ in BARS.values()])
     axes.invert_yaxis()

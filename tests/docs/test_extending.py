@@ -51,6 +51,9 @@ def test_the_example_runs_and_the_help_lists_it(
         name, *arguments = shlex.split(command)
         outcome = run_cli(MAIN[name], arguments, monkeypatch, capsys)
         assert outcome.code == 0, f"{command}\n{outcome.err}"
+    for figure in re.findall(r"`(report/\w+\.png)`", page):
+        assert (folder / figure).exists()
+        assert Path(figure).name in (folder / "report/report.md").read_text(encoding="utf-8")
     for name, _ in files:
         if name.startswith("conf/"):
             group, option = Path(name).relative_to("conf").parent.as_posix(), Path(name).stem
