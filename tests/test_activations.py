@@ -31,7 +31,7 @@ def test_the_configured_activations_have_piecewise_constant_ones_among_them() ->
 
 
 @pytest.mark.parametrize("name", options("activation"))
-def test_an_activation_is_elementwise_keeps_shape_and_dtype_and_has_no_weights(name: str) -> None:
+def test_an_activation_is_elementwise_and_has_no_weights(name: str) -> None:
     activation: nn.Module = member("activation", name)
     v = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     out = activation(v)
@@ -42,7 +42,7 @@ def test_an_activation_is_elementwise_keeps_shape_and_dtype_and_has_no_weights(n
 
 
 @pytest.mark.parametrize("activation", [*CONSTANT, STAIRS], ids=repr)
-def test_each_value_is_the_level_of_its_cell_and_a_cut_belongs_to_the_cell_below(activation: PiecewiseConstant) -> None:
+def test_each_value_is_its_cells_level_and_a_cut_is_of_the_cell_below(activation: PiecewiseConstant) -> None:
     expected = [activation.levels[cell_of(activation, v)] for v in V.tolist()]
     assert activation(V).tolist() == expected
     assert activation.double()(V.double()).tolist() == expected
@@ -77,7 +77,7 @@ def test_cuts_that_do_not_ascend_or_do_not_fit_the_levels_are_refused(cuts: tupl
         PiecewiseConstant(cuts, levels)
 
 
-def test_the_derivative_is_0_so_that_nobody_trains_through_it_by_backpropagation() -> None:
+def test_the_derivative_is_0_so_that_nobody_trains_through_it() -> None:
     v = torch.tensor([-1.0, 2.0], requires_grad=True)
     for activation in (*CONSTANT, STAIRS):
         out: Tensor = activation(v)

@@ -41,14 +41,14 @@ def test_schedules_are_the_published_ones() -> None:
     assert rates == pytest.approx([0.01] * 10 + [0.008] * 10 + [0.0064])
 
 
-def test_an_experiment_wins_over_the_defaults_and_the_command_line_over_both() -> None:
+def test_an_experiment_beats_the_defaults_and_the_command_line_both() -> None:
     assert compose(["experiment=paper/lrtz"])["copies"] == 100
     assert compose(["experiment=paper/lrtz", "copies=4"])["copies"] == 4
     assert compose(["experiment=lrs", "activation=tanh"])["activation"]["_target_"] == "torch.nn.Tanh"
     assert compose(["~experiment"])["network"]["centre"] == 0.0
 
 
-def test_a_data_set_brings_its_number_of_epochs_and_an_experiment_may_set_its_own() -> None:
+def test_a_data_set_brings_its_epochs_and_an_experiment_may_set_others() -> None:
     assert compose(["data=mnist"])["epochs"] == 20
     assert compose([])["epochs"] == 60
     assert compose(["data=mnist", "experiment=paper/lrt"])["epochs"] == 10

@@ -28,6 +28,7 @@ ORDER = (
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MOST_ROOT_MODULES = 14
 LONGEST = 300
+LONGEST_NAME = 80  # of a test
 
 
 def modules() -> list[Path]:
@@ -66,6 +67,12 @@ def test_no_import_runs_up(path: Path) -> None:
 
 def test_the_root_is_small() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_ROOT_MODULES
+
+
+def test_names_of_tests_are_short_enough_to_be_read_in_a_list() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in Path(__file__).parent.rglob("test_*.py")]
+    names = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert not [name for name in names if name.startswith("test_") and len(name) > LONGEST_NAME]
 
 
 def test_no_test_file_imports_another() -> None:

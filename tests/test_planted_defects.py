@@ -649,7 +649,7 @@ def test_where_the_stride_is_1_the_planted_contraction_is_right(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("copies", [4, 8])
-def test_plain_leave_one_out_across_pairs_returns_k_over_k_minus_1_times_the_gradient(
+def test_plain_leave_one_out_across_pairs_is_k_over_k_minus_1_too_long(
     copies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The size of the defect is known, with the plain score, so the statistics can be held to that as well."""

@@ -58,7 +58,7 @@ def test_a_part_of_the_copies_is_whole_groups_of_the_same_size(sampler: Sampler)
 
 
 @every_sampler
-def test_copies_of_different_groups_and_all_samples_and_places_are_independent(sampler: Sampler) -> None:
+def test_different_groups_samples_and_places_are_independent(sampler: Sampler) -> None:
     # 20,000 draws show a correlation of 0.07 between any two of the numbers
     draws = sampler(Gaussian(), 4, (20_000, 2, 2), generator=generator())
     z = draws.z.permute(1, 0, 2, 3).flatten(1)  # [draws, copies * places]: 16 numbers that no group ties together
@@ -100,9 +100,7 @@ def test_draws_come_from_the_generator_alone(sampler: Sampler) -> None:
 
 @every_sampler
 @pytest.mark.parametrize("copies", [-1, 0, 1, 3, 7])
-def test_a_number_of_copies_that_leaves_a_group_incomplete_is_refused_with_one_that_works(
-    sampler: Sampler, copies: int
-) -> None:
+def test_copies_that_leave_a_group_incomplete_are_refused(sampler: Sampler, copies: int) -> None:
     if copies >= 1 and isinstance(sampler, Independent):
         sampler.check(Gaussian(), copies)
         return
@@ -179,7 +177,7 @@ def test_the_first_two_dimensions_have_one_point_in_each_box_of_any_shape() -> N
         assert torch.equal(box.sort(dim=0).values, torch.arange(64.0).double()[:, None].expand(64, 7))
 
 
-def test_without_its_randomisation_they_are_the_points_of_the_sobol_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_randomisation_they_are_the_points_of_the_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     def zeros(shape: Sequence[int], generator: torch.Generator) -> Tensor:
         return torch.zeros(shape, dtype=torch.int32)
 
@@ -249,14 +247,14 @@ def test_leave_one_out_is_the_mean_loss_of_the_other_groups(group: list[int]) ->
             assert float(got[k, n]) == pytest.approx(math.fsum(others) / len(others), abs=1e-12)
 
 
-def test_leave_one_out_refuses_a_single_group_and_says_how_many_copies_it_takes() -> None:
+def test_leave_one_out_refuses_a_single_group() -> None:
     LeaveOneOut().check(2)
     with pytest.raises(ConfigurationError, match=r"at least 2 independent groups .* got 1; raise copies"):
         LeaveOneOut().check(1)
 
 
 @every_baseline
-def test_a_baseline_needs_no_more_groups_than_it_says_and_broadcasts_to_the_losses(baseline: Baseline) -> None:
+def test_a_baseline_needs_no_more_groups_than_it_says(baseline: Baseline) -> None:
     copies = baseline.required_groups
     baseline.check(copies)
     loss = torch.rand(copies, 3, generator=generator())

@@ -263,7 +263,7 @@ class Wide(Middle):
         self.grey = grey
 
 
-def test_options_that_a_constructor_passes_on_are_checked_against_the_hints_of_its_base() -> None:
+def test_options_passed_on_are_checked_against_the_bases_hints() -> None:
     assert checked_arguments(Wide, {"grey": True, "seed": 1}, "data", complete=True) == {"grey": True, "seed": 1}
     with pytest.raises(ConfigurationError) as caught:
         checked_arguments(Wide, {"seed": -1}, "data")

@@ -89,7 +89,7 @@ def test_what_is_off_changes_nothing() -> None:
     assert not torch.equal(flipped, images)
 
 
-def test_the_same_generator_draws_the_same_and_another_stream_something_else() -> None:
+def test_a_generator_draws_the_same_again_and_another_stream_does_not() -> None:
     images, augmentation = pictures(50), Augmentation(flip=True, crop=2)
     device = images.device
     first = augmentation(images, generator=step_generator(3, 7, 1, device, "augmentation"))

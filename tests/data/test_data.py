@@ -270,7 +270,7 @@ def test_refuses_a_batch_that_cannot_be_shared() -> None:
         module.train_dataloader()
 
 
-def test_the_loader_takes_a_batch_with_one_look_up_and_leaves_the_global_stream_alone() -> None:
+def test_the_loader_looks_a_batch_up_once_and_draws_nothing_global() -> None:
     loader = toy().train_dataloader()
     before = torch.get_rng_state()
     batches = list(loader)

@@ -200,7 +200,7 @@ def test_the_parts_are_indices_into_one_mapping(root: Path) -> None:
         assert torch.equal(module.split(which, 3)[0], images[:3])  # type: ignore[arg-type]
 
 
-def test_a_run_is_trained_and_evaluated_and_a_folder_elsewhere_has_its_own_cache(
+def test_a_run_trains_and_evaluates_and_another_folder_has_its_own_cache(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["data=tiny_imagenet_10", "experiment=bp", "epochs=1", "progress=false", "data.flip=true", "data.crop=2"]

@@ -113,7 +113,7 @@ def test_streamed_moments_equal_direct_ones() -> None:
     torch.testing.assert_close(moments.lengths, draws.norm(dim=1))
 
 
-def test_z_scores_are_standard_normal_where_the_means_agree_and_large_where_they_do_not() -> None:
+def test_z_scores_are_standard_normal_only_where_the_means_agree() -> None:
     z = torch.stack([z_scores(2 * normal(20, 3, seed=s), normal(30, 3, seed=s + 1000)) for s in range(1000)]).flatten()
     assert_mean(z[:, None], 0.0)
     assert_mean(z[:, None] ** 2, 1.0)
@@ -158,7 +158,7 @@ def test_alignment_is_not_diluted_by_noise_and_is_none_for_mere_noise() -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "estimated"])
-def test_an_unbiased_estimator_is_found_unbiased_and_planted_biases_are_found(exact: bool) -> None:
+def test_an_unbiased_estimator_passes_and_planted_biases_are_found(exact: bool) -> None:
     network, loss = small_network(HardThreshold()), ZeroOne()
     layers = layers_of(network)
     gradient = reference(network, LR.noise, LR.injection, loss)
@@ -258,7 +258,7 @@ def test_an_estimator_without_noise_is_compared_up_to_rounding() -> None:
 # ---- estimators relative to a configuration --------------------------------------------------------------------------
 
 
-def test_an_override_changes_what_it_names_and_leaves_the_rest_as_the_run_has_it() -> None:
+def test_an_override_changes_what_it_names_and_nothing_else() -> None:
     options = ["estimator=likelihood_ratio", "sampling=antithetic", "copies=8", "sigma=0.3", "noise=laplace"]
     base = compose(["experiment=lrs", *options, "estimator.score=plain", "estimator.chunk=8"])
     same = estimator_node(base, ["estimator=likelihood_ratio"])

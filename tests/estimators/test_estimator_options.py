@@ -124,7 +124,7 @@ def test_options_that_cannot_work_are_refused_with_what_to_do(options: dict[str,
     ],
     ids=["batch_norm", "dropout", "prelu", "custom", "not_a_chain", "no_weights"],
 )
-def test_a_network_that_the_estimator_cannot_train_is_refused_with_what_to_do(network: nn.Module, advice: str) -> None:
+def test_a_network_that_cannot_be_trained_is_refused_with_what_to_do(network: nn.Module, advice: str) -> None:
     estimator = LikelihoodRatio(copies=4)
     for refuse in (
         lambda: estimator.check(network, CrossEntropy()),

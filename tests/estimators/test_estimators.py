@@ -225,7 +225,7 @@ def expected_gradient(estimator: Any, network: nn.Sequential, noise: Noise, loss
 
 @pytest.mark.parametrize("name", options("estimator"))
 @pytest.mark.parametrize("injection", options("injection"))
-def test_a_configured_estimator_is_unbiased_for_its_objective_or_says_why_not(name: str, injection: str) -> None:
+def test_a_configured_estimator_is_unbiased_or_says_why_not(name: str, injection: str) -> None:
     groups = [f"estimator={name}", "noise=logistic", "loss=cross_entropy", f"injection={injection}"]
     config = compose([*groups, f"sigma={list(SIGMA)}", "copies=4"])
     estimator, noise, loss = (build(config[group]) for group in ("estimator", "noise", "loss"))
@@ -293,7 +293,7 @@ def test_gradients_have_the_names_shapes_and_dtypes_of_the_parameters(estimator:
 
 
 @every_estimator
-def test_an_estimate_changes_neither_parameters_nor_grad_nor_the_global_generator(estimator: Estimator) -> None:
+def test_an_estimate_leaves_parameters_grad_and_global_generator_alone(estimator: Estimator) -> None:
     network = network_for(estimator)
     network[0].weight.grad = torch.full_like(network[0].weight, 7.0)
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
@@ -341,9 +341,7 @@ class CountingLoss(Loss):
 
 @pytest.mark.parametrize("injection", [Joint(), Layerwise()], ids=["joint", "layerwise"])
 @pytest.mark.parametrize("chunk", [None, 4])
-def test_the_loss_is_the_mean_over_copies_and_passes_and_forwards_counts_them(
-    injection: Injection, chunk: int | None
-) -> None:
+def test_the_loss_is_a_mean_over_all_passes_which_forwards_counts(injection: Injection, chunk: int | None) -> None:
     loss = CountingLoss()
     got = estimate(LikelihoodRatio(copies=8, injection=injection, chunk=chunk), small_network(HardThreshold()), loss)
     assert loss.rows == len(injection.passes(2)) * 8 * len(X)

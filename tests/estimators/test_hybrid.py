@@ -29,7 +29,7 @@ def mixed_network(*activations: nn.Module) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("score", ["plain", "auto"])
-def test_cross_entropy_above_thresholds_is_differentiated_given_the_noise_below(score: str) -> None:
+def test_cross_entropy_above_thresholds_is_differentiated_given_noise(score: str) -> None:
     check_above_a_threshold(score=score)
 
 
@@ -38,7 +38,7 @@ def test_zero_one_above_smooth_units_needs_noise_at_the_logits_alone() -> None:
     check_below_a_zero_one_loss(baseline=Clean())
 
 
-def test_a_smooth_layer_above_a_threshold_is_differentiated_and_one_below_is_not() -> None:
+def test_only_smooth_layers_above_a_threshold_are_differentiated() -> None:
     sigma = (0.7, 0.9, 0.8)
     network, loss = mixed_network(HardThreshold(), nn.Tanh()), CrossEntropy()
     check_hybrid(network, loss, counted_loss(network, Gaussian(), sigma[0], partial(loss, labels=Y), X), sigma)
@@ -51,7 +51,7 @@ def test_a_smooth_layer_above_a_threshold_is_differentiated_and_one_below_is_not
     assert [words.split(",")[0] for words in below.values()][:2] == ["likelihood ratio"] * 2
 
 
-def test_noise_below_a_threshold_and_at_the_logits_with_a_smooth_layer_between() -> None:
+def test_noise_below_a_threshold_and_at_the_logits_skips_what_is_smooth() -> None:
     sigma = (0.7, 0.9, 0.8)
     network = mixed_network(HardThreshold(), nn.Tanh())
 

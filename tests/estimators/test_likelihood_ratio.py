@@ -41,7 +41,7 @@ from tests.checks.zscores import assert_mean, repetitions
 @every_density
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("activation", [HardThreshold(), Sign()], ids=["threshold", "sign"])
-def test_one_unit_that_jumps_has_the_gradient_f_of_t_over_sigma_times_the_jump(
+def test_a_unit_that_jumps_has_the_gradient_density_times_jump(
     noise: Noise, score: str, activation: PiecewiseConstant
 ) -> None:
     """E[L] = L- + P(v + sigma z > 0) (L+ - L-), so dE[L]/dv = f(v / sigma) / sigma (L+ - L-)."""
@@ -61,7 +61,7 @@ def test_one_unit_that_jumps_has_the_gradient_f_of_t_over_sigma_times_the_jump(
 
 
 @every_density
-def test_the_error_of_two_logits_has_the_density_of_a_noise_difference_as_its_gradient(noise: Noise) -> None:
+def test_the_error_of_two_logits_has_a_noise_differences_density_as_slope(noise: Noise) -> None:
     """E[L] = G(d / sigma) with d the wrong minus the right logit and G the cdf of z - z'; here G' comes from scipy."""
     network = nn.Sequential(nn.Linear(3, 2)).double()
     network[0].weight.data = torch.tensor([[0.5, -0.8, 0.3], [0.2, 0.4, -0.6]], dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_the_error_of_two_logits_has_the_density_of_a_noise_difference_as_its_gr
 
 
 @every_density
-def test_a_linear_loss_of_a_linear_layer_has_the_gradient_that_it_has_without_noise(noise: Noise) -> None:
+def test_a_linear_loss_has_the_gradient_that_it_has_without_noise(noise: Noise) -> None:
     network = nn.Sequential(nn.Linear(3, 2)).double()
     expected = estimate(Backprop(), network, Margin()).gradients
     for sigma in (0.1, 3.0):
@@ -93,7 +93,7 @@ def test_a_linear_loss_of_a_linear_layer_has_the_gradient_that_it_has_without_no
         check_gradient(repetitions(estimator, network, Margin(), X, Y, number=8000), expected, resolution=0.2)
 
 
-def test_a_constant_loss_has_the_gradient_0_exactly_once_a_baseline_takes_it_away() -> None:
+def test_a_constant_loss_has_gradient_0_exactly_with_a_baseline() -> None:
     class One(ZeroOne):
         def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
             return torch.ones_like(logits[:, 0])
@@ -165,7 +165,7 @@ every_split = pytest.mark.parametrize("sampling", SPLIT.values(), ids=SPLIT.keys
 @every_split
 @pytest.mark.parametrize("baseline", [NoBaseline(), Clean(), LeaveOneOut()], ids=["none", "clean", "leave_one_out"])
 @pytest.mark.parametrize("chunk", [2, 3, 5, 8, 12, 99, None])
-def test_chunks_are_whole_groups_no_larger_than_asked_and_enough_for_the_baseline(
+def test_chunks_are_whole_groups_and_enough_for_the_baseline(
     sampling: Sampler, baseline: Any, chunk: int | None
 ) -> None:
     recorder = Recorder(sampling, 12)
@@ -227,7 +227,7 @@ def test_the_coupled_score_is_unbiased_with_three_levels(injection: Injection) -
     check_unbiased(LikelihoodRatio(copies=2, score="coupled", baseline=Clean(), injection=injection), STEPS, ZeroOne())
 
 
-def test_a_baseline_common_to_the_partners_cancels_from_the_coupled_estimate() -> None:
+def test_a_baseline_common_to_partners_cancels_from_the_coupled_score() -> None:
     network = small_network(STEPS)
     none, clean, left_out = (
         estimate(LikelihoodRatio(copies=8, score="coupled", baseline=baseline), network, CrossEntropy()).gradients
@@ -254,7 +254,7 @@ def test_a_score_that_knows_less_never_has_more_variance(noise: Noise, injection
     check_variance_never_larger(replace(plain, score="coupled"), plain)
 
 
-def test_the_conditional_score_lowers_the_variance_where_an_activation_with_cells_follows() -> None:
+def test_the_conditional_score_lowers_the_variance_below_cells() -> None:
     plain, conditional = (
         variance(LikelihoodRatio(copies=8, score=score, sampling=Independent())) for score in ("plain", "conditional")
     )

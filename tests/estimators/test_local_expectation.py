@@ -103,7 +103,7 @@ def test_a_jump_that_costs_hundreds_of_nats_stays_finite() -> None:
 @every_density
 @pytest.mark.parametrize("spread", [1.0, 40.0])  # 40: many a softmax is 1 but for rounding
 @pytest.mark.parametrize("classes", [2, 7])
-def test_the_signal_of_cross_entropy_is_that_of_any_loss_with_the_same_draws(
+def test_cross_entropys_signal_is_that_of_any_loss_with_the_same_draws(
     noise: Noise, spread: float, classes: int
 ) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -141,7 +141,7 @@ def test_local_expectation_equals_the_enumeration_of_all_states(loss: Loss, nois
 
 
 @every_loss
-def test_a_deeper_layer_equals_the_enumeration_of_all_states_under_common_random_numbers(loss: Loss) -> None:
+def test_a_deeper_layer_equals_the_enumeration_of_all_states(loss: Loss) -> None:
     check_enumeration(Gaussian(), loss, threshold_network(3, 4, 2, 3), (0.8, 0.5, 0.6))
 
 
@@ -164,7 +164,7 @@ def test_three_cells_are_unbiased() -> None:
 
 
 @pytest.mark.parametrize("units", [None, 1, 2])
-def test_deeper_layers_are_unbiased_whatever_share_of_their_units_is_evaluated(units: int | None) -> None:
+def test_deeper_layers_are_unbiased_for_any_share_of_their_units(units: int | None) -> None:
     check_deep(threshold_network(3, 3, 2, 2), (0.5, 0.7, 0.9), units, X, Y)
 
 
@@ -297,7 +297,7 @@ def test_a_layer_applied_at_several_places_takes_the_long_way_and_is_right() -> 
     check_gradient(local, expected, resolution=0.3, tolerance=5 * error)
 
 
-def test_units_of_a_block_move_beside_a_shortcut_that_is_common_to_all_copies() -> None:
+def test_units_of_a_block_move_beside_a_shortcut_common_to_all_copies() -> None:
     body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 2, 3, padding=1))
     block = Residual(body, nn.Sequential(nn.Conv2d(1, 2, 1)))
     chain = Chain.of(nn.Sequential(block, nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)).double())

@@ -91,7 +91,7 @@ def test_uniform_noise_gives_the_clipped_slope() -> None:
 
 @pytest.mark.parametrize("noise", options("noise"))
 @every_activation
-def test_straight_through_is_the_chain_rule_with_the_slope_at_the_hard_states(
+def test_straight_through_is_the_chain_rule_with_slopes_at_hard_states(
     noise: str, activation: PiecewiseConstant
 ) -> None:
     check_straight_through(member("noise", noise), activation)
@@ -163,14 +163,14 @@ def test_over_all_signs_the_forward_gradient_is_the_gradient(
 
 
 @every_injection
-def test_over_all_signs_the_forward_gradient_of_a_convolution_with_pooling_is_the_gradient(
+def test_over_all_signs_it_is_the_gradient_of_a_convolution_with_pooling(
     injection: Injection,
 ) -> None:
     check_all_patterns(injection, relu_convnet(), Backprop(), IMAGES, LABELS)
 
 
 @every_injection
-def test_over_all_signs_the_forward_gradient_through_jumps_is_straight_through(injection: Injection) -> None:
+def test_over_all_signs_jumps_have_the_straight_through_gradient(injection: Injection) -> None:
     for network, x, y in ((small_network(Sign()), X, Y), (small_convnet(), IMAGES, LABELS)):
         check_all_patterns(injection, network, StraightThrough(sigma=SIGMA), x, y)
 
@@ -223,7 +223,7 @@ def test_chunks_of_the_same_directions_add_up_to_the_same_forward_gradient(
 
 
 @every_density
-def test_evolution_strategies_on_a_linear_loss_have_its_gradient_at_every_sigma(noise: Noise) -> None:
+def test_evolution_strategies_have_a_linear_losss_gradient_at_any_sigma(noise: Noise) -> None:
     network = nn.Sequential(nn.Linear(3, 2)).double()
     expected = estimate(Backprop(), network, Margin()).gradients
     for sigma in (0.01, 2.0):

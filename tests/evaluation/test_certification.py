@@ -136,7 +136,7 @@ class TestClosedForm:
             z = (false - seeds * rate) / math.sqrt(seeds * rate * (1 - rate))
             assert abs(z) < critical(2), (p, false, seeds * rate)
 
-    def test_a_unanimous_vote_has_the_largest_radius_that_so_many_draws_can_prove(self) -> None:
+    def test_a_unanimous_vote_has_the_largest_radius_its_draws_can_prove(self) -> None:
         network, x = two_classes(torch.zeros(6, dtype=torch.float64), 1.0), images(1, 1, 2, 3)
         found = certify(network, x, [1e-3], seed=0, draws=1000, alpha=0.01)
         assert found.radius.item() == pytest.approx(float(ndtri(torch.tensor(0.01**1e-3, dtype=torch.float64))))

@@ -317,7 +317,7 @@ class TestRefusals:
             evaluate(**{**good, **change})
 
 
-def test_levels_that_presets_share_and_threats_of_another_name_have_rows_of_their_own() -> None:
+def test_levels_of_two_presets_or_of_two_names_have_rows_of_their_own() -> None:
     presets = {"one": [{"std": 0.1}, {"std": 0.2}], "two": [{"std": 0.1}, {"std": 0.3}]}
     found = [trials({name: corruption(gaussian_noise, preset, presets, [1, 2])}) for name, preset in NAMED]
     x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)

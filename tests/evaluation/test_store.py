@@ -144,9 +144,7 @@ def test_a_damaged_record_is_refused(evaluate: Any, trained: Path) -> None:
         assert (outcome.code, "Remove the file" in outcome.err) == (2, True)
 
 
-def test_surrogates_of_several_families_have_a_row_each_and_their_images_are_made_once(
-    evaluate: Any, trained: Path
-) -> None:
+def test_each_family_of_surrogates_has_a_row_and_its_images_once(evaluate: Any, trained: Path) -> None:
     families = "surrogate.experiment=[surrogate/relu,surrogate/straight_through]"
     assert evaluate("run=runs/lrtz", *QUICK, "threat=fgsm", families).code == 0
     kept = {path: path.stat().st_mtime_ns for path in trained.glob("surrogates/*/adversarial/*.npz")}
@@ -184,9 +182,7 @@ def test_inference_noise_runs_every_threat_against_the_noisy_network(evaluate: A
     assert (outcome.code, "noisy_passes=32" in outcome.err) == (2, True)
 
 
-def test_a_certificate_has_a_row_for_each_radius_and_is_refused_for_runs_without_noise(
-    evaluate: Any, trained: Path
-) -> None:
+def test_a_certificate_has_a_row_per_radius_and_needs_noise(evaluate: Any, trained: Path) -> None:
     options = ("threat=[clean,certify]", "threat.certify.draws=200", "threat.certify.radii=[0,0.5]", "limit=50")
     outcome = evaluate("run=[runs,bp]", *options)
     assert (outcome.code, "error: bp: a certificate needs Gaussian noise" in outcome.err) == (2, True)

@@ -75,7 +75,7 @@ def black(epsilon: Any = (0.02, 0.05)) -> Threat:
     return attack(corners, epsilon=list(epsilon))
 
 
-def test_the_worst_case_is_over_all_attacks_of_a_norm_and_smaller_epsilons_image_by_image() -> None:
+def test_the_worst_case_is_by_image_over_attacks_and_smaller_epsilons() -> None:
     hits = {
         "c": np.array([1, 1, 1, 1, 1, 0], bool),
         "a1": np.array([1, 1, 0, 1, 1, 1], bool),
@@ -216,7 +216,7 @@ def test_random_points_are_no_search() -> None:
     assert not cross_check(rows, hits)[-1].unreliable
 
 
-def test_of_an_attack_that_broke_the_rules_only_those_images_count_for_nothing() -> None:
+def test_only_the_images_that_broke_the_rules_count_for_nothing() -> None:
     """Half the images go too far, and every one that moves is misclassified."""
     model = linear()
     direction = (model[1].weight[1] - model[1].weight[0]).detach().reshape(SHAPE).sign()

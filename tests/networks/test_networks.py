@@ -218,7 +218,7 @@ def test_noise_is_in_one_layer_at_a_time_unless_asked_otherwise(name: str) -> No
     assert injection_of(f"network={name}", "injection=joint") == "Joint"
 
 
-def test_neither_the_order_of_options_nor_an_experiment_changes_the_injection() -> None:
+def test_the_order_of_options_does_not_change_the_injection() -> None:
     assert injection_of("injection=joint", "network=convnet") == "Joint"
     assert injection_of("network=convnet", "experiment=lrt") == "Layerwise"
     assert injection_of("network=convnet", "experiment=lrt", "injection=joint") == "Joint"
@@ -286,7 +286,7 @@ def test_the_scales_of_neurons_are_learned_in_a_network_with_normalisations(tmp_
     assert all(float(state[f"log_sigma.{site}"].std()) > 0 for site in range(5))
 
 
-def test_scales_of_neurons_where_vectors_are_normalised_by_groups_are_refused_and_not_broadcast() -> None:
+def test_scales_of_neurons_under_group_normalisation_are_refused() -> None:
     """Channel scales are shaped for images; along vectors they would meet the copies."""
     built = nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     estimator, x, y = LikelihoodRatio(copies=4), torch.rand(2, 3).double(), torch.tensor([0, 1])
@@ -300,7 +300,7 @@ def test_scales_of_neurons_where_vectors_are_normalised_by_groups_are_refused_an
 # ---- copies per layer -----------------------------------------------------------------------------------------------
 
 
-def test_a_list_of_copies_gives_each_layer_its_own_and_equals_one_number_where_they_are_equal() -> None:
+def test_a_list_of_copies_gives_each_layer_its_own() -> None:
     built, x, y = normalised(HardThreshold()), torch.rand(2, 1, 7, 7).double(), torch.tensor([0, 1])
     for kind, more in ((LikelihoodRatio, {"injection": Layerwise()}), (Tiered, {})):
         same, listed = (

@@ -249,7 +249,7 @@ def test_hybrid_splits_a_residual_network_at_its_last_jump() -> None:
 
 
 @every_network
-def test_straight_through_has_the_networks_scores_and_slopes_that_lead_to_every_image(make: Any) -> None:
+def test_straight_through_has_the_networks_scores_and_useful_slopes(make: Any) -> None:
     hard, smooth = make(HardThreshold()), make(nn.Tanh())
     surrogate = straight_through(hard, 0.5)
     assert torch.equal(surrogate(PIXELS), hard(PIXELS))
@@ -268,7 +268,7 @@ def test_noise_averaged_networks_go_through_their_straight_through_chain() -> No
 
 
 @pytest.mark.parametrize("make", [residual, normalised], ids=lambda make: make.__name__)
-def test_the_likelihood_ratio_of_an_image_is_the_gradient_of_its_smoothed_loss(make: Any) -> None:
+def test_an_images_likelihood_ratio_is_the_gradient_of_its_smoothed_loss(make: Any) -> None:
     network = make(nn.Tanh())
     name = next(iter(weighted(network)))
     sigma = scales(Chain.of(network), 1.0)[0]
@@ -294,7 +294,7 @@ def test_the_likelihood_ratio_of_an_image_is_the_gradient_of_its_smoothed_loss(m
     assert_gradient(torch.stack(draws).flatten(1), expected.flatten(), resolution=0.5, tolerance=0.02)
 
 
-def test_the_likelihood_ratio_of_an_image_is_refused_where_the_image_goes_round_the_first_layer() -> None:
+def test_the_likelihood_ratio_of_an_image_needs_a_first_layer_it_passes() -> None:
     network = nn.Sequential(Residual(nn.Sequential(nn.Conv2d(1, 1, 1))), nn.Flatten(), nn.Linear(49, 2)).double()
     options = {"random": ImageRandom(0, torch.arange(2)), "copies": 4, "smoothing": 0.5}
     with pytest.raises(ConfigurationError, match=r"'0\.body\.0' is in a residual block; use .*straight_through"):

@@ -45,7 +45,7 @@ def test_weight_vjp_is_autograds_of_a_linear_layer_inner_axes_included(x_shape: 
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_weight_vjp_is_autograds_of_a_convolution_in_every_combination_of_its_options(bias: bool) -> None:
+def test_weight_vjp_is_autograds_for_every_convolution(bias: bool) -> None:
     for options in CONVOLUTIONS:
         check_weight_vjp(convolution(**options, bias=bias), 4, 9, 8)
 
@@ -76,9 +76,7 @@ def test_a_normalisation_has_weights_only_where_it_has_parameters() -> None:
     ],
     ids=repr,
 )
-def test_unit_norms_broadcast_to_the_layers_output_and_are_those_of_its_units(
-    layer: nn.Module, x_shape: tuple[int, ...]
-) -> None:
+def test_unit_norms_are_those_of_the_units_in_the_outputs_shape(layer: nn.Module, x_shape: tuple[int, ...]) -> None:
     weight = layer.get_parameter("weight")
     weight.data = random(*weight.shape).float()
     norms, site = unit_norms(layer), layer(torch.zeros(1, *x_shape)).shape[1:]
@@ -138,7 +136,7 @@ class LargestTensor(TorchDispatchMode):
     [(nn.Linear(50, 60), (50,)), (nn.Conv2d(8, 16, 3, padding=1), (8, 5, 5))],
     ids=["linear", "conv"],
 )
-def test_nothing_larger_than_the_input_the_signal_and_the_weight_is_ever_made(
+def test_nothing_larger_than_input_signal_and_weight_is_made(
     layer: nn.Module, x_shape: tuple[int, ...], rows: int
 ) -> None:
     """The published code made [rows, in, out] here, which is why it was slow."""

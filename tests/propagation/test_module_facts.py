@@ -61,13 +61,13 @@ def test_what_is_known_of_an_activation_of_torch_is_what_a_probe_finds(kind: typ
 
 
 @pytest.mark.parametrize("name", options("activation"))
-def test_the_activations_of_the_configuration_are_known_and_as_a_probe_finds_them(name: str) -> None:
+def test_the_configured_activations_are_what_a_probe_finds(name: str) -> None:
     module = member("activation", name)
     assert facts_of(module).elementwise
     assert plain(facts_of(module)) == plain(probe(module, None))
 
 
-def test_every_kind_that_is_called_elementwise_is_of_torch_or_of_this_package() -> None:
+def test_every_kind_called_elementwise_is_of_torch_or_of_this_package() -> None:
     assert all(kind.__module__.startswith(("torch.nn.", "glr_lightning.")) for kind in ELEMENTWISE)
 
 
@@ -157,7 +157,7 @@ def test_backpropagation_refuses_a_step_that_nobody_declared(estimator: Estimato
             refuse()
 
 
-def test_backpropagation_refuses_a_step_within_the_forward_pass_of_a_network_of_ones_own() -> None:
+def test_backpropagation_refuses_a_step_in_a_forward_pass_of_ones_own() -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -184,7 +184,7 @@ def test_hybrid_splits_at_a_step_that_nobody_declared() -> None:
     assert sources[1].startswith("pathwise")
 
 
-def test_a_module_that_draws_is_refused_by_name_where_it_would_break_an_estimator() -> None:
+def test_a_module_that_draws_is_refused_where_it_breaks_an_estimator() -> None:
     network = small_network(Function(lambda v: v + torch.randn_like(v)))
     for estimator in (LikelihoodRatio(copies=4), LocalExpectation(), ForwardGradient()):
         with pytest.raises(ConfigurationError, match=r"'1' \(Function, found to draw random numbers\) draws noise"):

@@ -93,9 +93,7 @@ def test_the_scales_are_the_runs_own_at_the_epoch_of_the_checkpoint(runs: Path) 
     assert noise_averaged(load_run(runs / "bp"), 5) is None
 
 
-def test_a_run_of_before_these_options_is_evaluated_and_says_what_it_lacks_when_resumed(
-    runs: Path, tmp_path: Path
-) -> None:
+def test_a_run_without_these_options_is_evaluated_and_cannot_resume(runs: Path, tmp_path: Path) -> None:
     train(compose(["sigma=0.5", *FAST]), tmp_path / "old")
     path = tmp_path / "old/config.yaml"
     config = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "callbacks"}

@@ -174,7 +174,7 @@ def test_no_own_noise_is_in_the_baseline(make: Any, injection: Injection, sampli
     torch.testing.assert_close(change, (new_losses - losses)[2], rtol=1e-10, atol=1e-12)
 
 
-def test_under_bf16_autocast_the_baseline_is_computed_in_the_parameters_precision() -> None:
+def test_under_bf16_autocast_the_baseline_has_the_parameters_precision() -> None:
     network = residual(HardThreshold()).float()
     chain = Chain.of(network)
     loss, sigma, generator = CrossEntropy(), (0.7,) * len(chain.sites), torch.Generator().manual_seed(0)

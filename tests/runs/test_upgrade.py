@@ -63,7 +63,7 @@ def accuracies(folder: Path) -> dict[tuple[str, ...], float]:
     return {tuple(row[key] for key in ("threat", "level", "n", "noisy_passes")): float(row["accuracy"]) for row in rows}
 
 
-def test_an_evaluation_of_an_earlier_run_finds_its_results_again_and_adds_others(
+def test_an_evaluation_of_an_earlier_run_finds_its_results_again(
     folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = accuracies(folders / "lrtz")

@@ -185,7 +185,7 @@ class TestEveryAttack:
     @pytest.mark.parametrize(
         "name", ["pgd_linf", "pgd_l2", "square_linf", "square_l2", "noise_linf", "noise_l2", "penalised_lbfgs"]
     )
-    def test_an_image_that_is_wrong_already_is_left_alone_at_the_price_of_one_query(self, name: str) -> None:
+    def test_an_image_that_is_wrong_already_costs_one_query(self, name: str) -> None:
         x = pictures(24)
         y = threshold_net()(x).argmax(1)
         y[::4] = (y[::4] + 1) % 5

@@ -15,7 +15,7 @@ from glr_lightning.training.callbacks.class_collapse import lift, output_bias, s
 from glr_lightning.training.fit import train
 
 
-def test_a_class_starves_below_a_tenth_of_its_labels_if_enough_of_them_were_seen() -> None:
+def test_a_class_starves_below_a_tenth_of_enough_labels() -> None:
     labels = torch.tensor([100, 100, 100, 20, 19, 0])
     predictions = torch.tensor([9, 10, 300, 0, 0, 0])
     assert starving(labels, predictions).tolist() == [True, False, False, True, False, False]

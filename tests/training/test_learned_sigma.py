@@ -72,7 +72,7 @@ def test_a_convolution_has_a_scale_for_each_channel(per: str) -> None:
 
 
 @pytest.mark.parametrize("make", [normalised, residual], ids=lambda make: make.__name__)
-def test_channels_of_blocks_and_normalisations_have_the_derivative_along_the_path(make: Any) -> None:
+def test_channels_have_the_derivative_along_the_path(make: Any) -> None:
     """Of a smooth network: dE[L(v + sigma z)] / d log sigma by autograd, noise in one layer at a time."""
     network, loss, number = make(nn.Tanh()), CrossEntropy(), 12_000
     scales = [0.5 * scale / SIGMA[0] for scale in scales_of(network, "neuron", replace(DEFAULT, sigma=SIGMA[0]))]
@@ -110,7 +110,7 @@ def test_one_unit_that_jumps_has_minus_f_of_t_times_t_times_the_jump(noise: Nois
     assert_gradient(samples[0], expected[None], resolution=0.3)
 
 
-def test_given_the_estimators_own_scales_the_weights_get_the_very_same_gradients() -> None:
+def test_given_its_own_scales_an_estimator_has_the_same_gradients() -> None:
     network = small_network(HardThreshold())
     plain = DEFAULT.estimate(network, ZeroOne(), X, Y, generator=torch.Generator().manual_seed(0))
     learned = replace(DEFAULT, sigma=tuple(torch.tensor(s, dtype=torch.float64) for s in SIGMA))

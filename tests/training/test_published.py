@@ -11,12 +11,12 @@ every_experiment = pytest.mark.parametrize("experiment", ["lrs", "lrt", "lrsz", 
 
 @every_experiment
 @pytest.mark.parametrize("noise", ["laplace", "gaussian"])
-def test_a_training_step_is_the_published_formula_with_its_decay_and_optimizer(experiment: str, noise: str) -> None:
+def test_a_training_step_is_the_published_formula(experiment: str, noise: str) -> None:
     check_training_step(experiment, noise)
 
 
 @every_experiment
-def test_the_published_settings_are_joint_laplace_noise_without_baseline_or_other_variance_reduction(
+def test_the_published_settings_are_joint_laplace_noise_and_no_baseline(
     experiment: str,
 ) -> None:
     config = compose([f"experiment=paper/{experiment}"])
@@ -30,7 +30,7 @@ def test_the_published_settings_are_joint_laplace_noise_without_baseline_or_othe
     assert (first, second) == ((65, 50), (50, 10))
 
 
-def test_the_published_init_draws_weights_of_variance_4_over_the_inputs_the_constant_included() -> None:
+def test_the_published_init_has_variance_4_over_the_inputs() -> None:
     network = make_network(compose(["experiment=paper/lrs", "network.hidden=[4000]"]))
     first, second = published_weights(network)
     assert float(first.std()) == pytest.approx(2 / 65**0.5, rel=0.02)
