@@ -1,5 +1,7 @@
 """Stop a training that meets a NaN or an infinite number."""
 
+import math
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -25,7 +27,7 @@ class DivergenceCheck(Callback):
         module = glr_module(pl_module)
         outcome = module.outcome
         look = outcome.loss.device.type == "cpu" or trainer.global_step % CHECK_EVERY == 0 or trainer.is_last_batch
-        if look and not (torch.isfinite(outcome.loss) and torch.isfinite(outcome.gradient_norm)):
+        if look and not (math.isfinite(outcome.loss.item()) and math.isfinite(outcome.gradient_norm.item())):
             raise DivergenceError(_report(trainer, module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
