@@ -9,7 +9,7 @@ import pytest
 from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, LikelihoodRatio, LocalExpectation, NoisyBackprop
-from glr_lightning.reporting.results import read_metrics
+from glr_lightning.reporting.runs import read_metrics
 from glr_lightning.schedules import Geometric
 from glr_lightning.training.callbacks import Annealing
 from glr_lightning.training.fit import train

@@ -9,10 +9,9 @@ import torch
 
 from glr_lightning.config import build, compose
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.reporting.results import read_metrics
+from glr_lightning.reporting.runs import read_metrics
 from glr_lightning.runs.trained_run import build_network, load_checkpoint
 from glr_lightning.training.fit import train
-from tests.checks.interruption import train_in_two_parts
 
 FAST = ["epochs=1", "progress=false", "data.validation=0"]
 LAYER_RATES = ["callbacks=layer_rates"]
@@ -73,13 +72,3 @@ def test_factors_and_learned_scales_go_together(tmp_path: Path) -> None:
     assert float(trained["log_sigma.0"]) != 0.0
     (row,) = read_metrics(tmp_path / "run/metrics.csv").values()
     assert row["lr"] == pytest.approx(0.02)
-
-
-def test_a_run_with_factors_resumes_bit_for_bit(tmp_path: Path) -> None:
-    config = compose(["experiment=lrt", *LAYER_RATES, f"{FACTORS}=[0.1,1]", *FAST[1:], "epochs=3", "batch_size=128"])
-    train(config, tmp_path / "whole")
-    train_in_two_parts(config, tmp_path / "parts", stop_at=17)
-    assert torch.equal(
-        weights(tmp_path / "whole")["network.linear1.weight"], weights(tmp_path / "parts")["network.linear1.weight"]
-    )
-    assert (tmp_path / "whole/metrics.csv").read_text() == (tmp_path / "parts/metrics.csv").read_text()

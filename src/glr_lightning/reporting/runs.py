@@ -154,6 +154,8 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file, strict=True):
+                if row["epoch"] == "":  # of a callback that logs by step, such as Lightning's LearningRateMonitor
+                    continue
                 values = {key: float(value) for key, value in row.items() if value}
                 merged.setdefault(int(values.pop("epoch")), {}).update(values)
     except FileNotFoundError:

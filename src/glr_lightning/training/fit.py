@@ -62,6 +62,10 @@ def train(
         DivergenceError: a NaN or infinite loss; the last checkpoint is kept.
         KeyboardInterrupt: interrupted; the last checkpoint is kept.
     """
+    if isinstance(config, str):
+        raise ConfigurationError(
+            f"train takes a configuration or a list of overrides, got {config!r}; give [{config!r}]."
+        )
     config = dict(config) if isinstance(config, Mapping) else compose(config)
     _check_root(config)
     folder = Path(config["run_dir"] if run_dir is None else run_dir)

@@ -21,13 +21,15 @@ from glr_lightning.randomness import step_generator
 class MakeOptimizer(Protocol):
     """torch.optim.<Name> with its options bound."""
 
-    def __call__(self, params: Any) -> Optimizer: ...
+    def __call__(self, params: Any) -> Optimizer:
+        """Make the optimizer of parameters or parameter groups."""
 
 
 class MakeScheduler(Protocol):
     """torch.optim.lr_scheduler.<Name> with its options bound; stepped once an epoch."""
 
-    def __call__(self, optimizer: Optimizer) -> LRScheduler: ...
+    def __call__(self, optimizer: Optimizer) -> LRScheduler:
+        """Make the scheduler of an optimizer's learning rates."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class GLRModule(pl.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the noise-free logits."""
-        return self.network(x)
+        logits: Tensor = self.network(x)
+        return logits
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and the scheduler."""
@@ -164,7 +167,5 @@ class GLRModule(pl.LightningModule):
 def glr_module(pl_module: pl.LightningModule) -> GLRModule:
     """The module that a callback of this package is called with. Raises ConfigurationError for any other."""
     if not isinstance(pl_module, GLRModule):
-        raise ConfigurationError(
-            f"this callback belongs to the training of a GLRModule, got {type(pl_module).__name__}."
-        )
+        raise ConfigurationError(f"this callback is for the training of a GLRModule, got {type(pl_module).__name__}.")
     return pl_module

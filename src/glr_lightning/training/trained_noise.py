@@ -21,8 +21,10 @@ AnyCallback = TypeVar("AnyCallback", Annealing, LearnedSigma)
 
 
 def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUSTED) -> NoiseAveraged | None:
-    """A run's network with the noise that it was trained with: learned scales come from its checkpoint, scheduled ones
-    are those of its epoch; at all layers at once, whichever way they were injected. None if its neurons had no noise.
+    """Return a run's network with the noise that it was trained with, or None if its neurons had no noise.
+
+    Learned scales come from the run's checkpoint, annealed ones are those of its epoch. The noise is at all layers at
+    once, whichever way it was injected.
 
     Raises:
         ConfigurationError, CheckpointError: a number of passes below 1; a run whose files do not fit each other.

@@ -80,17 +80,21 @@ class Annealing(TrainingCallback):
                 ) from None
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
+        """Try out all epochs. Raises ConfigurationError."""
         self.check_epochs(module.estimator, _epochs(trainer))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the module's estimator for the first epoch's."""
         module = glr_module(pl_module)
         self.check(trainer, module)
         self._initial = module.estimator
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the module the estimator of the epoch."""
         self._set(pl_module, trainer.current_epoch, _epochs(trainer))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the module its first estimator back."""
         self._set(pl_module, 0, 1)
 
     def _set(self, pl_module: pl.LightningModule, epoch: int, epochs: int) -> None:
@@ -99,6 +103,7 @@ class Annealing(TrainingCallback):
         module.estimator = dataclasses.replace(module.estimator, **self.at(self._initial, epoch, epochs))
 
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        """Return the values of the epoch."""
         assert self._initial is not None  # since `setup`
         values = self.at(self._initial, trainer.current_epoch, _epochs(trainer))
         sigma = values.pop("sigma", None)

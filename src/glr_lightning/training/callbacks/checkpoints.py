@@ -14,6 +14,7 @@ class InitialCheckpoint(Callback):
     """Saves before the first step, so that a run interrupted in its first epoch can be resumed as well."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the untrained network, unless the run is resumed."""
         if trainer.global_step == 0:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
 

@@ -60,15 +60,18 @@ class ClassCollapse(TrainingCallback):
         self._lifts: Tensor | int = 0  # of this epoch
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
+        """Raise ConfigurationError if there is no output bias to lift."""
         if self.revive is not None:
             output_bias(module.network)  # refuses a network without
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check once more, in a Trainer of one's own."""
         self.check(trainer, glr_module(pl_module))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Add a step, and lift every few steps."""
         module = glr_module(pl_module)
         # at the end of an epoch too: it may move a bias, and validation judges what the checkpoint is going to hold
         columns = self._recent.add(trainer, module.outcome.logits, batch[1])
@@ -88,6 +91,7 @@ class ClassCollapse(TrainingCallback):
             self._lifts = self._lifts + lift(bias, counts[0], counts[1], self.revive)
 
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        """Look for dead classes, and tell of those that are new or recovered."""
         assert self._counts is not None  # since the first step
         before, self.dead_classes = self.dead_classes, self._counts.compute().nonzero().flatten().tolist()
         self._counts.reset()
@@ -100,9 +104,11 @@ class ClassCollapse(TrainingCallback):
         return row if self.revive is None else row | {"lifts": lifts}
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the dead classes, so that a resumed run tells of them once."""
         return {"dead_classes": self.dead_classes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the dead classes of a checkpoint."""
         self.dead_classes = state_dict["dead_classes"]
 
 
@@ -132,7 +138,7 @@ def lift(bias: Tensor, labels: Tensor, predictions: Tensor, by: float) -> Tensor
 
 
 def count(index: Tensor, classes: int) -> Tensor:
-    """How often each class occurs in index [n] int64, [classes] int64. (torch.bincount would wait for the device.)"""
+    """Return how often each class occurs in index [n] int64, [classes] int64, without waiting for the device."""
     return index.new_zeros(classes).index_add_(0, index, torch.ones_like(index))
 
 
@@ -149,7 +155,7 @@ class ClassCounts(Metric):
             self.add_state(name, torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, y: Tensor) -> None:
-        """logits [batch, classes], y [batch]."""
+        """Add a batch: logits [batch, classes], y [batch]."""
         self.labels += count(y, len(self.labels))
         self.predictions += count(logits.argmax(1), len(self.labels))
 
@@ -182,5 +188,5 @@ def news_of_classes(before: Sequence[int], now: Sequence[int], epoch: int, reviv
 
 
 def in_words(numbers: Sequence[int]) -> str:
-    """class 3, or classes 3, 5."""
+    """Return "class 3", or "classes 3, 5"."""
     return f"class{'' if len(numbers) == 1 else 'es'} {', '.join(map(str, numbers))}"

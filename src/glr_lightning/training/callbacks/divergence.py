@@ -24,6 +24,7 @@ class DivergenceCheck(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        """Look at loss and gradient. Raises DivergenceError."""
         module = glr_module(pl_module)
         outcome = module.outcome
         look = outcome.loss.device.type == "cpu" or trainer.global_step % CHECK_EVERY == 0 or trainer.is_last_batch
@@ -31,6 +32,7 @@ class DivergenceCheck(Callback):
             raise DivergenceError(_report(trainer, module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the weights. Raises DivergenceError."""
         for name, parameter in glr_module(pl_module).trained.items():  # an overflow may leave a finite 0-1 loss
             if not torch.isfinite(parameter).all():
                 raise DivergenceError(

@@ -34,12 +34,14 @@ class EpochMetrics(Callback):
         self._recent = Recent()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring the metrics to the device of the module."""
         for metric in (self._train | self._val).values():
             metric.to(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Add a step."""
         outcome = glr_module(pl_module).outcome
         columns = self._recent.add(trainer, outcome.loss, outcome.gradient_norm, outcome.logits, batch[1])
         if columns is not None:
@@ -57,13 +59,16 @@ class EpochMetrics(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Add a batch of validation images."""
         self._val["val_loss"].update(outputs["loss"])
         self._val["val_accuracy"].update(accuracy_of(outputs["logits"], batch[1]))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compute the validation's metrics."""
         _compute_and_reset(self._val, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the row of the epoch."""
         module = glr_module(pl_module)
         row = _compute_and_reset(self._train, module)
         row |= {name: float(trainer.callback_metrics.get(name, math.nan)) for name in self._val}

@@ -10,9 +10,12 @@ from glr_lightning.validation import Positive, checked
 
 
 class GradientClipping(Callback):
-    """Scales the whole gradient down to a largest 2-norm. (`Trainer(gradient_clip_val=)` refuses manual optimization.)
+    """Scales the whole gradient down to a largest 2-norm; `Trainer(gradient_clip_val=)` refuses manual optimization.
 
     Callbacks that come before this one see the gradient before it is clipped.
+
+    Args:
+        max_norm: the largest norm.
     """
 
     @checked
@@ -22,5 +25,6 @@ class GradientClipping(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        """Clip the gradient in place."""
         module = glr_module(pl_module)
         torch.nn.utils.clip_grads_with_norm_(module.trained.values(), self.max_norm, module.outcome.gradient_norm)

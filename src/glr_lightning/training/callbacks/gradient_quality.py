@@ -30,21 +30,25 @@ class GradientQuality(TrainingCallback):
         self._watch: WatchedBaseline | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Watch the baseline of the estimator."""
         module = glr_module(pl_module)
         module.estimator, self._watch = watched(module.estimator)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        """Add the gradients of a step."""
         trained = glr_module(pl_module).trained
         self._snr.update(
             {name: p.grad for name, p in trained.items() if p.grad is not None and not name.startswith("log_sigma.")}
         )
 
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        """Return the ratios and what the baseline explained."""
         return self._snr.compute_and_reset() | (self._watch.compute_and_reset() if self._watch else {})
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the estimator its own baseline back."""
         if self._watch is not None:
             module: Any = pl_module
             module.estimator = dataclasses.replace(module.estimator, baseline=self._watch.inner)
@@ -105,13 +109,16 @@ class WatchedBaseline(Baseline):
 
     @property
     def needs_clean(self) -> bool:  # type: ignore[override]
+        """As the inner baseline's."""
         return self.inner.needs_clean
 
     @property
     def required_groups(self) -> int:  # type: ignore[override]
+        """As the inner baseline's."""
         return self.inner.required_groups
 
     def __call__(self, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
+        """Return what the inner baseline does."""
         baseline = self.inner(loss, group, clean_loss)
         variances = torch.stack([loss.var(), (loss - baseline).var()])
         self.seen[:] = [self.seen[0] + variances if self.seen else variances]

@@ -27,6 +27,7 @@ class LayerRates(TrainingCallback):
         self.factors = factors
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
+        """Raise ConfigurationError unless there is a factor for each layer."""
         sites = len(Chain.of(module.network).sites)
         if len(self.factors) != sites:
             raise ConfigurationError(
@@ -35,6 +36,7 @@ class LayerRates(TrainingCallback):
             )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give each parameter the factor of its layer."""
         module = glr_module(pl_module)
         self.check(trainer, module)
         names = Chain.of(module.network).site_names
@@ -43,10 +45,12 @@ class LayerRates(TrainingCallback):
             module.optimizer_options[name] = {"lr_factor": factors[name.rpartition(".")[0]]}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the factors away."""
         module = glr_module(pl_module)
         for name in dict(module.network.named_parameters()):
             module.optimizer_options.pop(name, None)
 
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        """Return the learning rate before the factors."""
         group = max(trainer.optimizers[0].param_groups, key=lambda group: group.get("lr_factor", -1.0))
         return {"lr": group["lr"] / (group["lr_factor"] or 1.0)}

@@ -44,6 +44,7 @@ class LearnedSigma(TrainingCallback):
         self._initial: Any = None
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
+        """Raise ConfigurationError, as described above."""
         log_scales(module.estimator, module.network, self.per)  # refuses an estimator without their gradients
         if any(isinstance(c, Annealing) and c.sigma is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
             raise ConfigurationError(
@@ -51,6 +52,7 @@ class LearnedSigma(TrainingCallback):
             )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the logarithms parameters of the module, at their first values unless they were learned before."""
         module = glr_module(pl_module)
         self.check(trainer, module)
         self._initial = module.estimator
@@ -65,10 +67,12 @@ class LearnedSigma(TrainingCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Give the estimator the present scales."""
         module: Any = pl_module
         module.estimator = dataclasses.replace(module.estimator, sigma=self.scales)
 
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
+        """Return the present scales."""
         row = {}
         for name, scale in zip(Chain.of(module.network).site_names, self.scales, strict=True):
             row[f"sigma_{name}"] = float(scale.mean())
@@ -77,6 +81,7 @@ class LearnedSigma(TrainingCallback):
         return row
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the estimator its own sigma back; the logarithms stay in the module's state."""
         module: Any = pl_module
         module.estimator = dataclasses.replace(module.estimator, sigma=self._initial.sigma)
         for name in [name for name in module.trained if name.startswith("log_sigma.")]:

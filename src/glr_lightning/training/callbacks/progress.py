@@ -29,6 +29,7 @@ class TrainingProgress(Callback):
         self._task = self._bar.add_task("")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the bar, in the first process."""
         self._bar.update(self._task, total=trainer.max_epochs, completed=trainer.current_epoch)
         if trainer.is_global_zero:
             self._bar.start()
@@ -36,18 +37,22 @@ class TrainingProgress(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Move the bar, every few batches."""
         if batch_idx % self.EVERY == 0:
             part = (batch_idx + 1) / trainer.num_training_batches
             self._bar.update(self._task, completed=trainer.current_epoch + part)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the epoch before."""
         self._show(trainer, trainer.current_epoch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the last epoch and end the bar."""
         self._show(trainer, trainer.current_epoch)
         self._bar.stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """End the bar."""
         self._bar.stop()
 
     def _show(self, trainer: pl.Trainer, epoch: int) -> None:
