@@ -42,8 +42,8 @@ def test_schedules_are_the_published_ones() -> None:
 
 
 def test_an_experiment_beats_the_defaults_and_the_command_line_both() -> None:
-    assert compose(["experiment=paper/lrtz"])["copies"] == 100
-    assert compose(["experiment=paper/lrtz", "copies=4"])["copies"] == 4
+    assert compose(["experiment=paper/lrtz"])["estimator"]["copies"] == 100
+    assert compose(["experiment=paper/lrtz", "copies=4"])["estimator"]["copies"] == 4
     assert compose(["experiment=lrs", "activation=tanh"])["activation"]["_target_"] == "torch.nn.Tanh"
     assert compose(["~experiment"])["network"]["centre"] == 0.0
 

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from rich.progress import (
     ProgressColumn,
 )
 
-from glr_lightning.config import what_to_mend
+from glr_lightning.config import in_one_line, long_forms, short_overrides
 from glr_lightning.errors import GLRError
 
 console = Console(stderr=True)
@@ -56,18 +56,26 @@ def run_job(job: Callable[[], Any]) -> None:
         console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         if not is_multirun():
             sys.exit(2)
-        _failed_jobs.append(f"{HydraConfig.get().job.num}: {HydraConfig.get().job.override_dirname}")
+        _failed_jobs.append(f"{HydraConfig.get().job.num}: {short_overrides(HydraConfig.get().job.override_dirname)}")
 
 
-def run_main(hydra_main: Callable[[], Any]) -> None:
-    """Call a Hydra entry point. Exit codes: 0 done, 2 the user's to mend, 130 interrupted."""
+def run_main(hydra_main: Callable[[], Any], own: Collection[str] | None = None) -> None:
+    """Call a Hydra entry point. Exit codes: 0 done, 2 the user's to mend, 130 interrupted.
+
+    Args:
+        hydra_main: the function that `hydra.main` decorates.
+        own: the command takes the options of glr-train by their short forms, except these, which are its own; None: it
+            does not take them.
+    """
+    if own is not None:
+        sys.argv[1:] = long_forms(sys.argv[1:], own)
     try:
         with _errors_of_hydra():
             hydra_main()
     except (HydraException, OmegaConfBaseException) as error:
         if FULL_ERROR in os.environ:
             raise
-        console.print(f"[bold red]error:[/] {_escape(what_to_mend(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {_escape(in_one_line(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,19 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from glr_lightning.config import CONF_DIR, build, compose, load_yaml
+from glr_lightning.config import CONF_DIR, SHORT_FORMS, build, compose, load_yaml
 
 
 def options(group: str) -> list[str]:
-    """The names of a group's options, such as gaussian, laplace, ... for noise."""
-    return sorted(path.stem for path in (Path(CONF_DIR) / group).glob("*.yaml"))
+    """The names of a group's options, such as gaussian, laplace, ... for noise; short forms of groups will do."""
+    return sorted(path.stem for path in folder(group).glob("*.yaml"))
 
 
 def member(group: str, option: str) -> Any:
     """What an option builds."""
-    return build(load_yaml(Path(CONF_DIR) / group / f"{option}.yaml"))
+    return build(load_yaml(folder(group) / f"{option}.yaml"))
+
+
+def folder(group: str) -> Path:
+    """Where the options of a group lie."""
+    return Path(CONF_DIR) / SHORT_FORMS.get(group, group)
 
 
 def configured(estimator: str) -> Any:
     """The estimator of a name, with the settings of conf/ and few copies where it has them."""
-    return build(compose([f"estimator={estimator}"])["estimator"])
+    return build(compose(["~experiment", f"estimator={estimator}"])["estimator"])

@@ -61,15 +61,15 @@ def one_step(config: dict[str, Any], network: nn.Sequential, x: Tensor, y: Tenso
 def noise_of(config: dict[str, Any], widths: list[int], number: int) -> list[Tensor]:
     """The noise of the first step, layer after layer from the step's generator."""
     generator = step_generator(config["seed"], 0, 0, torch.device("cpu"))
-    density, copies = build(config["noise"]), config["copies"]
+    density, copies = build(config["estimator"]["noise"]), config["estimator"]["copies"]
     draws = [density.sample((copies, number, w), generator=generator, dtype=torch.float64) for w in widths]
-    return [config["sigma"] * z.reshape(copies * number, w) for z, w in zip(draws, widths, strict=True)]
+    return [config["estimator"]["sigma"] * z.reshape(copies * number, w) for z, w in zip(draws, widths, strict=True)]
 
 
 def check_training_step(experiment: str, noise: str) -> None:
     """One step moves the weights as the published formula, its decay and its optimizer do."""
     config = compose([f"experiment=paper/{experiment}", f"noise={noise}", "sigma=1.3"])
-    number = 800 // config["copies"]  # rows enough to tell, few enough for [rows, in, out]
+    number = 800 // config["estimator"]["copies"]  # rows enough to tell, few enough for [rows, in, out]
     x, y = batch_of(number)
     network = make_network(config)
     before = published_weights(network)
@@ -79,8 +79,8 @@ def check_training_step(experiment: str, noise: str) -> None:
         x.flatten(1),
         y,
         noise_of(config, [50, 10], number),
-        density=DENSITIES[build(config["noise"])],
-        scale=config["sigma"],
+        density=DENSITIES[build(config["estimator"]["noise"])],
+        scale=config["estimator"]["sigma"],
         activation=ACTIVATIONS[config["activation"]["_target_"]],
         loss=LOSSES[build(config["loss"])],
     )

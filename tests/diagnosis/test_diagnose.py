@@ -283,10 +283,11 @@ def test_overrides_that_are_not_the_estimators_are_refused(override: str) -> Non
 
 def test_nothing_in_a_run_is_interpolated() -> None:
     base = compose([])
-    base["noise"] = {"_target_": "glr_lightning.noise.StudentT", "nu": "${oc.env:HOME}"}
-    del base["estimator"]["noise"]
+    base["estimator"]["noise"] = {"_target_": "glr_lightning.noise.StudentT", "nu": "${oc.env:HOME}"}
     node = estimator_node(base, ["estimator=likelihood_ratio"])
     assert node["noise"]["nu"] == "${oc.env:HOME}"
+    for overrides in (["estimator=hybrid", "sigma=2"], ["sigma=2"]):
+        assert estimator_node(base, overrides)["noise"]["nu"] == "${oc.env:HOME}"
     with pytest.raises(ConfigurationError, match="is refused"):
         build(node)
 
@@ -501,7 +502,7 @@ def test_a_run_is_diagnosed_with_the_sigma_that_it_was_trained_with(tmp_path: Pa
         base = with_trained_sigma(run, TRUSTED)
         if where == "learned":
             learned = [float(run.checkpoint["state_dict"][f"log_sigma.{site}"].exp()) for site in range(2)]
-            assert base["estimator"]["sigma"] == base["sigma"] == pytest.approx(learned)
+            assert base["estimator"]["sigma"] == pytest.approx(learned)
             assert learned[0] != 0.5
         else:
             assert base["estimator"]["sigma"] == pytest.approx(0.5 * 0.25)

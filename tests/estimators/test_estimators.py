@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.baselines import Clean
-from glr_lightning.config import build, compose
+from glr_lightning.config import Groups, build, compose
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import (
     Backprop,
@@ -226,9 +226,10 @@ def expected_gradient(estimator: Any, network: nn.Sequential, noise: Noise, loss
 @pytest.mark.parametrize("name", options("estimator"))
 @pytest.mark.parametrize("injection", options("injection"))
 def test_a_configured_estimator_is_unbiased_or_says_why_not(name: str, injection: str) -> None:
-    groups = [f"estimator={name}", "noise=logistic", "loss=cross_entropy", f"injection={injection}"]
-    config = compose([*groups, f"sigma={list(SIGMA)}", "copies=4"])
-    estimator, noise, loss = (build(config[group]) for group in ("estimator", "noise", "loss"))
+    wanted = {"noise": "logistic", "injection": injection, "sigma": list(SIGMA), "copies": 4}
+    known = Groups.present().settings("estimator", name)
+    config = compose(["~experiment", f"estimator={name}", *(f"{k}={v}" for k, v in wanted.items() if k in known)])
+    estimator, noise, loss = build(config["estimator"]), member("noise", "logistic"), CrossEntropy()
     for network in (small_network(nn.Tanh()), small_network(HardThreshold())):
         try:
             estimator.check(network, loss)
@@ -275,7 +276,7 @@ def test_every_configured_estimator_is_held_to_this() -> None:
 
 
 def member_of_estimators(name: str) -> Estimator:
-    estimator: Estimator = build(compose([f"estimator={name}", "copies=4"])["estimator"])
+    estimator: Estimator = build(compose(["~experiment", f"estimator={name}"])["estimator"])
     return estimator
 
 

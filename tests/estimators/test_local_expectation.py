@@ -154,7 +154,10 @@ def test_a_deeper_layer_equals_the_enumeration_of_all_states(loss: Loss) -> None
 def test_every_combination_is_unbiased_for_the_joint_objective(activation: str, loss: str, noise: Noise) -> None:
     for sampling in options("sampling"):
         check_local(
-            member("activation", activation), member("loss", loss), noise, sampling=member("sampling", sampling)
+            member("activation", activation),
+            member("loss", loss),
+            noise,
+            sampling=member("sampling", sampling),
         )
 
 

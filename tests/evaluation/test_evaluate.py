@@ -25,7 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two runs, a threshold network and a backprop one."""
     folder = tmp_path_factory.mktemp("trained")
     train(compose(FAST), folder / "runs/lrtz")
-    train(compose(["experiment=bp", *FAST]), folder / "runs/bp")
+    train(compose(["experiment=bp", "progress=false", "epochs=3"]), folder / "runs/bp")
     return folder
 
 
@@ -177,7 +177,7 @@ REFUSED = {
     "limit 0": (["run=runs/bp", "threat=clean", "limit=0"], "limit must be at least 1"),
     "unknown checkpoint": (["run=runs/bp", "checkpoint=first"], "best, last"),
     "unknown device": (["run=runs/bp", "device=abacus"], "device=abacus"),
-    "unknown surrogate": (["run=runs/bp", "threat=fgsm", "surrogate.experiment=surrogate/none"], "surrogate/none"),
+    "unknown surrogate": (["run=runs/bp", "threat=fgsm", "surrogate.experiment=surrogate/none"], "no surrogate=none"),
 }
 
 

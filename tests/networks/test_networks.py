@@ -1,7 +1,7 @@
 """The networks of conf/network: shapes, layers, refusals; trained, reloaded, attacked, certified and diagnosed."""
 
 import math
-import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from glr_lightning import config as configuration
 from glr_lightning.activations import HardThreshold
 from glr_lightning.cli import diagnose, evaluate
-from glr_lightning.config import CONF_DIR, build, compose
+from glr_lightning.config import build, compose
 from glr_lightning.diagnosis.finding import NO_REFERENCE, REFUSED, UNBIASED, UNCLEAR, read_findings
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, Tiered
@@ -208,38 +207,26 @@ def test_a_standardisation_needs_a_mean_and_a_positive_std(mean: Any, std: Any) 
 # ---- the configuration ----------------------------------------------------------------------------------------------
 
 
-def injection_of(*overrides: str) -> str:
-    return str(compose(overrides)["injection"]["_target_"]).rsplit(".", 1)[-1]
+def injection_of(*overrides: str, config_dirs: Sequence[Path] = ()) -> str:
+    return str(compose(overrides, config_dirs)["estimator"]["injection"]["_target_"]).rsplit(".", 1)[-1]
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
-def test_noise_is_in_one_layer_at_a_time_unless_asked_otherwise(name: str) -> None:
-    assert injection_of(f"network={name}") == "Layerwise"
-    assert injection_of(f"network={name}", "injection=joint") == "Joint"
+def test_a_network_leaves_the_injection_to_the_estimator() -> None:
+    ratio = ["network=convnet", "estimator=likelihood_ratio"]
+    assert injection_of(*ratio) == "Joint"
+    assert injection_of(*ratio, "injection=layerwise") == "Layerwise"
+    assert injection_of("injection=layerwise", *ratio) == "Layerwise"
+    assert injection_of("method=layerwise_lrs", "setting=conv") == "Layerwise"
 
 
-def test_the_order_of_options_does_not_change_the_injection() -> None:
-    assert injection_of("injection=joint", "network=convnet") == "Joint"
-    assert injection_of("network=convnet", "experiment=lrt") == "Layerwise"
-    assert injection_of("network=convnet", "experiment=lrt", "injection=joint") == "Joint"
-    assert injection_of("network=mlp") == injection_of() == "Joint"
-
-
-def test_an_experiment_can_choose_the_network_and_the_injection(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(CONF_DIR, tmp_path / "conf")
-    for name, more in (("one", ""), ("two", "  - override /injection: joint\n")):
-        defaults = f"defaults:\n  - override /network: convnet\n{more}  - _self_\n"
-        text = f"# @package _global_\n{defaults}network: {{kernel: 3}}\n"
-        (tmp_path / f"conf/experiment/{name}.yaml").write_text(text)
-    monkeypatch.setattr(configuration, "CONF_DIR", str(tmp_path / "conf"))
-    assert injection_of("experiment=one") == "Layerwise"
-    assert injection_of("experiment=two") == "Joint"
-    assert injection_of("experiment=one", "injection=joint") == "Joint"
-    assert injection_of("experiment=two", "injection=layerwise") == "Layerwise"
-    assert compose(["experiment=one"])["network"]["kernel"] == 3
-    assert injection_of("experiment=one", "network=mlp") == "Joint"
+def test_an_experiment_can_choose_the_network_and_the_injection(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    defaults = "defaults:\n  - override /network: convnet\n  - override /estimator/injection: layerwise\n  - _self_\n"
+    text = f"# @package _global_\n{defaults}network: {{kernel: 3}}\n"
+    (tmp_path / "experiment/one.yaml").write_text(text)
+    assert injection_of("experiment=one", config_dirs=[tmp_path]) == "Layerwise"
+    assert injection_of("experiment=one", "injection=joint", config_dirs=[tmp_path]) == "Joint"
+    assert compose(["experiment=one"], [tmp_path])["network"]["kernel"] == 3
 
 
 @pytest.mark.parametrize("preprocess", options("preprocess"))

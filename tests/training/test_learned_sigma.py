@@ -136,7 +136,7 @@ def test_a_run_logs_scales_that_move_and_stay_positive_and_reloads(per: str, tmp
     train(config, tmp_path / "run")
     first, second = read_metrics(tmp_path / "run/metrics.csv").values()
     for layer in ("linear1", "linear2"):
-        assert first[f"sigma_{layer}"] != second[f"sigma_{layer}"] != config["sigma"]
+        assert first[f"sigma_{layer}"] != second[f"sigma_{layer}"] != config["estimator"]["sigma"]
         if per == "neuron":
             assert 0 < second[f"sigma_{layer}_min"] < second[f"sigma_{layer}"] < second[f"sigma_{layer}_max"]
         else:

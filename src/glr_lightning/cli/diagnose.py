@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
 from glr_lightning import terminal
-from glr_lightning.config import CONF_DIR, TrainConfig, resolve
+from glr_lightning.config import CONF_DIR, TrainConfig, experiment_name, keys_of, resolve, short_name
 from glr_lightning.diagnosis.diagnose import TEXT, write_diagnosis
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.reporting.tables import show
@@ -38,12 +38,13 @@ OWN: list[tuple[str, Any, Any]] = [
     ("run", Any, None),
     ("checkpoint", str, MISSING),
     ("estimators", Any, MISSING),
+    ("copies", Any, MISSING),
     ("repetitions", int, MISSING),
     ("reference", ReferenceConfig, field(default_factory=ReferenceConfig)),
     ("trusted", list[str], MISSING),
     ("out", str, MISSING),
 ]
-SHARED = {"copies", "batch_size", "seed", "device", "threads", "progress", "data.root"}
+SHARED = {"batch_size", "seed", "device", "threads", "progress", "data.root"}
 """Options of glr-train that have a meaning of their own here, so that they may stand beside run=FOLDER."""
 
 # The root of conf/diagnose.yaml: what glr-train takes, and `OWN`. It comes after conf/train.yaml and the experiment,
@@ -54,20 +55,24 @@ DiagnoseConfig = make_dataclass(
 ConfigStore.instance().store(name="diagnose_schema", node=DiagnoseConfig)
 
 
+_typed: list[str] = []
+
+
 def _require_one_subject(run: Any, overrides: Sequence[str]) -> None:
     """Either a run or an experiment. Raises ConfigurationError."""
-    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    keys = keys_of(overrides)
     own = {name for name, _, _ in OWN}
     training = [key for key in keys if key.split(".")[0] not in own and key not in SHARED]
+    names = ", ".join(map(short_name, training))
     if run is not None and training:
         raise ConfigurationError(
-            f"run={run} brings its own configuration; leave out {', '.join(training)}, or leave out run to diagnose an "
+            f"run={run} brings its own configuration; leave out {names}, or leave out run to diagnose an "
             "untrained network, with experiment=NAME."
         )
-    if run is None and "experiment" not in keys:
+    if run is None and not {"experiment", "method", "setting"} & set(keys):
         raise ConfigurationError(
-            "what is to be diagnosed? Give run=FOLDER, a trained run, or experiment=NAME, the untrained network of "
-            "that experiment."
+            "what is to be diagnosed? Give run=FOLDER, a trained run, or experiment=NAME (or method=NAME "
+            "setting=NAME), the untrained network of that experiment."
         )
 
 
@@ -76,10 +81,10 @@ def _main(composed: DictConfig) -> None:
     def job() -> None:
         _require_one_subject(composed.run, HydraConfig.get().overrides.task)
         config = resolve(composed)
-        config["experiment"] = HydraConfig.get().runtime.choices.get("experiment")
+        config["experiment"] = experiment_name(HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
         out = Path(config["out"]).expanduser()
         with cpu_threads(config["threads"]):
-            tables = write_diagnosis(config, out, ["glr-diagnose", *sys.argv[1:]])
+            tables = write_diagnosis(config, out, ["glr-diagnose", *_typed])
         show(tables)
         print(f"\ndiagnosis: {out / TEXT}")
 
@@ -87,7 +92,8 @@ def _main(composed: DictConfig) -> None:
 
 
 def main() -> None:
-    terminal.run_main(_main)
+    _typed[:] = sys.argv[1:]  # before short forms are written out
+    terminal.run_main(_main, own={name for name, _, _ in OWN})
 
 
 if __name__ == "__main__":

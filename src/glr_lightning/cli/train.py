@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.table import Column, Table
 
 from glr_lightning import terminal
-from glr_lightning.config import CONF_DIR, resolve
+from glr_lightning.config import CONF_DIR, experiment_name, resolve
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.runs.environment import cpu_threads
 from glr_lightning.runs.trained_run import at_root, read_config
@@ -57,7 +57,8 @@ def _main(composed: DictConfig) -> None:
             config = _with_place(read_config(run_dir), composed)
         else:
             config = resolve(composed)
-            config["experiment"] = HydraConfig.get().runtime.choices.get("experiment")
+            hydra_config = HydraConfig.get()
+            config["experiment"] = experiment_name(hydra_config.runtime.choices, hydra_config.overrides.task)
             run_dir = Path(HydraConfig.get().runtime.output_dir if terminal.is_multirun() else config["run_dir"])
             if "LOCAL_RANK" in os.environ:  # a process that strategy=ddp started: its own run_dir has a later time
                 run_dir = Path(os.environ.get(RUN_DIR_OF_RANK_0, run_dir))
@@ -75,7 +76,7 @@ def _main(composed: DictConfig) -> None:
 
 def main() -> None:
     try:
-        terminal.run_main(_main)
+        terminal.run_main(_main, own=())
     finally:
         if len(_finished) > 1:
             table = Table(Column("run", overflow="fold"), "test accuracy / %", title="sweep")

@@ -129,7 +129,8 @@ class References:
             chosen["copies"] = self._copies
         key = json.dumps([objective, chosen], sort_keys=True, default=str)
         if key not in self._known:
-            differs = [f"{name}={value}" for name, value in smoothing.items() if value != self._subject.base.get(name)]
+            own = {"noise": smoothing.get("noise"), **self._subject.base["estimator"]}
+            differs = [f"{name}={value}" for name, value in smoothing.items() if value != own.get(name)]
             title = f"Reference of {', '.join([objective, *differs])}"
             self._known[key] = self._found(objective, chosen, title, words)
         return self._known[key]

@@ -81,7 +81,7 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
         references = References(subject, config, lambda: bar.advance(task))
         # only for the alignment, and by far the dearest with many classes: not for noise-free gradients alone
         smoothed = any(c.built.objective != "noise_free" for c in runnable)  # type: ignore[union-attr]
-        truth = references.of("joint", subject.base)[0] if smoothed else None
+        truth = references.of("joint", {})[0] if smoothed else None
         found = [references.of_candidate(c) for c in runnable]
         contenders = [Contender(c.label, c.copies, c.built, r) for c, (r, _) in zip(runnable, found, strict=True)]  # type: ignore[arg-type]
         bar.update(task, description="estimators", completed=0, total=len(contenders) * config["repetitions"])
@@ -181,7 +181,7 @@ def with_trained_sigma(run: TrainedRun, trusted: tuple[str, ...]) -> dict[str, A
     scales = trained_sigma(run, build(node, where="estimator", trusted=trusted), trusted)
     sigma = [float(torch.as_tensor(scale).mean()) for scale in scales]
     one = sigma[0] if len(set(sigma)) == 1 else sigma
-    return run.config | {"sigma": one, "estimator": node | {"sigma": one}}
+    return run.config | {"estimator": node | {"sigma": one}}
 
 
 def _refused(candidates: Sequence[Candidate]) -> list[Finding]:

@@ -41,11 +41,11 @@ def load_surrogate(
 
     Args:
         run: names the data, and where they lie.
-        experiment: a training experiment.
+        experiment: an option of the group `surrogate`, as surrogate/relu.
         options: `dir`; and `epochs`, a number, or one by name of the data set, where not the experiment's own.
         trusted: as for `load_run`.
     """
-    overrides = [f"data={run.data.name}", f"experiment={experiment}", "progress=false"]
+    overrides = [f"data={run.data.name}", "~experiment", "+" + experiment.replace("/", "=", 1), "progress=false"]
     epochs = options.get("epochs", {})
     epochs = epochs.get(run.data.name) if isinstance(epochs, dict) else epochs  # one number: of all data sets
     config = compose(overrides + ([] if epochs is None else [f"epochs={epochs}"]))

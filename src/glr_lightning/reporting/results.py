@@ -17,8 +17,7 @@ from scipy.special import stdtrit
 from glr_lightning.reporting.columns import KIND_ORDER, Column
 from glr_lightning.reporting.runs import Run
 
-# Settings that are no part of what is compared, those that the table of runs shows in columns of their own, and
-# those that only the estimator reads: it repeats the ones that it uses.
+# Settings that are no part of what is compared, and those that the table of runs shows in columns of their own.
 UNCOMPARED = {"experiment", "run_dir", "resume", "progress", "device", "devices", "strategy", "seed", "data.seed"}
 UNCOMPARED |= {"data.root", "data.download", "data.cache"}
 UNCOMPARED |= {"data", "network", "activation", "loss", "estimator", "estimator.copies"}
@@ -26,7 +25,6 @@ UNCOMPARED |= {"callbacks.gradient_quality", "scheduler.T_max"}  # which follows
 SECTIONS = ("data", "network", "activation", "loss", "estimator")
 LONGEST_LABEL = 60
 """Characters of a label; more do not fit above a figure."""
-FOR_ESTIMATORS = {"sigma", "copies", "chunk", "noise", "sampling", "baseline", "injection"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
         key.removeprefix("estimator."): value
         for key, value in flat.items()
         if key not in UNCOMPARED
-        and key.split(".")[0] not in {*FOR_ESTIMATORS, "logger"}
+        and key.split(".")[0] != "logger"
         and (key.startswith("estimator.") or flat.get(key.partition(".")[2]) != value)  # data.batch_size, batch_size
     }
 

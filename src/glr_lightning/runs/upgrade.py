@@ -46,5 +46,12 @@ def _is_constant(schedule: Any) -> bool:
     return not isinstance(schedule, dict) or schedule.get("_target_") == "glr_lightning.schedules.Constant"
 
 
-STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (settings_to_callbacks,)
+def without_repeated_noise(config: dict[str, Any]) -> dict[str, Any]:
+    """Remove the root keys that the estimator repeated where it read them."""
+    return {key: value for key, value in config.items() if key not in _REPEATED}
+
+
+_REPEATED = ("sigma", "copies", "chunk", "noise", "sampling", "baseline", "injection")
+
+STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (settings_to_callbacks, without_repeated_noise)
 """Each takes a configuration in the shape of an earlier version or of the present one, and changes only the former."""

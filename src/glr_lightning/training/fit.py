@@ -33,7 +33,6 @@ from glr_lightning.training.callbacks.checkpoints import run_checkpoints
 from glr_lightning.training.module import GLRModule
 from glr_lightning.training.result import write_result
 from glr_lightning.training.resume import require_resumable, restore_metrics, start_metrics
-from glr_lightning.validation import validated_copies
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +120,6 @@ def _check_root(config: Mapping[str, Any]) -> None:
     if unknown:
         words = ", ".join(unknown)
         raise ConfigurationError(f"the configuration has {words}, which glr-train does not know; leave it out.")
-    validated_copies(config["copies"])  # also where the estimator has none
     if config["epochs"] < 1:
         raise ConfigurationError(f"epochs must be at least 1, got {config['epochs']}.")
     require_seed(config["seed"])

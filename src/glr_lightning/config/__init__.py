@@ -1,0 +1,38 @@
+"""Configurations: composed by Hydra from conf/, identified by a hash, and built into objects."""
+
+from glr_lightning.config.building import TRUSTED, build, load_yaml
+from glr_lightning.config.composition import (
+    TrainConfig,
+    compose,
+    composing,
+    experiment_name,
+    keys_of,
+    require_seed,
+    resolve,
+)
+from glr_lightning.config.groups import CONF_DIR, Groups
+from glr_lightning.config.identity import config_hash
+from glr_lightning.config.messages import in_one_line
+from glr_lightning.config.short_forms import SHORT_FORMS, long_form, long_forms, short_name, short_overrides
+
+__all__ = [
+    "CONF_DIR",
+    "SHORT_FORMS",
+    "TRUSTED",
+    "Groups",
+    "TrainConfig",
+    "build",
+    "compose",
+    "composing",
+    "config_hash",
+    "experiment_name",
+    "in_one_line",
+    "keys_of",
+    "load_yaml",
+    "long_form",
+    "long_forms",
+    "require_seed",
+    "resolve",
+    "short_name",
+    "short_overrides",
+]

@@ -1,0 +1,128 @@
+"""Building: how a plain configuration becomes objects.
+
+A configuration that comes from a run folder is data, not code: `build` instantiates only what this package and
+torch define, so a crafted config.yaml cannot name a function to run.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+
+from glr_lightning.errors import ConfigurationError, GLRError
+from glr_lightning.validation import Count, NonNegative, checked_arguments
+
+_OWN = ["activations", "baselines", "data", "estimators", "injection", "losses", "networks", "noise", "sampling"]
+_OWN += ["schedules", "training.callbacks"]
+TRUSTED = (*(f"glr_lightning.{family}." for family in _OWN), "torch.nn.modules.", "torch.optim.")
+"""The modules whose classes a configuration read from a run folder may call; of networks, functions too."""
+
+RANGES: dict[str, dict[str, Any]] = {
+    "torch.optim.lr_scheduler.": {"T_max": Count, "step_size": Count, "total_iters": Count, "gamma": NonNegative},
+    "torch.optim.": {"lr": NonNegative, "weight_decay": NonNegative, "momentum": NonNegative},
+}
+"""What torch's own hints leave open and torch refuses late or never."""
+
+
+def build(node: Any, *, where: str = "", trusted: Sequence[str] | None = TRUSTED, **keywords: Any) -> Any:
+    """Instantiate a plain configuration node: a mapping with a `_target_` is a call, or a partial with `_partial_`.
+
+    Every argument is checked against the hints of its target before the call (see `glr_lightning.validation`).
+
+    Args:
+        node: a mapping with a `_target_`, nested ones included.
+        where: the dotted path of the node in the configuration, which errors name.
+        trusted: prefixes of the names that may be called; None allows all (a configuration the user just composed).
+        keywords: further arguments for the outermost target.
+
+    Raises:
+        ConfigurationError: a target outside `trusted`, an argument that its target does not take or accept, or what
+            the target itself refuses.
+    """
+    if trusted is not None:
+        _require_trusted(node, tuple(trusted))
+    return _built(node, where, keywords)
+
+
+def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_built(child, f"{where}[{number}]", {}) for number, child in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    options = {str(key): _built(child, f"{where}.{key}" if where else str(key), {}) for key, child in node.items()}
+    if "_target_" not in options:
+        return options
+    name, partial = str(options.pop("_target_")), options.pop("_partial_", False)
+    try:
+        target = hydra.utils.get_object(name)
+    except Exception as error:
+        raise ConfigurationError(f"_target_ {name!r} does not exist: {error}") from error
+    ranges = next((ranges for module, ranges in RANGES.items() if name.startswith(module)), {})
+    arguments = checked_arguments(target, options | keywords, where, hints=ranges, complete=not partial)
+    if partial:
+        return functools.partial(target, **arguments)
+    try:
+        return target(**arguments)
+    except ConfigurationError as error:
+        if error.option is not None and where:
+            error.option = f"{where}.{error.option}"
+        raise
+    except GLRError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise ConfigurationError(f"{where or name} is refused by {name}: {words}", option=where or None) from error
+
+
+def _require_trusted(node: Any, trusted: tuple[str, ...]) -> None:
+    """Refuse a node that would call anything but a trusted target, or that Hydra would interpolate."""
+    if isinstance(node, str) and "${" in node:
+        raise ConfigurationError(f"{node!r} is refused: a run's configuration is resolved and holds no interpolation.")
+    if isinstance(node, list):
+        for child in node:
+            _require_trusted(child, trusted)
+    if isinstance(node, dict):
+        for key, child in node.items():
+            _require_trusted(key, trusted)
+            _require_trusted(child, trusted)
+            if str(key).startswith("_") and key not in {"_target_", "_partial_"}:
+                raise ConfigurationError(f"{key!r} is refused in a run's configuration.")
+        if "_target_" in node and not _is_trusted(str(node["_target_"]), trusted):
+            raise ConfigurationError(
+                f"_target_ {node['_target_']!r} is refused: a run's configuration may only name this package's and "
+                "torch's own building blocks. If you trust it, add its package with trusted=[PACKAGE]."
+            )
+
+
+def _is_trusted(target: str, trusted: tuple[str, ...]) -> bool:
+    """Is the target defined in a trusted module? A module's imports are not its own, so the object is asked."""
+    packages = tuple({f"{prefix.split('.')[0]}." for prefix in trusted})
+    if not target.startswith(packages):  # do not even import it
+        return False
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception as error:
+        raise ConfigurationError(f"_target_ {target!r} does not exist: {error}") from error
+    home = f"{getattr(found, '__module__', '')}."
+    kind = isinstance(found, type) or home.startswith("glr_lightning.networks.") or not home.startswith(TRUSTED)
+    return kind and home.startswith(trusted)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a resolved configuration; nothing in it is interpolated or run.
+
+    Raises:
+        ConfigurationError: not there, not YAML, or not a mapping.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"there is no {path}; a run folder holds the config.yaml of its training.") from None
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"{path} does not hold a mapping; it is damaged.")
+    return config

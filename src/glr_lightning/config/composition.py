@@ -1,0 +1,180 @@
+"""Composition: the typed root of a training configuration, and how overrides become plain values."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.singleton import Singleton
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from glr_lightning.config.groups import CONF_DIR, Groups, as_url, listing, user_folders
+from glr_lightning.config.messages import in_one_line, lacks
+from glr_lightning.config.short_forms import long_forms, short_name, short_overrides
+from glr_lightning.errors import ConfigurationError
+
+
+@dataclass
+class TrainConfig:
+    """The root of conf/train.yaml; Hydra refuses other keys and other types."""
+
+    seed: int = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    clip_norm: float | None = None
+    device: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    threads: int | None = 1
+    progress: bool = True
+    run_dir: str = MISSING
+    resume: str | None = None
+    data: Any = MISSING
+    network: Any = MISSING
+    activation: Any = MISSING
+    loss: Any = MISSING
+    preprocess: Any = MISSING
+    estimator: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+
+
+ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+OmegaConf.register_new_resolver("short_forms", short_overrides, replace=True)
+OmegaConf.register_new_resolver("groups", lambda *roots: listing(roots), replace=True)
+
+
+def require_seed(seed: int) -> None:
+    """Raise ConfigurationError unless every generator takes this seed."""
+    if not 0 <= seed < 2**32:
+        raise ConfigurationError(f"seed must be from 0 to 2^32 - 1, got {seed}.")
+
+
+def resolve(config: Any, overrides: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return a Hydra configuration as plain dicts, lists and numbers, with every interpolation filled in.
+
+    Args:
+        config: what Hydra composed.
+        overrides: those that it was composed with, in their long forms; None: those of the running application.
+
+    Raises:
+        ConfigurationError: a value that has to be given and is not, or a setting that the estimator does not have.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        name = short_name(str(error.full_key))
+        raise ConfigurationError(f"{name} must be given: {name}=VALUE.") from None
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(in_one_line(error)) from None
+    assert isinstance(plain, dict)
+    if overrides is None:
+        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    _require_one_description(overrides)
+    if isinstance(plain.get("estimator"), dict):
+        _require_settings(plain["estimator"], overrides)
+    return {str(key): value for key, value in plain.items()}
+
+
+def compose(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """Return the resolved training configuration for a list of Hydra overrides; also within a Hydra entry point.
+
+    Args:
+        overrides: as on the command line of glr-train, short forms included.
+        config_dirs: folders, or packages as `pkg://my_package.conf`, with groups and options of the user's own. Those
+            of the Hydra application that runs are searched too.
+
+    Raises:
+        ConfigurationError: Hydra refuses the overrides.
+    """
+    overrides = long_forms(overrides)
+    with composing(overrides, config_dirs) as config:
+        return resolve(config, overrides)
+
+
+@contextmanager
+def composing(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Iterator[DictConfig]:
+    """Compose as `compose` does, with the interpolations in place; within the block they can be resolved."""
+    folders = [*map(as_url, config_dirs), *user_folders()]
+    state = Singleton.get_state()  # Hydra allows one application at a time; step aside for the one that runs
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
+            yield hydra.compose("train", overrides=_with_folders(long_forms(overrides), folders))
+    except HydraException as error:
+        raise ConfigurationError(in_one_line(error)) from None
+    finally:
+        Singleton.set_state(state)
+
+
+def _with_folders(overrides: list[str], folders: Sequence[str]) -> list[str]:
+    """Add folders to Hydra's search path, before those that the overrides name themselves."""
+    if not folders:
+        return overrides
+    own = [override for override in overrides if override.startswith("hydra.searchpath=")]
+    named = [folder for each in OverridesParser.create().parse_overrides(own) for folder in as_list(each.value())]
+    quoted = ",".join(repr(folder) for folder in dict.fromkeys([*named, *folders]))
+    return [f"hydra.searchpath=[{quoted}]", *(override for override in overrides if override not in own)]
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, and any other value as a list of one."""
+    return list(value) if isinstance(value, list) else [value]
+
+
+def keys_of(overrides: Sequence[str]) -> list[str]:
+    """Return the names that overrides set, without signs, packages and values."""
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+
+
+def experiment_name(choices: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
+    """Return the name under which a run is known: its experiment, or `SETTING/METHOD` where these are given by hand."""
+    keys = keys_of(overrides)
+    if "method" not in keys and "setting" not in keys:
+        name = choices.get("experiment")
+        return None if name is None else str(name)
+    parts = [choices.get("setting"), choices.get("method")]
+    return "/".join(str(part) for part in parts if part is not None) or None
+
+
+def _require_one_description(overrides: Sequence[str]) -> None:
+    keys = keys_of([override for override in overrides if not override.startswith("~")])
+    parts = [key for key in ("method", "setting") if key in keys]
+    if "experiment" in keys and parts:
+        raise ConfigurationError(
+            f"experiment=NAME stands for a method, a setting and what suits the two; leave out {' and '.join(parts)}, "
+            "or in place of the experiment give method=NAME setting=NAME."
+        )
+
+
+def _require_settings(node: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Raise ConfigurationError for a setting that no option of conf/estimator with this target declares."""
+    groups = Groups.present()
+    option = groups.option_of("estimator", str(node.get("_target_")))
+    if option is None:  # a target that was given by hand; its signature is checked when it is built
+        return
+    extra = [str(key) for key in node if key not in groups.settings("estimator", option) and key != "_target_"]
+    if not extra:
+        return
+    given = [key for key in extra if f"estimator.{key}" in {".".join(k.split(".")[:2]) for k in keys_of(overrides)}]
+    if given:
+        raise ConfigurationError(lacks(option, given[0], "", groups))
+    having = {name for key in extra for name in groups.having("estimator", key)}
+    if not having:
+        raise ConfigurationError(f"{lacks(option, extra[0], '', groups)}")
+    left_out = " ".join(f"~{short_name(f'estimator.{key}')}" for key in extra)
+    raise ConfigurationError(
+        f"estimator={option} has no {', '.join(extra)}, which the experiment or the method sets; leave that out "
+        f"with {left_out}, or choose another method or estimator. These have it: {', '.join(sorted(having))}."
+    )

@@ -1,0 +1,96 @@
+"""Errors of Hydra's in one line: what does not exist, what comes close to it, what to do."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.errors import MissingConfigException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
+
+from glr_lightning.config.groups import Groups
+from glr_lightning.config.short_forms import SHORT_FORMS, short_name
+
+NO_GROUP = re.compile(
+    r"(?:In '(?P<file>[^']+)': )?"
+    r"Could not (?:override|delete) '(?P<group>[^'=@]+)[^']*'\. ?No match in the defaults list"
+)
+
+
+def in_one_line(error: Exception) -> str:
+    """Return what a user has to know of an error that Hydra or OmegaConf raised.
+
+    (Hydra advises a plus sign before an option that does not exist, which would add it for nobody to read.)
+    """
+    groups = Groups.of_error(error)
+    cause: Any = error.__cause__ or error
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return _no_option(cause, groups)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_choice(error.missing_cfg_file, groups)
+    if isinstance(cause, ValidationError):
+        return f"{short_name(str(cause.full_key))}: {str(cause).splitlines()[0]}."
+    no_group = NO_GROUP.search(str(error))
+    if no_group is not None:
+        return _no_group(no_group["group"], no_group["file"], groups)
+    return " ".join(str(error).split())
+
+
+def lacks(option: str, setting: str, origin: str, groups: Groups) -> str:
+    """Return the refusal of a setting that the chosen estimator does not have.
+
+    Args:
+        option: the estimator, as in estimator=OPTION.
+        setting: the key or group below `estimator`.
+        origin: the file that sets it, such as `method/lrt`, or nothing for the command line.
+        groups: where the estimators that have it are looked up.
+    """
+    having = ", ".join(groups.having("estimator", setting))
+    others = f"These have it: {having}." if having else "No estimator has it."
+    if not origin:
+        return f"estimator={option} has no {setting}; leave it out, or choose another estimator. {others}"
+    group, _, name = origin.partition("/")
+    remedy = f"choose another {group}" if group != "experiment" else "choose another experiment, or method and setting"
+    return f"estimator={option} has no {setting}, which {group}={name} sets; {remedy}, or another estimator. {others}"
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """Return a question with the names that come close to one, or nothing."""
+    close = difflib.get_close_matches(name, known, n=2)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _no_option(cause: Any, groups: Groups) -> str:
+    parent, (*above, name) = cause.parent_node, str(cause.full_key or cause.key).split(".")
+    known = [str(key) for key in parent] if isinstance(parent, Mapping) else []
+    if above == ["estimator"] and groups.having("estimator", name):
+        target = str(parent.get("_target_"))
+        return lacks(groups.option_of("estimator", target) or target, name, "", groups)
+    if not above and name in SHORT_FORMS:
+        long = SHORT_FORMS[name]
+        return f"{name} is a short form of {long} for the command line; a file of the configuration has to name {long}."
+    known += [] if above else [*groups.groups(), *SHORT_FORMS]
+    where = f" in {short_name('.'.join(above))}" if above else ""
+    return f"there is no option {name!r}{where}.{closest(name, known)} --cfg job lists all of them."
+
+
+def _no_choice(missing: str, groups: Groups) -> str:
+    parts = missing.split("/")
+    # the longest group that there is: experiment/wide/lrtt is an option of experiment
+    depth = next((n for n in range(len(parts) - 1, 0, -1) if _is_chosen("/".join(parts[:n]), groups)), 1)
+    group, name = "/".join(parts[:depth]), "/".join(parts[depth:])
+    known = groups.options(group) if groups.is_group(group) else []
+    choices = f"Choose from {', '.join(known)}." if known else "--help lists the groups."
+    return f"there is no {short_name(group)}={name}.{closest(name, known)} {choices}"
+
+
+def _is_chosen(group: str, groups: Groups) -> bool:
+    return groups.is_group(group) and ("/" not in group or groups.is_choice(group))
+
+
+def _no_group(group: str, file: str | None, groups: Groups) -> str:
+    parent, _, setting = group.rpartition("/")
+    if parent == "estimator" and groups.having("estimator", setting):
+        return lacks(str(groups.choices.get("estimator")), setting, file or "", groups)
+    known = [*groups.groups(), *SHORT_FORMS]
+    return f"there is no group {group!r} here.{closest(group, known)} --help lists those that there are."

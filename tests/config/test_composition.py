@@ -1,0 +1,165 @@
+"""Composition: what experiments train, short forms, and settings that an estimator does not have."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from glr_lightning.cli import train
+from glr_lightning.config import SHORT_FORMS, Groups, compose, long_form, short_name, short_overrides
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.runs.upgrade import upgrade
+from tests.checks.cli_runner import run_cli
+from tests.checks.groups import options
+
+OLD = json.loads((Path(__file__).parents[1] / "runs/v0_4_experiments.json").read_text(encoding="utf-8"))
+"""What version 0.4 composed for its experiments: lrtz whole, of the others the sections that differ from it."""
+VALUES = {"sigma": "0.7", "copies": "6", "chunk": "8", "noise": "laplace", "sampling": "independent"}
+VALUES |= {"baseline": "clean", "injection": "joint"}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_every_experiment_trains_what_version_0_4_trained(name: str) -> None:
+    chosen = [f"experiment={name}"]
+    if name.startswith("surrogate/"):  # a group of its own now
+        chosen = ["~experiment", f"+surrogate={name.partition('/')[2]}"]
+    expected = upgrade(OLD["lrtz"] | OLD[name])
+    composed = {key: value for key, value in compose(chosen).items() if key != "run_dir"}
+    assert set(composed) == set(expected)
+    for section, value in expected.items():
+        assert composed[section] == value, section
+
+
+def test_every_experiment_of_version_0_4_is_still_there() -> None:
+    names = set(Groups.present().options("experiment")) | {f"surrogate/{name}" for name in options("surrogate")}
+    assert set(OLD) <= names
+
+
+def test_a_method_and_a_setting_are_combined_without_an_experiment() -> None:
+    config = compose(["method=lrtz", "setting=wide"])
+    assert config["network"]["hidden"] == [500]
+    assert config["loss"]["_target_"].endswith("ZeroOne")
+    assert compose(["method=lrtz", "setting=mlp", "run_dir=x"]) == compose(["experiment=lrtz", "run_dir=x"])
+    with pytest.raises(ConfigurationError, match="leave out method"):
+        compose(["experiment=bp", "method=lrt"])
+
+
+def test_every_method_goes_with_a_setting_and_every_setting_with_a_method() -> None:
+    found = Groups.present()
+    for method in found.options("method"):
+        assert compose([f"method={method}", "setting=wide"])["network"]["hidden"] == [500]
+    for setting in found.options("setting"):
+        assert compose(["method=bp", f"setting={setting}"])["estimator"]["_target_"].endswith("Backprop")
+
+
+# ---- short forms ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("sigma=0.5,1", "estimator.sigma=0.5,1"),
+        ("copies=[4,2]", "estimator.copies=[4,2]"),
+        ("+chunk=8", "+estimator.chunk=8"),
+        ("++chunk=8", "++estimator.chunk=8"),
+        ("noise=laplace,gaussian", "estimator/noise=laplace,gaussian"),
+        ("noise.nu=3", "estimator.noise.nu=3"),
+        ("~baseline", "~estimator/baseline"),
+        ("~copies", "~estimator.copies"),
+        ("sampling=sobol", "estimator/sampling=sobol"),
+        ("estimator.sigma=1", "estimator.sigma=1"),
+        ("sigmas=1", "sigmas=1"),
+        ("run_dir=sigma=1", "run_dir=sigma=1"),
+        ("noise", "noise"),
+        ("--multirun", "--multirun"),
+        ("optimizer.lr=1", "optimizer.lr=1"),
+    ],
+)
+def test_a_short_form_stands_for_the_estimators_own(typed: str, meant: str) -> None:
+    assert long_form(typed) == meant
+    assert long_form(meant) == meant
+    assert long_form(typed, own=list(SHORT_FORMS)) == typed
+
+
+def test_names_are_shortened_for_the_screen_and_for_the_folders_of_a_sweep() -> None:
+    assert short_name("estimator.sigma") == "sigma"
+    assert short_name("estimator.noise.nu") == "noise.nu"
+    assert short_name("estimator/noise") == "noise"
+    assert short_name("estimator.score") == "estimator.score"
+    assert short_overrides("estimator.sigma-0.5_estimator/noise-laplace_seed-0") == "sigma-0.5_noise-laplace_seed-0"
+
+
+def test_short_and_long_forms_compose_to_the_same() -> None:
+    short = compose(["sigma=0.7", "copies=6", "noise=student_t", "noise.nu=3", "run_dir=x"])
+    long = ["estimator.sigma=0.7", "estimator.copies=6", "estimator/noise=student_t", "estimator.noise.nu=3"]
+    assert compose([*long, "run_dir=x"]) == short
+    assert (short["estimator"]["sigma"], short["estimator"]["noise"]["nu"]) == (0.7, 3)
+    assert not {key for key in short if key in SHORT_FORMS}
+
+
+# ---- settings that an estimator does not have -----------------------------------------------------------------------
+
+
+def lacking() -> list[tuple[str, str]]:
+    found = Groups.present()
+    return [
+        (name, setting)
+        for name, setting in itertools.product(options("estimator"), VALUES)
+        if setting not in found.settings("estimator", name)
+    ]
+
+
+@pytest.mark.parametrize(("name", "setting"), lacking())
+def test_a_setting_that_the_estimator_does_not_have_is_refused_by_name(name: str, setting: str) -> None:
+    having = Groups.present().having("estimator", setting)
+    for override in (f"{setting}={VALUES[setting]}", f"+estimator.{setting}={VALUES[setting]}"):
+        with pytest.raises(ConfigurationError) as caught:
+            compose(["~experiment", f"estimator={name}", override])
+        message = str(caught.value)
+        assert f"estimator={name} has no {setting}; leave it out" in message
+        assert f"These have it: {', '.join(having)}." in message
+        assert "\n" not in message
+
+
+REFUSED = {
+    "a scale": (["experiment=bp", "sigma=9"], "estimator=backprop has no sigma; leave it out"),
+    "a group": (["experiment=bp", "injection=layerwise"], "has no injection; leave it out"),
+    "a part of a group": (["experiment=bp", "noise.nu=3"], "has no noise"),
+    "what a method sets": (["experiment=lrt", "estimator=backprop"], "has no sampling, which method=lrt sets"),
+    "values that an experiment sets": (
+        ["experiment=conv/lrt", "estimator=backprop"],
+        "has no copies, sigma, which the experiment or the method sets; leave that out with ~copies ~sigma",
+    ),
+    "one that no estimator has": (
+        ["estimator.sigmas=9"],
+        "no option 'sigmas' in estimator. Did you mean sigma",
+    ),
+    "one that is added": (["+estimator.sigmas=9"], "estimator=local_expectation has no sigmas; leave it out"),
+    "a typo of a short form": (["sigm=9"], "there is no option 'sigm'. Did you mean sigma"),
+    "a typo of a group": (["nois=laplace"], "Did you mean noise"),
+    "an option of a short group": (["noise=laplce"], "there is no noise=laplce. Did you mean laplace?"),
+    "in a sweep": (["--multirun", "experiment=lrs,bp", "sigma=0.5,1"], "estimator=backprop has no sigma; leave it out"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_refusal_is_one_line_and_leaves_nothing_behind(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run_cli(train.main, [*arguments, "run_dir=run", "progress=false"], monkeypatch, capsys)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert outcome.err.startswith("error: ")
+    assert len(outcome.err.splitlines()) == 1
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_what_an_experiment_sets_can_be_left_out() -> None:
+    left_out = compose(["experiment=conv/lrt", "estimator=backprop", "activation=relu", "~sigma", "~copies"])
+    assert left_out["estimator"] == {"_target_": "glr_lightning.estimators.Backprop"}
