@@ -10,6 +10,7 @@ import pytest
 
 from glr_lightning.cli import diagnose, evaluate, report, train
 from tests.checks.cli_runner import run_cli
+from tests.checks.docs_scripts import docs_script
 
 EXTENDING = Path(__file__).parents[2] / "docs/extending"
 FILE = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```', flags=re.DOTALL | re.MULTILINE)
@@ -36,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_example_runs_and_the_help_lists_it(
+def test_the_example_runs_and_help_documentation_and_report_have_it(
     kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (EXTENDING / f"{kind}.md").read_text(encoding="utf-8")
@@ -60,6 +61,9 @@ def test_the_example_runs_and_the_help_lists_it(
             listed = run_cli(train.main, ["--config-dir", "conf", "--help"], monkeypatch, capsys).out
             line = next(line for line in listed.splitlines() if line.strip().startswith(f"{group}:"))
             assert option in line
+            assert f"`{group}={option}`" in docs_script("generated").configuration_page(folder / "conf")
+            if group == "threat":
+                assert option in (folder / "report/report.md").read_text(encoding="utf-8")
 
 
 def test_every_page_is_listed_in_the_overview() -> None:
