@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_wheel_works_in_another_folder_without_the_checkout(tmp_path: Path) -> None:
     pytest.importorskip("build")
     pytest.importorskip("hatchling")

@@ -622,6 +622,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_planted_defect_turns_its_check_red(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     case.check()

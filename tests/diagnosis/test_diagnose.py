@@ -360,6 +360,7 @@ def diagnose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     return call
 
 
+@pytest.mark.slow
 def test_an_untrained_experiment_is_diagnosed(diagnose: Any, tmp_path: Path) -> None:
     outcome = diagnose("experiment=lrt", "network.hidden=[6]", *FAST)
     assert outcome.code == 0, outcome.err
@@ -401,6 +402,7 @@ def test_an_untrained_experiment_is_diagnosed(diagnose: Any, tmp_path: Path) -> 
     assert draws() == before  # but for the time the same numbers
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_diagnosed_as_it_was_configured(diagnose: Any, tmp_path: Path) -> None:
     config = compose(["experiment=lrs", "network.hidden=[6]", "epochs=2", "copies=4", "sigma=0.4", "progress=false"])
     train(config, tmp_path / "run")

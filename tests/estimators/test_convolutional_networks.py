@@ -7,6 +7,7 @@ from tests.checks.convolutional import ESTIMATORS, KINDS, check_convolutional
 from tests.checks.convolutional_cases import NETWORKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("network", NETWORKS)

@@ -64,6 +64,7 @@ from tests.checks.zscores import MAPPED, repetitions
 # ---- the family -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", options("loss"))
 @pytest.mark.parametrize("activation", options("activation"))
 @pytest.mark.parametrize("injection", options("injection"))

@@ -148,6 +148,7 @@ def test_a_deeper_layer_equals_the_enumeration_of_all_states(loss: Loss) -> None
 # ---- unbiased -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_density
 @pytest.mark.parametrize("loss", options("loss"))
 @pytest.mark.parametrize("activation", options("activation"))

@@ -80,6 +80,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(
     assert all(np.array_equal(resumed[key].correct, evidence[key].correct) for key in evidence)
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_computed_again_and_everything_when_asked(
     evaluate: Any, trained: Path, judgements: list[str]
 ) -> None:

@@ -27,6 +27,8 @@ from glr_lightning.training.callbacks.class_collapse import (
 from glr_lightning.training.fit import train
 from tests.checks.cli_runner import run_cli
 
+FAST = ["estimator=likelihood_ratio", "sigma=0.5", "progress=false", "copies=8", "epochs=2"]
+
 
 def test_a_class_starves_below_a_tenth_of_enough_labels() -> None:
     labels = torch.tensor([100, 100, 100, 20, 19, 0])
@@ -95,9 +97,6 @@ def test_validation_judges_the_network_that_the_checkpoint_holds(tmp_path: Path)
     logits = run.network(x).detach()
     assert float(logits.max()) > 50
     assert metrics["val_accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item(), rel=1e-5)
-
-
-FAST = ["estimator=likelihood_ratio", "sigma=0.5", "progress=false", "copies=8", "epochs=2"]
 
 
 def test_a_class_is_dead_below_one_prediction_in_a_hundred_labels() -> None:

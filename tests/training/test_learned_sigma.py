@@ -71,6 +71,7 @@ def test_a_convolution_has_a_scale_for_each_channel(per: str) -> None:
         assert_gradient(samples[site], expected.flatten(), resolution=0.4, what=f"log sigma of layer {site}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [normalised, residual], ids=lambda make: make.__name__)
 def test_channels_have_the_derivative_along_the_path(make: Any) -> None:
     """Of a smooth network: dE[L(v + sigma z)] / d log sigma by autograd, noise in one layer at a time."""

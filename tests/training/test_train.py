@@ -42,6 +42,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("tiny") / TOP, two_hundred_classes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs_one_step(experiment: str, tmp_path: Path, tiny_root: Path) -> None:
     options = [f"experiment={experiment}", "epochs=1", "batch_size=1500", "progress=false"]
@@ -107,6 +108,7 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit(tmp_path: Path) -> None:
     assert not torch.equal(a["network.linear1.weight"], c["network.linear1.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [5, 17, 22])  # in the first epoch, in the second, at an epoch's end; 11 steps each
 @pytest.mark.parametrize("options", [["experiment=lrtz"], ["experiment=lrt"], LIKELIHOOD_RATIO], ids=" ".join)
 def test_resume_equals_uninterrupted_training_bit_for_bit(options: list[str], stop_at: int, tmp_path: Path) -> None:
@@ -336,6 +338,7 @@ def test_a_damaged_or_crafted_checkpoint_is_refused_without_running_it(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_every_job_and_reports_the_ones_that_cannot_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -395,6 +398,7 @@ def test_a_run_that_was_moved_resumes_and_remembers_its_best(
     assert not (tmp_path / "first").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_that_one_would(tmp_path: Path) -> None:
     """Backprop has no noise, and each rank has half of every batch: the mean of their gradients is the whole one's."""
     options = ["experiment=bp", "optimizer=sgd", "optimizer.lr=1.0", "progress=false", "epochs=1", "data.validation=0"]
@@ -412,6 +416,7 @@ def test_two_processes_take_the_steps_that_one_would(tmp_path: Path) -> None:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ranks_draw_different_noise_and_end_with_the_same_weights(tmp_path: Path) -> None:
     config = compose(["device=cpu", "devices=2", "strategy=ddp_fork", *LEARNING, *FAST])
     script = f"""
@@ -442,6 +447,7 @@ print(json.dumps(result))
     assert json.loads(done.stdout.splitlines()[-1])["forwards"] > 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_last_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
     command = [
         sys.executable,
