@@ -37,11 +37,7 @@ def runs_of(results: Path) -> list[Run]:
             rows = read_rows(file.name)
         folder, _, last = name.rpartition("/")
         experiment = folder if last.startswith("seed") else name
-        config = {
-            "experiment": experiment,
-            "network": experiment,
-            "seed": own[0]["seed"],
-        }  # what tells experiments apart
+        config = {"experiment": experiment, "network": experiment, "seed": own[0]["seed"]}  # enough to group seeds
         runs.append(Run(name, results.parent, config, {}, {}, rows, table_cells(rows, results)))
     return runs
 
