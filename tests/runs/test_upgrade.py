@@ -11,9 +11,8 @@ import torch
 from glr_lightning.cli import evaluate, report
 from glr_lightning.config import load_yaml
 from glr_lightning.reporting.runs import read_runs
-from glr_lightning.runs.trained_run import load_run
+from glr_lightning.runs.trained_run import accuracy, load_run
 from glr_lightning.runs.upgrade import upgrade
-from glr_lightning.training.result import accuracy
 from glr_lightning.training.trained_noise import noise_averaged
 from tests.checks.cli_runner import run_cli
 

@@ -105,6 +105,15 @@ def test_a_users_callback_is_chosen_by_its_file_or_named_on_the_command_line(
         assert state == {"steps": steps}
 
 
+def test_a_run_with_a_users_callback_resumes_if_its_package_is_trusted(package: Path) -> None:
+    config = compose([*FAST, "+callbacks.mine={_target_:mine.Count,by:1}"])
+    train(config, package / "run")
+    (package / "run/result.json").unlink()
+    with pytest.raises(ConfigurationError, match=r"add its package with trusted=\[PACKAGE\]"):
+        train(config, package / "run", resume=True)
+    train(config, package / "run", resume=True, trusted=["mine"])
+
+
 @pytest.mark.parametrize(
     ("node", "words"),
     [

@@ -13,7 +13,7 @@ from glr_lightning.config import compose
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LocalExpectation
 from glr_lightning.reporting.runs import read_metrics
-from glr_lightning.runs.trained_run import build_network, load_run
+from glr_lightning.runs.trained_run import load_run
 from glr_lightning.training import fit as train_module
 from glr_lightning.training.callbacks.checkpoints import run_checkpoints
 from glr_lightning.training.callbacks.class_collapse import (
@@ -133,21 +133,18 @@ def test_a_run_tells_when_a_class_dies_and_when_it_recovers(
 ) -> None:
     """A bias of -100 on one logit, mended before the third epoch; a learning rate of 0 leaves all else as it is."""
 
-    def with_a_starved_class(*args: object) -> nn.Sequential:
-        network = build_network(*args)  # type: ignore[arg-type]
-        network.linear2.weight.data.zero_()
-        network.linear2.bias.data.zero_()
-        network.linear2.weight.data.normal_(generator=torch.Generator().manual_seed(0))
-        network.linear2.bias.data[3] = -100.0
-        return network  # type: ignore[no-any-return]
+    class Starve(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            last = pl_module.network.linear2
+            last.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+            last.bias.data.zero_()
+            last.bias.data[3] = -100.0
 
-    class Mend(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             if trainer.current_epoch == 2:
                 pl_module.network.linear2.bias.data[3] = 100.0
 
-    monkeypatch.setattr(train_module, "build_network", with_a_starved_class)
-    monkeypatch.setattr(train_module, "run_checkpoints", lambda *arguments: [Mend(), *run_checkpoints(*arguments)])
+    monkeypatch.setattr(train_module, "run_checkpoints", lambda *arguments: [Starve(), *run_checkpoints(*arguments)])
     config = compose(["optimizer.lr=0.0", "callbacks=[]", "progress=false", "copies=4", "epochs=3"])
     result = train(config, tmp_path / "run")
     said = caplog.messages

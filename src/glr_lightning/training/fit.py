@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from glr_lightning.config import TRUSTED, TrainConfig, build, compose, require_seed
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.runs.trained_run import LAST, build_data, build_network, create_run_folder
+from glr_lightning.runs.trained_run import LAST, create_run_folder
 from glr_lightning.training.callbacks import (
     ClassCollapse,
     Cost,
@@ -30,7 +29,7 @@ from glr_lightning.training.callbacks import (
     TrainingProgress,
 )
 from glr_lightning.training.callbacks.checkpoints import run_checkpoints
-from glr_lightning.training.module import GLRModule
+from glr_lightning.training.module import GLRModule, require_working_optimizer
 from glr_lightning.training.result import write_result
 from glr_lightning.training.resume import require_resumable, restore_metrics, start_metrics
 
@@ -40,7 +39,11 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
 
 def train(
-    config: Mapping[str, Any] | Sequence[str], run_dir: str | Path | None = None, *, resume: bool = False
+    config: Mapping[str, Any] | Sequence[str],
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    trusted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train what a configuration describes and test it once.
 
@@ -51,6 +54,7 @@ def train(
             as ["experiment=lrtz", "data=mnist"].
         run_dir: the run folder to make, or with `resume` to go on with; None: the configuration's own `run_dir`.
         resume: continue from the folder's last checkpoint. The folder's configuration must then be passed.
+        trusted: packages beside this one and torch whose code the configuration of a resumed run may name.
 
     Returns:
         The content of result.json; of several processes, in the first one.
@@ -68,23 +72,23 @@ def train(
     config = dict(config) if isinstance(config, Mapping) else compose(config)
     _check_root(config)
     folder = Path(config["run_dir"] if run_dir is None else run_dir)
-    trusted = TRUSTED if resume else None
+    allowed = (*TRUSTED, *(f"{package}." for package in trusted)) if resume else None
     if resume:
         require_resumable(folder)
 
     pl.seed_everything(config["seed"], verbose=False)
-    data = build_data(config, trusted)
+    data = build(config["data"], where="data", trusted=allowed)
     data.prepare_data()
     data.setup()  # the test files too: damage shows now and not after hours
-    network = build_network(config, data, trusted)
+    kind = {"image_shape": data.image_shape, "classes": data.classes}
+    network = build(config["network"], where="network", trusted=allowed, **kind)
     parts = {key: config[key] for key in ("estimator", "loss", "optimizer", "scheduler", "callbacks")}
-    built = build(parts, trusted=trusted)
-    module = GLRModule(
-        network, built["estimator"], built["loss"], built["optimizer"], built["scheduler"], seed=config["seed"]
-    )
-    _try_out_factories(module, config)
+    built = build(parts, trusted=allowed)
+    chosen = built.pop("callbacks")
+    module = GLRModule(network, **built, seed=config["seed"])
+    require_working_optimizer(module)
     has_validation = data.val_dataloader() != []
-    callbacks = [*_callbacks(config, built["callbacks"]), *run_checkpoints(folder, has_validation)]
+    callbacks = [*_callbacks(config, chosen), *run_checkpoints(folder, has_validation)]
     loggers = _loggers(config, folder, resume)
     trainer = _trainer(config, folder, callbacks, loggers, has_validation)
     _check_callbacks(trainer, module)
@@ -132,18 +136,6 @@ def _check_root(config: Mapping[str, Any]) -> None:
             f"precision must be one of {', '.join(PRECISIONS)}, got {config['precision']!r}. "
             "(16-mixed cannot work: its gradient scaling needs a backward pass.)"
         )
-
-
-def _try_out_factories(module: GLRModule, config: Mapping[str, Any]) -> None:
-    """Make optimizer and scheduler once before anything is written; torch checks their options only then."""
-    try:
-        made = module.configure_optimizers()
-        with warnings.catch_warnings():  # that the optimizer has not stepped
-            warnings.simplefilter("ignore")
-            made["lr_scheduler"].step()
-    except (TypeError, ValueError, ArithmeticError) as error:
-        options = {"optimizer": config["optimizer"], "scheduler": config["scheduler"]}
-        raise ConfigurationError(f"torch refuses these options ({error}): {options}") from None
 
 
 def _check_callbacks(trainer: pl.Trainer, module: GLRModule) -> None:

@@ -1,6 +1,7 @@
 """The LightningModule: manual optimization with estimated gradients. It alone writes `.grad`."""
 
 import itertools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -169,3 +170,19 @@ def glr_module(pl_module: pl.LightningModule) -> GLRModule:
     if not isinstance(pl_module, GLRModule):
         raise ConfigurationError(f"this callback is for the training of a GLRModule, got {type(pl_module).__name__}.")
     return pl_module
+
+
+def require_working_optimizer(module: GLRModule) -> None:
+    """Make optimizer and scheduler once and take a step of the rate; torch checks their options only then.
+
+    Raises:
+        ConfigurationError: torch refuses an option.
+    """
+    try:
+        made = module.configure_optimizers()
+        with warnings.catch_warnings():  # that the optimizer has not stepped
+            warnings.simplefilter("ignore")
+            if isinstance(made, dict):
+                made["lr_scheduler"].step()
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigurationError(f"torch refuses the options of optimizer or scheduler: {error}") from None

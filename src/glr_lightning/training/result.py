@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from glr_lightning.config import config_hash
 from glr_lightning.data import ImageDataModule
 from glr_lightning.runs.environment import PACKAGES
-from glr_lightning.runs.trained_run import BEST, LAST, RESULT, load_checkpoint, load_weights
+from glr_lightning.runs.trained_run import BEST, LAST, RESULT, accuracy, load_checkpoint, load_weights
 from glr_lightning.storage import write_atomically
 from glr_lightning.training.callbacks import ClassCollapse
 
@@ -50,12 +50,3 @@ def write_result(
     }
     write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
     return result
-
-
-@torch.inference_mode()
-def accuracy(network: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> float:
-    """The share of images that the noise-free network classifies rightly. x [n, C, H, W] in [0, 1], y [n]."""
-    place = next(network.parameters())
-    network.eval()
-    predictions = torch.cat([network(batch.to(place)).argmax(1) for batch in x.split(batch_size)])
-    return float((predictions == y.to(place.device)).double().mean())
