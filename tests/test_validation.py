@@ -168,7 +168,7 @@ def test_arguments_are_named_with_their_path() -> None:
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(ConfigurationError, match=r"has no option 'cuont'\. Did you mean 'count'\?") as refusal:
+    with pytest.raises(ConfigurationError, match=r"no option 'example\.cuont'\. Did you mean 'count'\?") as refusal:
         checked_arguments(Example, {"cuont": 1}, "example")
     assert refusal.value.option == "example.cuont"
 

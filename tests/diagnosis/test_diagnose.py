@@ -471,7 +471,7 @@ REFUSED_INPUT = {
     "one label twice": (["experiment=lrt", "estimators=[backprop,backprop]"], "label of its own"),
     "no estimator at all": (["experiment=lrt", "estimators=[{a:1}]"], "got"),
     "copies 0": (["experiment=lrt", "copies=[0]"], "copies"),
-    "a seed below 0": (["experiment=lrt", "seed=-1"], "seed must be from 0"),
+    "a seed below 0": (["experiment=lrt", "seed=-1"], "seed must be a whole number from 0"),
     "a folder that cannot be": (["experiment=lrt", "out=/dev/null/x"], "out=/dev/null/x must be a folder"),
     "no copies": (["experiment=lrt", "copies=[]"], "copies is an empty list"),
     "all refuse": (["experiment=lrt", "estimators=[backprop,noisy_backprop]"], "every estimator refuses"),

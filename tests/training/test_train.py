@@ -21,7 +21,7 @@ from glr_lightning.losses import CrossEntropy
 from glr_lightning.randomness import step_generator
 from glr_lightning.runs.trained_run import load_checkpoint, load_run
 from glr_lightning.threats import Clean
-from glr_lightning.training.fit import PRECISIONS, train
+from glr_lightning.training.fit import train
 from tests.checks.cli_runner import run_cli
 from tests.checks.interruption import assert_same_training, lasting, train_in_two_parts
 from tests.checks.tiny_layout import TOP, two_hundred_classes, write_folder
@@ -186,16 +186,16 @@ REFUSED = {
     ),
     "unknown group": (["experment=lrt"], "there is no option 'experment'. Did you mean experiment?"),
     "a group of another command": (["threat=fgsm"], "there is no group 'threat' here"),
-    "an option added for nobody": (["+foo=3"], "has foo, which glr-train does not know"),
+    "an option added for nobody": (["+foo=3"], "there is no option 'foo'"),
     "unknown choice": (["loss=hinge"], "there is no loss=hinge. Choose from cross_entropy, zero_one."),
     "unknown choice in a folder": (["experiment=wide/lrtt"], "Did you mean wide/lrt or wide/lrtz?"),
-    "no number": (["epochs=abc"], "epochs: Value 'abc'"),
+    "no number": (["epochs=abc"], "epochs must be a whole number"),
     "half a list": (["sigma=[1"], "no viable alternative"),
     "wrong type": (["copies=many"], "got 'many'"),
     "wrong type where there are none": (["experiment=bp", "copies=many"], "estimator=backprop has no copies"),
     "several copies": (["copies=[4,8]"], "got [4, 8]"),
-    "sigma zero": (["sigma=0"], "sigma must be a positive finite number"),
-    "sigma negative in a list": (["sigma=[1.0,-1.0]"], "sigma must be a positive"),
+    "sigma zero": (["sigma=0"], "sigma must be a number from 1e-12"),
+    "sigma negative in a list": (["sigma=[1.0,-1.0]"], "sigma must be a number from 1e-12"),
     "sigma of wrong length": (["sigma=[1.0,1.0,1.0]"], "3 values but the network has 2 layers"),
     "sigma a word": (["sigma=big"], "sigma must be a number"),
     "one copy, leave one out": (
@@ -204,14 +204,14 @@ REFUSED = {
     ),
     "one pair, leave one out": ([*LIKELIHOOD_RATIO, "copies=2"], "at least 2 independent groups"),
     "odd copies, antithetic": (["sampling=antithetic", "copies=7"], "multiple of 2"),
-    "no copies": (["copies=0"], "at least 1"),
-    "copies without end": (["copies=1000000000000"], "at most 1,000,000"),
+    "no copies": (["copies=0"], "copies must be a whole number from 1"),
+    "copies without end": (["copies=1000000000000"], "from 1 to 1,000,000"),
     "a schedule of copies without end": (
         ["callbacks=annealing", COPIES % "1e300"],
-        "at most 1,000,000",
+        "from 1 to 1,000,000",
     ),
     "half a copy at the end": (["callbacks=annealing", COPIES % 2.5], "whole number"),
-    "sigma out of float32": (["callbacks=annealing", "callbacks.annealing.sigma.end=1e300"], "1e-12 to 1e12"),
+    "sigma out of float32": (["callbacks=annealing", "callbacks.annealing.sigma.end=1e300"], "1e-12 to 1e+12"),
     "an endless lift": (["callbacks.class_collapse.revive=inf"], "revive must be a number above 0"),
     "an endless step of sigma": (
         [*LEARNING, "callbacks.learned_sigma.lr=inf"],
@@ -221,10 +221,10 @@ REFUSED = {
         ["+callbacks.learned_sigma.lr=0.1"],
         "choose it as callbacks=[learned_sigma]",
     ),
-    "no epochs": (["epochs=0"], "epochs must be at least 1"),
+    "no epochs": (["epochs=0"], "epochs must be a whole number from 1"),
     "batch size 0": (["batch_size=0"], "batch_size"),
     "negative seed": (["seed=-1"], "seed"),
-    "clip 0": (["clip_norm=0"], "clip_norm must be positive"),
+    "clip 0": (["clip_norm=0"], "clip_norm must be a number above 0"),
     "chunk below a group": ([*LIKELIHOOD_RATIO, "chunk=1"], "one group"),
     "inadmissible density": (["noise=uniform"], "positive and absolutely continuous on the whole line"),
     "nu 0": (["noise=student_t", "noise.nu=0"], "nu must be a number from"),
@@ -270,7 +270,7 @@ REFUSED = {
         "multiple of 2",
     ),
     "missing data": (["data=mnist", "data.root=nowhere", "data.download=false"], "nowhere"),
-    "half precision with a scaler": (["precision=16-mixed"], "needs a backward pass"),
+    "half precision with a scaler": (["precision=16-mixed"], "precision must be one of"),
     "a device that is not there": (["device=tpu"], "device"),
     "resume of nothing": (["resume=nowhere"], "nowhere"),
     "a learning rate in words": (["optimizer.lr=fast"], "lr"),
@@ -367,7 +367,6 @@ def test_tensorboard_is_an_option(tmp_path: Path) -> None:
     [("32-true", torch.float32), ("64-true", torch.float64), ("bf16-mixed", torch.float32)],
 )
 def test_every_precision_trains_and_keeps_its_weights_type(precision: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    assert precision in PRECISIONS
     train(compose([f"precision={precision}", *FAST]), tmp_path / "run")
     weights = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
     assert {w.dtype for name, w in weights.items() if name.startswith("network.")} == {dtype}

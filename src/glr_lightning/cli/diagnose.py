@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
 from glr_lightning import terminal
-from glr_lightning.config import CONF_DIR, TrainConfig, experiment_name, keys_of, resolve, short_name
+from glr_lightning.config import CONF_DIR, TrainConfig, experiment_name, keys_of, resolve, short_name, store_root
 from glr_lightning.diagnosis.diagnose import TEXT, write_diagnosis
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.reporting.tables import show
@@ -52,7 +51,7 @@ SHARED = {"batch_size", "seed", "device", "threads", "progress", "data.root"}
 DiagnoseConfig = make_dataclass(
     "DiagnoseConfig", [*((f.name, f.type, MISSING) for f in fields(TrainConfig)), *OWN], bases=(TrainConfig,)
 )
-ConfigStore.instance().store(name="diagnose_schema", node=DiagnoseConfig)
+store_root("diagnose_schema", DiagnoseConfig)
 
 
 _typed: list[str] = []

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.table import Column, Table
 
 from glr_lightning import terminal
-from glr_lightning.config import CONF_DIR, experiment_name, resolve
+from glr_lightning.config import CONF_DIR, TrainConfig, checked_root, experiment_name, resolve
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.runs.environment import cpu_threads
 from glr_lightning.runs.trained_run import at_root, read_config
@@ -56,7 +56,7 @@ def _main(composed: DictConfig) -> None:
             run_dir = Path(composed.resume)
             config = _with_place(read_config(run_dir), composed)
         else:
-            config = resolve(composed)
+            config = checked_root(TrainConfig, resolve(composed))
             hydra_config = HydraConfig.get()
             config["experiment"] = experiment_name(hydra_config.runtime.choices, hydra_config.overrides.task)
             run_dir = Path(HydraConfig.get().runtime.output_dir if terminal.is_multirun() else config["run_dir"])

@@ -3,12 +3,13 @@
 from glr_lightning.config.building import TRUSTED, build, load_yaml
 from glr_lightning.config.composition import (
     TrainConfig,
+    checked_root,
     compose,
     composing,
     experiment_name,
     keys_of,
-    require_seed,
     resolve,
+    store_root,
 )
 from glr_lightning.config.groups import CONF_DIR, Groups
 from glr_lightning.config.identity import config_hash
@@ -22,6 +23,7 @@ __all__ = [
     "Groups",
     "TrainConfig",
     "build",
+    "checked_root",
     "compose",
     "composing",
     "config_hash",
@@ -31,8 +33,8 @@ __all__ = [
     "load_yaml",
     "long_form",
     "long_forms",
-    "require_seed",
     "resolve",
     "short_name",
     "short_overrides",
+    "store_root",
 ]

@@ -67,7 +67,7 @@ def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
     try:
         return target(**arguments)
     except ConfigurationError as error:
-        if error.option is not None and where:
+        if error.option is not None and where and not error.option.startswith(f"{where}."):
             error.option = f"{where}.{error.option}"
         raise
     except GLRError:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING as DATACLASS_MISSING
+from dataclasses import Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -20,45 +21,74 @@ from glr_lightning.config.groups import CONF_DIR, Groups, as_url, listing, user_
 from glr_lightning.config.messages import in_one_line, lacks
 from glr_lightning.config.short_forms import long_forms, short_name, short_overrides
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.validation import Count, Positive, Seed, checked_arguments
+
+Node = dict[str, Any]
+"""What becomes an object, or several by name; `build` checks it."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainConfig:
-    """The root of conf/train.yaml; Hydra refuses other keys and other types."""
+    """The root of conf/train.yaml. Hydra refuses other keys, `checked_root` other values."""
 
-    seed: int = MISSING
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    clip_norm: float | None = None
+    seed: Seed
+    epochs: Count
+    batch_size: Count
+    clip_norm: Positive | None = None
     device: str = "auto"
-    devices: int = 1
+    devices: Count = 1
     strategy: str = "auto"
-    precision: str = "32-true"
-    threads: int | None = 1
+    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"  # 16-mixed scales gradients in a backward pass
+    threads: Count | None = 1
     progress: bool = True
-    run_dir: str = MISSING
+    run_dir: str
     resume: str | None = None
-    data: Any = MISSING
-    network: Any = MISSING
-    activation: Any = MISSING
-    loss: Any = MISSING
-    preprocess: Any = MISSING
-    estimator: Any = MISSING
-    optimizer: Any = MISSING
-    scheduler: Any = MISSING
-    callbacks: Any = MISSING
-    logger: Any = MISSING
+    data: Node
+    network: Node
+    activation: Node
+    loss: Node
+    preprocess: Node
+    estimator: Node
+    optimizer: Node
+    scheduler: Node
+    callbacks: Node
+    logger: Node
 
 
-ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+def store_root(name: str, root: type) -> None:
+    """Give Hydra the keys of a root.
+
+    Their values may be of any type, except where text is declared: OmegaConf would turn 1.5 into an integer without a
+    word, where `checked_root` refuses it.
+    """
+    keys = [(key.name, key.type if key.type in (str, str | None) else Any, _missing(key)) for key in fields(root)]
+    ConfigStore.instance().store(name=name, node=make_dataclass(root.__name__, keys))
+
+
+def _missing(key: Field[Any]) -> Any:
+    """The default of a key, or that it has to be given."""
+    if key.default_factory is not DATACLASS_MISSING:
+        return field(default_factory=key.default_factory)
+    return MISSING if key.default is DATACLASS_MISSING else key.default
+
+
+def checked_root(root: type, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved configuration, its root keys checked against their hints and coerced.
+
+    Args:
+        root: the dataclass that declares the keys.
+        config: plain values. The key `experiment`, which a command adds, stays as it is.
+
+    Raises:
+        ConfigurationError: a key that the root does not have, or a value that it does not accept.
+    """
+    keys = {key: value for key, value in config.items() if key != "experiment"}
+    return {**config, **checked_arguments(root, keys)}
+
+
+store_root("train_schema", TrainConfig)
 OmegaConf.register_new_resolver("short_forms", short_overrides, replace=True)
 OmegaConf.register_new_resolver("groups", lambda *roots: listing(roots), replace=True)
-
-
-def require_seed(seed: int) -> None:
-    """Raise ConfigurationError unless every generator takes this seed."""
-    if not 0 <= seed < 2**32:
-        raise ConfigurationError(f"seed must be from 0 to 2^32 - 1, got {seed}.")
 
 
 def resolve(config: Any, overrides: Sequence[str] | None = None) -> dict[str, Any]:
@@ -96,11 +126,11 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) ->
             of the Hydra application that runs are searched too.
 
     Raises:
-        ConfigurationError: Hydra refuses the overrides.
+        ConfigurationError: Hydra refuses the overrides, or a root key its value.
     """
     overrides = long_forms(overrides)
     with composing(overrides, config_dirs) as config:
-        return resolve(config, overrides)
+        return checked_root(TrainConfig, resolve(config, overrides))
 
 
 @contextmanager

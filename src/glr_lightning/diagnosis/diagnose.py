@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from glr_lightning.config import TRUSTED, build, config_hash, require_seed
+from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root, config_hash
 from glr_lightning.data.base import scaled
 from glr_lightning.diagnosis.candidates import LARGEST_ERROR, Candidate, References, Subject, entries_of, tried
 from glr_lightning.diagnosis.figure import variance_against_time
@@ -128,8 +128,7 @@ def _judged(finding: Finding, compared: Comparison, critical: float, bias: str) 
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    validated_count("batch_size", config["batch_size"])
-    require_seed(config["seed"])
+    checked_root(TrainConfig, {key: config[key] for key in ("batch_size", "seed", "threads", "progress")})
     validated_count("reference.copies", config["reference"]["copies"])
     unknown = set(config["reference"]["estimator"]) - set(get_args(Objective))
     if unknown:

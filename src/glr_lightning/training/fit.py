@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from glr_lightning.config import TRUSTED, TrainConfig, build, compose, require_seed
+from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root, compose
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.runs.trained_run import LAST, create_run_folder
 from glr_lightning.training.callbacks import (
@@ -34,8 +31,6 @@ from glr_lightning.training.result import write_result
 from glr_lightning.training.resume import require_resumable, restore_metrics, start_metrics
 
 log = logging.getLogger(__name__)
-
-PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
 
 def train(
@@ -70,7 +65,8 @@ def train(
             f"train takes a configuration or a list of overrides, got {config!r}; give [{config!r}]."
         )
     config = dict(config) if isinstance(config, Mapping) else compose(config)
-    _check_root(config)
+    _require_whole(config)
+    config = checked_root(TrainConfig, config)
     folder = Path(config["run_dir"] if run_dir is None else run_dir)
     allowed = (*TRUSTED, *(f"{package}." for package in trusted)) if resume else None
     if resume:
@@ -108,33 +104,12 @@ def train(
     return write_result(folder, config, network, data, trainer.strategy.root_device)
 
 
-def _check_root(config: Mapping[str, Any]) -> None:
-    fields = {key.name for key in dataclasses.fields(TrainConfig)}
-    try:
-        OmegaConf.merge(OmegaConf.structured(TrainConfig), {k: v for k, v in config.items() if k in fields})
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(f"the configuration is damaged: {str(error).splitlines()[0]}") from None
-    missing = sorted(fields - set(config))
+def _require_whole(config: Mapping[str, Any]) -> None:
+    missing = sorted({key.name for key in dataclasses.fields(TrainConfig)} - set(config))
     if missing:
         raise ConfigurationError(
             f"the configuration has no {', '.join(missing)}; it is damaged, or of an earlier glr-train. Train "
             "again, or go on with the version that began."
-        )
-    unknown = sorted(set(config) - fields - {"experiment"})
-    if unknown:
-        words = ", ".join(unknown)
-        raise ConfigurationError(f"the configuration has {words}, which glr-train does not know; leave it out.")
-    if config["epochs"] < 1:
-        raise ConfigurationError(f"epochs must be at least 1, got {config['epochs']}.")
-    require_seed(config["seed"])
-    if config["clip_norm"] is not None and not 0 < config["clip_norm"] < math.inf:
-        raise ConfigurationError(
-            f"clip_norm must be positive and finite, or null for no limit, got {config['clip_norm']}."
-        )
-    if config["precision"] not in PRECISIONS:
-        raise ConfigurationError(
-            f"precision must be one of {', '.join(PRECISIONS)}, got {config['precision']!r}. "
-            "(16-mixed cannot work: its gradient scaling needs a backward pass.)"
         )
 
 

@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from glr_lightning.errors import ConfigurationError
@@ -84,7 +84,8 @@ def checked_arguments(
             values[name] = _Parameter(Any).checked(value, option)
         else:
             raise ConfigurationError(
-                f"{_name(target)} has no option {name!r}.{_closest(name, known)} {_list_of(known)}", option=option
+                f"there is no option {option!r}.{_closest(name, known)} {_name(target)} {_list_of(known)}",
+                option=option,
             )
     if complete:
         for name in known.keys() & _signature(target).keys() - arguments.keys():
@@ -108,9 +109,9 @@ class _Parameter:
 
     def checked(self, value: Any, option: str) -> Any:
         """The value as the hint has it. Raises ConfigurationError."""
-        if _has_huge_integer(value):
-            wanted = self.allowed or "a number"
-            raise ConfigurationError(f"{option} must be {wanted}; {shown(value)} has more than 64 bits.", option=option)
+        for where, number in _huge_integers(value, option):
+            wanted = self.allowed if where == option and self.allowed else "a number"
+            raise ConfigurationError(f"{where} must be {wanted}; {number} has more than 64 bits.", option=where)
         if self._adapter is None:
             return value
         from pydantic import ValidationError
@@ -177,12 +178,16 @@ def _takes_any_keyword(target: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in _signature(target).values())
 
 
-def _has_huge_integer(value: Any) -> bool:
-    if isinstance(value, int):
-        return not -_LARGEST_INTEGER - 1 <= value <= _LARGEST_INTEGER
-    if isinstance(value, dict):
-        return any(map(_has_huge_integer, value.values()))
-    return isinstance(value, list | tuple) and any(map(_has_huge_integer, value))
+def _huge_integers(value: Any, option: str) -> Iterator[tuple[str, int]]:
+    """The integers in a value that no 64 bits hold, with the options that they stand at."""
+    if isinstance(value, int) and not -_LARGEST_INTEGER - 1 <= value <= _LARGEST_INTEGER:
+        yield option, value
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from _huge_integers(child, f"{option}.{key}")
+    elif isinstance(value, list | tuple):
+        for child in value:
+            yield from _huge_integers(child, option)
 
 
 def _name(target: Callable[..., Any]) -> str:
@@ -195,4 +200,4 @@ def _closest(name: str, known: Collection[str]) -> str:
 
 
 def _list_of(known: Collection[str]) -> str:
-    return f"It has {', '.join(known)}." if known else "It has none."
+    return f"has {', '.join(known)}." if known else "has none."
