@@ -55,7 +55,7 @@ def accuracies() -> dict[tuple[str, str], list[float]]:
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in read(ACCURACY):
         data, run, _ = row["run"].split("/")
-        if row["threat"] == "clean" and not row["level"]:
+        if row["threat"] == "clean" and row["noisy_passes"] == "0":
             found[run, data].append(100 * float(row["accuracy"]))
     return dict(found)
 
@@ -64,7 +64,7 @@ def worst_cases() -> dict[str, dict[float, float]]:
     """Worst case in % over the L-infinity attacks, by run and epsilon; epsilon 0 are the clean images."""
     found: dict[str, dict[float, float]] = defaultdict(dict)
     for row in read(ROBUSTNESS):
-        if row["noisy_passes"] not in ("", "0"):
+        if row["noisy_passes"] != "0":
             continue
         if row["kind"] == "clean":
             found[row["run"]][0.0] = 100 * float(row["accuracy"])
