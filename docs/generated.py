@@ -176,7 +176,7 @@ def settings_table(found: list[Setting]) -> str:
 
 def group_table(conf: Path = CONF) -> str:
     """A Markdown table of all groups with their options, linked to the configuration reference."""
-    what = dict(_group_comments(conf))
+    what = _group_comments(conf)
     lines = ["| group | options | what it chooses |", "|---|---|---|"]
     for group in groups(conf):
         names = " ".join(f"`{option.name}`" for option in options(group, conf))
@@ -188,19 +188,25 @@ def _anchor(group: str) -> str:
     return f"group-{group.replace('/', '-')}"
 
 
-def _group_comments(conf: Path) -> Iterator[tuple[str, str]]:
-    """What the defaults lists of the commands and of the options say of a group, behind its entry."""
-    for path in sorted(conf.rglob("*.yaml")):
-        parent = path.parent.relative_to(conf).as_posix()
-        for group, comment in re.findall(
-            r"^  - (?:override )?(/?[a-z_/]+): \S+ +# (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE
-        ):
-            yield (group.lstrip("/") if group.startswith("/") or parent == "." else f"{parent}/{group}"), comment
+def _group_comments(conf: Path) -> dict[str, str]:
+    """What a file says of a group behind its entry in a defaults list, or behind the group's key at its root.
+
+    Where several do, the commands' files come first.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(conf.rglob("*.yaml"), key=lambda path: (path.parent != conf, path)):
+        text = path.read_text(encoding="utf-8")
+        within = "" if path.parent == conf else f"{path.parent.relative_to(conf).as_posix()}/"
+        for group, comment in re.findall(r"^  - ([a-z_]+): \S+ +# (.+)$", text, flags=re.MULTILINE):
+            found.setdefault(f"{within}{group}", comment)
+        for group, comment in re.findall(r"^([a-z_]+): +# (.+)$", text, flags=re.MULTILINE) if not within else ():
+            found.setdefault(group, comment)
+    return found
 
 
 def configuration_page(conf: Path = CONF) -> str:
     """The reference of every group and every option."""
-    what = dict(_group_comments(conf))
+    what = _group_comments(conf)
     parts = [
         "# Configuration",
         "This page is generated from the files and comments of `conf/`. A group is chosen by `GROUP=OPTION`, a setting "

@@ -52,7 +52,9 @@ def test_every_option_and_setting_of_every_group_is_in_the_reference(generated: 
         for parent in generated.SORTED_INTO:
             if group.startswith(f"{parent}/"):
                 group, name = parent, f"{group.removeprefix(f'{parent}/')}/{name}"
-        assert f"| [`{group}`]" in page, group
+        row = next(line for line in page.splitlines() if line.startswith(f"| [`{group}`]"))
+        assert f"`{name}`" in row
+        assert not row.endswith("|  |"), f"no file says what {group} chooses"
         heading = f"#### `{group}={name}`"
         assert page.count(heading + " ") == 1, heading
         section = page[page.index(heading) + len(heading) :].split("\n##")[0]
