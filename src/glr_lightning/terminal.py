@@ -8,20 +8,16 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf.errors import (
-    OmegaConfBaseException,
-)
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn
 
-from glr_lightning.config import in_one_line, long_forms, short_overrides
+from glr_lightning.config import CONF_DIR, in_one_line, long_forms, short_overrides
 from glr_lightning.errors import GLRError
 
 console = Console(stderr=True)
@@ -30,52 +26,52 @@ console = Console(stderr=True)
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Set in the environment, it shows where an error of the configuration comes from."""
 
-_failed_jobs: list[str] = []
-
 
 def is_multirun() -> bool:
-    """Is this call one job of a sweep?"""
+    """Whether this call is one job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def say(text: str) -> None:
-    """A line of information; above a progress bar, which is drawn on the same console."""
+    """Show a line of information, above a progress bar, which is drawn on the same console."""
     console.print(_escape(text), highlight=False, soft_wrap=True)
 
 
-def run_job(job: Callable[[], Any]) -> None:
-    """Run the body of an entry point. An error that is the user's to mend ends it with one message.
+def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Collection[str] | None = None) -> None:
+    """Run a command: let Hydra compose its configuration, and do the job, or in a sweep every job.
 
-    In a sweep the other jobs still run, and the sweep's exit code tells of the failure.
-    """
-    quiet_libraries()
-    show_log()
-    try:
-        job()
-    except GLRError as error:
-        console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        if not is_multirun():
-            sys.exit(2)
-        _failed_jobs.append(f"{HydraConfig.get().job.num}: {short_overrides(HydraConfig.get().job.override_dirname)}")
-
-
-def run_main(hydra_main: Callable[[], Any], own: Collection[str] | None = None) -> None:
-    """Call a Hydra entry point. Exit codes: 0 done, 2 the user's to mend, 130 interrupted.
+    A user's error ends the command with one line; in a sweep the other jobs still run. Exit codes: 0 done, 2 a user's
+    error, also in one job of a sweep, 130 interrupted.
 
     Args:
-        hydra_main: the function that `hydra.main` decorates.
+        config_name: the configuration in conf/, such as "train".
+        job: what to do with a composed configuration.
         own: the command takes the options of glr-train by their short forms, except these, which are its own; None: it
             does not take them.
     """
     if own is not None:
         sys.argv[1:] = long_forms(sys.argv[1:], own)
+    failed: list[str] = []
+
+    def guarded(composed: DictConfig) -> None:
+        quiet_libraries()
+        show_log()
+        try:
+            job(composed)
+        except GLRError as error:
+            _show_error(str(error))
+            if not is_multirun():
+                sys.exit(2)
+            this = HydraConfig.get().job
+            failed.append(f"{this.num}: {short_overrides(this.override_dirname)}")
+
     try:
         with _errors_of_hydra():
-            hydra_main()
+            hydra.main(config_path=CONF_DIR, config_name=config_name, version_base="1.3")(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
         if FULL_ERROR in os.environ:
             raise
-        console.print(f"[bold red]error:[/] {_escape(in_one_line(error))}", highlight=False, soft_wrap=True)
+        _show_error(in_one_line(error))
         sys.exit(2)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,11 +79,13 @@ def run_main(hydra_main: Callable[[], Any], own: Collection[str] | None = None) 
         advice = str(interrupt) or "To start again, give the same command."
         console.print(f"[bold yellow]interrupted.[/] {_escape(advice)}", highlight=False, soft_wrap=True)
         sys.exit(130)
-    if _failed_jobs:
-        console.print(
-            f"[bold red]{len(_failed_jobs)} job(s) of the sweep failed:[/] {_escape(', '.join(_failed_jobs))}"
-        )
+    if failed:
+        console.print(f"[bold red]{len(failed)} job(s) of the sweep failed:[/] {_escape(', '.join(failed))}")
         sys.exit(2)
+
+
+def _show_error(words: str) -> None:
+    console.print(f"[bold red]error:[/] {_escape(words)}", highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -116,6 +114,7 @@ class _Lines(logging.Handler):
     """Shows log messages as plain lines on the console."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Show a message."""
         say(record.getMessage())
 
 
@@ -133,5 +132,5 @@ def _escape(text: str) -> str:
 
 
 def progress_bar(*columns: str | ProgressColumn, enabled: bool) -> Progress:
-    """A bar on stderr followed by columns of its own; nothing is drawn if it is not enabled."""
+    """Return a bar on stderr followed by columns of its own; nothing is drawn if it is not enabled."""
     return Progress(BarColumn(20), *columns, console=console, disable=not enabled)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from glr_lightning import terminal
 from glr_lightning.cli.train import main
 from glr_lightning.config import CONF_DIR, compose, config_hash
 from glr_lightning.errors import ConfigurationError, DivergenceError
@@ -343,7 +342,6 @@ def test_a_sweep_trains_every_job_and_reports_the_ones_that_cannot_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(terminal, "_failed_jobs", [])
     options = ["--multirun", "run_dir=sweep", "experiment=bp_noise", "activation=sigmoid,threshold", "sigma=0.5,1"]
     outcome = run_cli(main, [*options, *FAST], monkeypatch, capsys)
     assert outcome.code == 2

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
 from glr_lightning import terminal
-from glr_lightning.config import CONF_DIR, TrainConfig, experiment_name, keys_of, resolve, short_name, store_root
+from glr_lightning.config import TrainConfig, experiment_name, keys_of, resolve, short_name, store_root
 from glr_lightning.diagnosis.diagnose import TEXT, write_diagnosis
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.reporting.tables import show
@@ -75,24 +74,20 @@ def _require_one_subject(run: Any, overrides: Sequence[str]) -> None:
         )
 
 
-@hydra.main(config_path=CONF_DIR, config_name="diagnose", version_base="1.3")
-def _main(composed: DictConfig) -> None:
-    def job() -> None:
-        _require_one_subject(composed.run, HydraConfig.get().overrides.task)
-        config = resolve(composed)
-        config["experiment"] = experiment_name(HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
-        out = Path(config["out"]).expanduser()
-        with cpu_threads(config["threads"]):
-            tables = write_diagnosis(config, out, ["glr-diagnose", *_typed])
-        show(tables)
-        print(f"\ndiagnosis: {out / TEXT}")
-
-    terminal.run_job(job)
+def _diagnose(composed: DictConfig) -> None:
+    _require_one_subject(composed.run, HydraConfig.get().overrides.task)
+    config = resolve(composed)
+    config["experiment"] = experiment_name(HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
+    out = Path(config["out"]).expanduser()
+    with cpu_threads(config["threads"]):
+        tables = write_diagnosis(config, out, ["glr-diagnose", *_typed])
+    show(tables)
+    print(f"\ndiagnosis: {out / TEXT}")
 
 
 def main() -> None:
     _typed[:] = sys.argv[1:]  # before short forms are written out
-    terminal.run_main(_main, own={name for name, _, _ in OWN})
+    terminal.run_command("diagnose", _diagnose, own={name for name, _, _ in OWN})
 
 
 if __name__ == "__main__":

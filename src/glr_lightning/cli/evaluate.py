@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
 from glr_lightning import terminal
-from glr_lightning.config import CONF_DIR, resolve
+from glr_lightning.config import resolve
 from glr_lightning.errors import CheckpointError
 from glr_lightning.evaluation.evaluate import evaluate_runs
 from glr_lightning.reporting.results import all_columns
@@ -43,26 +42,22 @@ class EvaluateConfig:
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 
-@hydra.main(config_path=CONF_DIR, config_name="evaluate", version_base="1.3")
-def _main(composed: DictConfig) -> None:
-    def job() -> None:
-        if "run" not in composed:
-            raise CheckpointError('which run? Give run=FOLDER, a glob such as "run=runs/*", or a list.')
-        config = resolve(composed)
-        try:
-            with cpu_threads(config["threads"]):
-                evaluate_runs(config)
-        except KeyboardInterrupt as interrupt:
-            kept = "The rows so far are kept; the same command goes on from there."
-            raise KeyboardInterrupt(" ".join(filter(None, [str(interrupt), kept]))) from None
-        runs = read_runs(find_runs(config["run"]))
-        show(robustness_tables(runs, all_columns(runs)))
-
-    terminal.run_job(job)
+def _evaluate(composed: DictConfig) -> None:
+    if "run" not in composed:
+        raise CheckpointError('which run? Give run=FOLDER, a glob such as "run=runs/*", or a list.')
+    config = resolve(composed)
+    try:
+        with cpu_threads(config["threads"]):
+            evaluate_runs(config)
+    except KeyboardInterrupt as interrupt:
+        kept = "The rows so far are kept; the same command goes on from there."
+        raise KeyboardInterrupt(" ".join(filter(None, [str(interrupt), kept]))) from None
+    runs = read_runs(find_runs(config["run"]))
+    show(robustness_tables(runs, all_columns(runs)))
 
 
 def main() -> None:
-    terminal.run_main(_main)
+    terminal.run_command("evaluate", _evaluate)
 
 
 if __name__ == "__main__":

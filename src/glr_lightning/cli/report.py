@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
 from glr_lightning import terminal
-from glr_lightning.config import CONF_DIR, resolve
+from glr_lightning.config import resolve
 from glr_lightning.errors import ConfigurationError
 
 
@@ -35,27 +34,23 @@ def _patterns(runs: Any) -> list[str]:
     return [str(pattern) for pattern in patterns]
 
 
-@hydra.main(config_path=CONF_DIR, config_name="report", version_base="1.3")
-def _main(composed: DictConfig) -> None:
-    def job() -> None:
-        if "runs" not in composed or composed.runs is None:
-            raise ConfigurationError('which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.')
-        from glr_lightning.reporting.report import PAGE, REPORT, report
-        from glr_lightning.reporting.tables import show
-        from glr_lightning.runs.trained_run import find_runs
+def _report(composed: DictConfig) -> None:
+    if "runs" not in composed or composed.runs is None:
+        raise ConfigurationError('which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.')
+    from glr_lightning.reporting.report import PAGE, REPORT, report
+    from glr_lightning.reporting.tables import show
+    from glr_lightning.runs.trained_run import find_runs
 
-        config = resolve(composed)
-        out = Path(config["out"]).expanduser()
-        folders = find_runs(_patterns(config["runs"]), option="runs")
-        show(report(folders, out, config["mce_baseline"], config["figures"]))
-        print(f"\nreport: {out / REPORT}\npage: {out / PAGE}")
-
-    terminal.run_job(job)
+    config = resolve(composed)
+    out = Path(config["out"]).expanduser()
+    folders = find_runs(_patterns(config["runs"]), option="runs")
+    show(report(folders, out, config["mce_baseline"], config["figures"]))
+    print(f"\nreport: {out / REPORT}\npage: {out / PAGE}")
 
 
 def main() -> None:
     """Run glr-report; exits with code 2 for an error of the user's."""
-    terminal.run_main(_main)
+    terminal.run_command("report", _report)
 
 
 if __name__ == "__main__":

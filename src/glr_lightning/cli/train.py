@@ -4,20 +4,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Column, Table
 
 from glr_lightning import terminal
-from glr_lightning.config import CONF_DIR, TrainConfig, checked_root, experiment_name, resolve
+from glr_lightning.config import TrainConfig, checked_root, experiment_name, resolve
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.runs.environment import cpu_threads
 from glr_lightning.runs.trained_run import at_root, read_config
 from glr_lightning.training.callbacks.class_collapse import in_words
 from glr_lightning.training.fit import train
 
-_finished: list[tuple[Path, dict[str, Any]]] = []  # the jobs of a sweep
 RUN_DIR_OF_RANK_0 = "GLR_RUN_DIR"
 
 
@@ -49,41 +47,44 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
     terminal.console.print(table)
 
 
-@hydra.main(config_path=CONF_DIR, config_name="train", version_base="1.3")
-def _main(composed: DictConfig) -> None:
-    def job() -> None:
-        if composed.resume is not None:
-            run_dir = Path(composed.resume)
-            config = _with_place(read_config(run_dir), composed)
-        else:
-            config = checked_root(TrainConfig, resolve(composed))
-            hydra_config = HydraConfig.get()
-            config["experiment"] = experiment_name(hydra_config.runtime.choices, hydra_config.overrides.task)
-            run_dir = Path(HydraConfig.get().runtime.output_dir if terminal.is_multirun() else config["run_dir"])
-            if "LOCAL_RANK" in os.environ:  # a process that strategy=ddp started: its own run_dir has a later time
-                run_dir = Path(os.environ.get(RUN_DIR_OF_RANK_0, run_dir))
-            os.environ[RUN_DIR_OF_RANK_0] = str(run_dir)
-        if terminal.is_multirun():
-            terminal.console.print(f"job {HydraConfig.get().job.num}: {run_dir.name}", highlight=False)
-        with cpu_threads(config.get("threads")):
-            result = train(config, run_dir, resume=composed.resume is not None)
-        if result:
-            _show(result, run_dir)
-            _finished.append((run_dir, result))
+def _train(composed: DictConfig) -> tuple[Path, dict[str, Any]]:
+    """Train, and return the run folder and the result, which is empty but in the first process."""
+    if composed.resume is not None:
+        run_dir = Path(composed.resume)
+        config = _with_place(read_config(run_dir), composed)
+    else:
+        config = checked_root(TrainConfig, resolve(composed))
+        hydra_config = HydraConfig.get()
+        config["experiment"] = experiment_name(hydra_config.runtime.choices, hydra_config.overrides.task)
+        run_dir = Path(HydraConfig.get().runtime.output_dir if terminal.is_multirun() else config["run_dir"])
+        if "LOCAL_RANK" in os.environ:  # a process that strategy=ddp started: its own run_dir has a later time
+            run_dir = Path(os.environ.get(RUN_DIR_OF_RANK_0, run_dir))
+        os.environ[RUN_DIR_OF_RANK_0] = str(run_dir)
+    if terminal.is_multirun():
+        terminal.console.print(f"job {HydraConfig.get().job.num}: {run_dir.name}", highlight=False)
+    with cpu_threads(config.get("threads")):
+        result = train(config, run_dir, resume=composed.resume is not None)
+    if result:
+        _show(result, run_dir)
+    return run_dir, result
 
-    terminal.run_job(job)
+
+def _show_sweep(finished: list[tuple[Path, dict[str, Any]]]) -> None:
+    table = Table(Column("run", overflow="fold"), "test accuracy / %", title="sweep")
+    for run_dir, result in finished:
+        table.add_row(run_dir.name, f"{100 * result['test_accuracy']:.2f}")
+    terminal.console.print(table)
 
 
 def main() -> None:
+    """Run glr-train; a sweep ends with a table of its runs."""
+    trained: list[tuple[Path, dict[str, Any]]] = []
     try:
-        terminal.run_main(_main, own=())
+        terminal.run_command("train", lambda composed: trained.append(_train(composed)), own=())
     finally:
-        if len(_finished) > 1:
-            table = Table(Column("run", overflow="fold"), "test accuracy / %", title="sweep")
-            for run_dir, result in _finished:
-                table.add_row(run_dir.name, f"{100 * result['test_accuracy']:.2f}")
-            terminal.console.print(table)
-        _finished.clear()
+        finished = [(run_dir, result) for run_dir, result in trained if result]
+        if len(finished) > 1:
+            _show_sweep(finished)
 
 
 if __name__ == "__main__":
