@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from glr_lightning.evaluation.per_image import Evidence, write_evidence
+from glr_lightning.evaluation.per_image import PerImage, write_per_image
 from tests.checks.reports import make_run, row
 
 
-def evidence(examples: Any, predictions: list[int]) -> Evidence:
+def evidence(examples: Any, predictions: list[int]) -> PerImage:
     labels = np.arange(len(predictions))
-    return Evidence(labels == predictions, np.asarray(examples, dtype=np.uint8), labels, np.array(predictions))
+    return PerImage(labels == predictions, np.asarray(examples, dtype=np.uint8), labels, np.array(predictions))
 
 
 def looked_at(folder: Path, channels: int = 1) -> Path:
@@ -23,5 +23,5 @@ def looked_at(folder: Path, channels: int = 1) -> Path:
     rows += [row("pgd", 100, level, "attack", fingerprint=f"p{level}", unreliable=True) for level in (0.1, 0.2)]
     make_run(folder, rows=rows)
     kept = {"c": evidence(clean, [0, 1]), "p0.1": evidence(clean, [0, 1]), "p0.2": evidence(moved, [0, 7])}
-    write_evidence(folder / "robustness.npz", kept)
+    write_per_image(folder / "robustness.npz", kept)
     return folder

@@ -1,13 +1,16 @@
 """Networks, images and threats that the tests of the harness share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glr_lightning.evaluation.attempts import attempts
+from glr_lightning.evaluation.inputs import Inputs, check_network
 from glr_lightning.evaluation.row import Row
+from glr_lightning.evaluation.runner import run
 from glr_lightning.threats import AttackFacts, Clean, Threat, attack, declare
 from glr_lightning.threats.attacks.fgsm import fgsm
 
@@ -32,6 +35,23 @@ def white_box(function: Callable[..., Tensor] = fgsm, epsilon: float = 0.1, **pa
     if not hasattr(function, "facts"):
         function = declare(AttackFacts(norms=("linf",), gradient_sources=("autograd",)))(function)
     return {"attack": attack(function, epsilon=epsilon, gradient_source="autograd", **parameters)}
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threats: dict[str, Threat],
+    *,
+    surrogate: nn.Module | dict[str, nn.Module] | None = None,
+    **settings: Any,
+) -> Iterator[Row]:
+    """The rows of the threats, which are not compared with each other; everything is checked at the call."""
+    named = {"surrogate": surrogate} if isinstance(surrogate, nn.Module) else dict(surrogate or {})
+    inputs = Inputs(model, x, y, **settings)
+    for name, network in named.items():
+        check_network(f"surrogate {name}", network, inputs.place)
+    return (run(each, inputs, named.get(each.surrogate)).row for each in attempts(threats, tuple(named)))
 
 
 def only(rows: Any) -> Row:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from glr_lightning.activations import HardThreshold
 from glr_lightning.config import CONF_DIR, build, load_yaml
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.evaluation import certification as module
-from glr_lightning.evaluation.certification import Certificate, Certification, certify, largest_shift, lower_bound
-from glr_lightning.evaluation.harness import Examination
+from glr_lightning.evaluation import certificate as module
+from glr_lightning.evaluation.certificate import Certificate, certify, largest_shift, lower_bound
+from glr_lightning.evaluation.certification import Certification
+from glr_lightning.evaluation.inputs import Inputs
 from glr_lightning.evaluation.row import read_rows, write_rows
 from glr_lightning.networks import Shift
 from glr_lightning.noise import Gaussian, Laplace, Noise
@@ -203,8 +204,8 @@ class TestThresholdNetwork:
             monkeypatch.setattr(module, "CHUNK", chunk)
             model = NoiseAveraged(self.network, Gaussian(), (0.8, 0.3), passes=2).eval()
             x = self.x[some]
-            examination = Examination(model, x, torch.zeros(len(x)).long(), seed, batch_size=batch_size)
-            return Certification(draws=500).certificate(examination)
+            inputs = Inputs(model, x, torch.zeros(len(x)).long(), seed, batch_size=batch_size)
+            return Certification(draws=500).certificate(inputs)
 
         whole = of(60, 2**20)
         for part, some in [
@@ -276,20 +277,20 @@ class TestRows:
     network, x = threshold_network(), images(60, 1, 1, 2)
     y = (images(60, 1).flatten() * 3).long()
 
-    def examination(self, **other: Any) -> Examination:
+    def inputs(self, **other: Any) -> Inputs:
         model = NoiseAveraged(self.network, Gaussian(), (0.8, 0.3), passes=2).eval()
-        return Examination(**({"model": model, "x": self.x, "y": self.y, "seed": 0, "run": "r"} | other))
+        return Inputs(**({"network": model, "images": self.x, "labels": self.y, "run": "r"} | other))
 
     def test_count_what_the_certificate_says(self, tmp_path: Path) -> None:
-        certification, examination = Certification(radii=[0, 0.2, 0.4], draws=400), self.examination(batch_size=25)
+        certification, inputs = Certification(radii=[0, 0.2, 0.4], draws=400), self.inputs(batch_size=25)
         batches: list[int] = []
-        judged = list(certification.judge(examination, "mine", lambda: batches.append(1)))
+        judged = list(certification.results(inputs, "mine", lambda: batches.append(1)))
         assert len(batches) == 3
-        certificate = certification.certificate(examination)
+        certificate = certification.certificate(inputs)
         rows = [each.row for each in judged]
         for (level, _), each in zip(certification.levels, judged, strict=True):
             expected = (certificate.prediction == self.y) & (certificate.radius > level)
-            assert torch.equal(torch.as_tensor(each.evidence.correct), expected)
+            assert torch.equal(torch.as_tensor(each.per_image.correct), expected)
             assert (each.row.level, each.row.correct) == (level, int(expected.sum()))
             assert each.row.wilson_low <= each.row.accuracy <= each.row.wilson_high
         assert rows[0].correct > rows[1].correct > rows[2].correct > 0
@@ -307,26 +308,26 @@ class TestRows:
 
     def test_a_radius_that_the_draws_cannot_prove_is_said_to_be_one(self) -> None:
         network, x = two_classes(torch.zeros(2, dtype=torch.float64), 1.0), images(5, 1, 1, 2)
-        examination = self.examination(model=network, x=x, y=torch.zeros(5).long())
+        inputs = self.inputs(network=network, images=x, labels=torch.zeros(5).long())
         most = 0.01 * float(ndtri(torch.tensor(0.001**0.01, dtype=torch.float64)))  # of 100 draws: 1.5 sigma
         certification = Certification(radii=[0.99 * most, 1.01 * most], draws=100, sigma=0.01)
-        below, above = (each.row for each in certification.judge(examination))
+        below, above = (each.row for each in certification.results(inputs))
         assert (below.accuracy, above.accuracy) == (1.0, 0.0)
         assert "raise draws" not in below.note
         assert above.note.endswith("100 draws prove no radius above 0.015: raise draws")
 
     @pytest.mark.parametrize("norm", ["l2", "linf"])
     def test_pixels_are_a_norm_of_the_row(self, norm: str) -> None:
-        certification, examination = Certification(draws=100, norm=norm), self.examination()
-        row = next(certification.judge(examination)).row
+        certification, inputs = Certification(draws=100, norm=norm), self.inputs()
+        row = next(certification.results(inputs)).row
         assert (row.norm, row.preset) == (norm, norm)
-        standardised = dataclasses.replace(certification, norm="standardised").certificate(examination)
+        standardised = dataclasses.replace(certification, norm="standardised").certificate(inputs)
         expected = standardised.radius / largest_shift(self.network, self.x, 0.8, norm)
-        assert torch.equal(certification.certificate(examination).radius, expected)
+        assert torch.equal(certification.certificate(inputs).radius, expected)
 
     def test_noise_of_its_own_replaces_the_trainings_at_the_first_layer(self) -> None:
         def radius(certification: Certification, model: nn.Module) -> Tensor:
-            return certification.certificate(self.examination(model=model)).radius
+            return certification.certificate(self.inputs(network=model)).radius
 
         noisy = NoiseAveraged(self.network, Laplace(), (0.8, 0.3), passes=2).eval()
         own = Certification(sigma=0.5, norm="standardised", draws=300)
@@ -339,19 +340,19 @@ class TestRows:
         assert torch.equal(radius(own, noisy), with_noise)
 
     def test_the_fingerprint_depends_on_everything(self) -> None:
-        base, examination = Certification(), self.examination()
+        base, inputs = Certification(), self.inputs()
         other_noise = NoiseAveraged(self.network, Gaussian(), (torch.full((3,), 0.8 + 1e-6), 0.3), passes=2).eval()
-        prints = [base.fingerprint(examination, 0.5), base.fingerprint(examination, 0.25)]
+        prints = [base.fingerprint(inputs, 0.5), base.fingerprint(inputs, 0.25)]
         changes: dict[str, Any] = {"norm": "l2", "draws": 9, "selection": 9, "alpha": 0.01, "sigma": 0.8}
         changes["noise_elsewhere"] = False
         assert set(changes) == {field.name for field in dataclasses.fields(base)} - {"radii"}
-        prints += [dataclasses.replace(base, **{k: v}).fingerprint(examination, 0.5) for k, v in changes.items()]
-        others = [{"seed": 1}, {"x": self.x / 2}, {"y": self.y * 0}, {"model": other_noise}]
-        prints += [base.fingerprint(self.examination(**other), 0.5) for other in others]
+        prints += [dataclasses.replace(base, **{k: v}).fingerprint(inputs, 0.5) for k, v in changes.items()]
+        others = [{"seed": 1}, {"images": self.x / 2}, {"labels": self.y * 0}, {"network": other_noise}]
+        prints += [base.fingerprint(self.inputs(**other), 0.5) for other in others]
         assert len(set(prints)) == len(prints)
         # but not on the other radii of the same pass, nor on the batches
-        same = Certification(radii=[0.5, 1]).fingerprint(self.examination(batch_size=9), 0.5)
-        assert same == prints[0] == next(Certification(radii=[0.5], draws=10_000).judge(examination)).row.fingerprint
+        same = Certification(radii=[0.5, 1]).fingerprint(self.inputs(batch_size=9), 0.5)
+        assert same == prints[0] == next(Certification(radii=[0.5], draws=10_000).results(inputs)).row.fingerprint
 
     def test_the_configuration_builds_it(self) -> None:
         built = build(load_yaml(Path(CONF_DIR) / "threat" / "certify.yaml")["certify"], trusted=None)
@@ -400,13 +401,13 @@ class TestRefusals:
     )
     def test_networks(self, model: nn.Module, options: dict[str, Any], words: str) -> None:
         x = images(3, 1, 1, 2)
-        examination = Examination(model.double().eval(), x, torch.zeros(3).long(), 0)
+        inputs = Inputs(model.double().eval(), x, torch.zeros(3).long(), 0)
         with pytest.raises(ConfigurationError, match=words):
-            Certification(**options, draws=10).certificate(examination)
+            Certification(**options, draws=10).certificate(inputs)
 
     def test_a_shift_and_a_convolution_before_the_neurons_are_certified(self) -> None:
         network = nn.Sequential(Shift(-0.5), nn.Conv2d(1, 3, 2), HardThreshold(), nn.Flatten(), nn.Linear(12, 3))
         x = images(8, 1, 3, 3)
-        examination = Examination(network.double().eval(), x, network(x).argmax(1), 0)
-        certificate = Certification(sigma=0.05, draws=200, norm="l2").certificate(examination)
+        inputs = Inputs(network.double().eval(), x, network(x).argmax(1), 0)
+        certificate = Certification(sigma=0.05, draws=200, norm="l2").certificate(inputs)
         assert (certificate.radius > 0).any()

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.evaluation.attempts import Trial, trials
-from glr_lightning.evaluation.harness import Examination, evaluate
+from glr_lightning.evaluation.attempts import Attempt, attempts
+from glr_lightning.evaluation.fingerprints import row_fingerprint
+from glr_lightning.evaluation.inputs import Inputs
+from glr_lightning.evaluation.runner import run
 from glr_lightning.evaluation.summary import wilson_interval
 from glr_lightning.noise import Gaussian
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
@@ -19,7 +21,7 @@ from glr_lightning.threats import Attack, AttackFacts, Corruption, ImageRandom, 
 from glr_lightning.threats.attacks.fgsm import fgsm
 from glr_lightning.threats.attacks.input_gradient import input_gradient
 from glr_lightning.threats.corruptions.gaussian_noise import gaussian_noise
-from tests.checks.harness_cases import CLEAN, images, linear, only, white_box
+from tests.checks.harness_cases import CLEAN, evaluate, images, linear, only, white_box
 
 
 @pytest.fixture(autouse=True)
@@ -101,20 +103,24 @@ class TestMeasurement:
             assert not row.out_of_budget
 
     def test_one_row_per_level_and_words_before_each(self) -> None:
-        (x, y), said = images(), []
+        x, y = images()
         threats = {**CLEAN, "fgsm": attack(fgsm, epsilon=[0.1, 0.2], gradient_source="autograd")}
-        rows = list(evaluate(linear((1, 8, 8)), x, y, threats, seed=0, progress=said.append))
+        rows = list(evaluate(linear((1, 8, 8)), x, y, threats, seed=0))
         assert [(row.threat, row.level_name, row.level) for row in rows] == [
             ("clean", "", None),
             ("fgsm", "epsilon", 0.1),
             ("fgsm", "epsilon", 0.2),
         ]
-        assert said == ["clean", "fgsm epsilon 0.1 (autograd)", "fgsm epsilon 0.2 (autograd)"]
+        assert [each.words for each in attempts(threats)] == [
+            "clean",
+            "fgsm epsilon 0.1 (autograd)",
+            "fgsm epsilon 0.2 (autograd)",
+        ]
 
     def test_the_examples_are_the_first_images_as_the_threat_left_them(self) -> None:
         (x, y), model = images(), linear((1, 8, 8))
-        (trial,) = trials(white_box(epsilon=0.2))
-        evidence = Examination(model, x, y, 0, batch_size=5).judge(trial).evidence
+        (attempt,) = attempts(white_box(epsilon=0.2))
+        evidence = run(attempt, Inputs(model, x, y, 0, batch_size=5)).per_image
         moved = fgsm(model, x[:8], y[:8], random=None, epsilon=0.2)
         assert (evidence.examples == (255 * moved).round().numpy()).all()
         assert evidence.predictions.tolist() == model(moved).argmax(1).tolist()
@@ -298,15 +304,15 @@ class TestRefusals:
             ({"x": torch.rand(0, 1, 8, 8), "y": torch.zeros(0, dtype=torch.int64)}, "n >= 1"),
             ({"x": torch.rand(60, 1, 8, 8) * 255}, r"within \[0, 1\]"),
             ({"x": torch.full((60, 1, 8, 8), torch.nan)}, r"within \[0, 1\]"),
-            ({"y": torch.zeros(59, dtype=torch.int64)}, "y must be int64"),
-            ({"y": torch.zeros(60)}, "y must be int64"),
+            ({"y": torch.zeros(59, dtype=torch.int64)}, "labels must be int64"),
+            ({"y": torch.zeros(60)}, "labels must be int64"),
             ({"index": torch.arange(3)}, "index must be int64"),
             ({"batch_size": 0}, "batch_size must be at least 1"),
             ({"threats": {}}, "no threats"),
             ({"threats": {"f": attack(fgsm, epsilon=0.1, gradient_source="transfer")}}, "f needs a surrogate"),
-            ({"model": linear((1, 8, 8)).train()}, "model must be in eval mode"),
+            ({"model": linear((1, 8, 8)).train()}, "network must be in eval mode"),
             ({"surrogate": linear((1, 8, 8)).train()}, "surrogate must be in eval mode"),
-            ({"surrogate": linear((1, 8, 8)).double()}, "surrogate must be where the model is"),
+            ({"surrogate": linear((1, 8, 8)).double()}, "surrogate must be where the network is"),
             ({"model": linear((1, 8, 8)).half()}, "too coarse"),
         ],
     )
@@ -319,10 +325,10 @@ class TestRefusals:
 
 def test_levels_of_two_presets_or_of_two_names_have_rows_of_their_own() -> None:
     presets = {"one": [{"std": 0.1}, {"std": 0.2}], "two": [{"std": 0.1}, {"std": 0.3}]}
-    found = [trials({name: corruption(gaussian_noise, preset, presets, [1, 2])}) for name, preset in NAMED]
+    found = [attempts({name: corruption(gaussian_noise, preset, presets, [1, 2])}) for name, preset in NAMED]
     x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
-    examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
-    prints = [examination.fingerprint(trial) for group in found for trial in group]
+    inputs = Inputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
+    prints = [row_fingerprint(inputs, attempt, None) for group in found for attempt in group]
     assert len(set(prints)) == len(prints)
 
 
@@ -333,8 +339,8 @@ def test_the_judges_noise_belongs_to_the_image() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
     model = NoiseAveraged(network, Gaussian(), (1.0,), 1).eval()
     x, y, index = torch.rand(1, 1, 2, 2).repeat(60, 1, 1, 1), torch.zeros(60, dtype=torch.int64), torch.arange(60) + 7
-    examination = Examination(model, x, y, 5, index=index, batch_size=9)
-    correct = examination.judge(Trial("clean", CLEAN["clean"], None, {})).evidence.correct
+    inputs = Inputs(model, x, y, 5, index=index, batch_size=9)
+    correct = run(Attempt("clean", CLEAN["clean"], None, {}), inputs).per_image.correct
     assert 0 < correct.sum() < 60
     assert correct.tolist() == (model(x, ImageRandom(5, index)).argmax(1) == 0).tolist()
 
@@ -345,23 +351,23 @@ def test_a_thousandth_beyond_epsilon_is_out_of_budget() -> None:
         return x + epsilon * share
 
     x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
-    examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
+    inputs = Inputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
     for share, out in ((1.0, False), (1.001, True)):
         threat = attack(beyond, epsilon=[0.1], share=share)
-        assert examination.judge(trials({"beyond": threat})[0]).row.out_of_budget is out
+        assert run(attempts({"beyond": threat})[0], inputs).row.out_of_budget is out
 
 
 def test_how_gradients_are_computed_is_part_of_the_fingerprint() -> None:
     x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
-    examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
+    inputs = Inputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
     options: list[dict[str, Any]] = [{}, {"smoothing": 0.5}, {"copies": 8}, {"eot": 2}]
     found = [attack(fgsm, epsilon=[0.1], gradient_source="autograd", gradient=each) for each in options]
-    assert len({examination.fingerprint(trials({"fgsm": threat})[0]) for threat in found}) == len(options)
+    assert len({row_fingerprint(inputs, attempts({"fgsm": threat})[0], None) for threat in found}) == len(options)
 
 
 def test_parameters_bound_to_a_function_are_part_of_the_fingerprint() -> None:
     x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
-    examination = Examination(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
+    inputs = Inputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x, y, 0)
     bound = [functools.partial(gaussian_noise, std=std) for std in (0.1, 0.2)]
-    prints = [examination.fingerprint(Trial("t", Corruption(function=f), None, {})) for f in bound]
+    prints = [row_fingerprint(inputs, Attempt("t", Corruption(function=f), None, {}), None) for f in bound]
     assert prints[0] != prints[1]

@@ -1,5 +1,6 @@
 """The table of an evaluation: written whole, read back with its types, refused when malformed."""
 
+import csv
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from glr_lightning.errors import CheckpointError
-from glr_lightning.evaluation.harness import evaluate
 from glr_lightning.evaluation.row import FIELDS, Row, read_rows, write_rows
-from tests.checks.harness_cases import CLEAN, images, linear, white_box
+from tests.checks.harness_cases import CLEAN, evaluate, images, linear, white_box
 
 
 class TestTable:
@@ -30,13 +30,29 @@ class TestTable:
         assert read_rows(path) == []
         assert [p.name for p in path.parent.iterdir()] == ["results.csv"]
 
-    def test_a_table_of_version_0_4_is_read_and_written_as_it_was(self, tmp_path: Path) -> None:
+    def test_a_table_of_version_0_4_is_read(self, tmp_path: Path) -> None:
         old = Path(__file__).parents[1] / "runs/v0_4/lrtz/robustness.csv"
         rows = read_rows(old)
         assert [row.threat for row in rows][:1] == ["clean"]
         assert {type(getattr(row, name)) for row in rows for name in ("n", "correct", "noisy_passes")} == {int}
+        assert [row.searches for row in rows] == [row.kind == "attack" for row in rows]
         write_rows(tmp_path / "new.csv", rows)
-        assert (tmp_path / "new.csv").read_bytes() == old.read_bytes()
+        assert read_rows(tmp_path / "new.csv") == rows
+        with old.open(newline="") as before, (tmp_path / "new.csv").open(newline="") as after:
+            written = [{k: v for k, v in row.items() if k != "searches"} for row in csv.DictReader(after)]
+            assert written == list(csv.DictReader(before))
+
+    def test_what_an_attack_of_version_0_4_followed_is_known_by_its_name(self, rows: list[Row], tmp_path: Path) -> None:
+        new, old = tmp_path / "new.csv", tmp_path / "old.csv"
+        rows = [replace(rows[-2], threat="random_noise", searches=False), replace(rows[-2], threat="fgsm")]
+        rows += [replace(rows[-1], gradient_source="transfer", searches=False)]
+        write_rows(new, rows)
+        with new.open(newline="") as file:
+            cells = list(csv.reader(file))
+        place = cells[0].index("searches")
+        with old.open("w", newline="") as file:
+            csv.writer(file).writerows([*row[:place], *row[place + 1 :]] for row in cells)
+        assert read_rows(old) == rows
 
     def test_a_failed_write_leaves_the_old_table(
         self, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -61,10 +77,10 @@ class TestTable:
             (lambda text: text.replace("accuracy", "acc", 1), "its header is"),
             (
                 lambda text: text.replace(",False,False,", ",False,no,", 1),
-                "line 2: (masked|randomized|targeted) cannot be 'no'",
+                "line 2: (searches|masked|randomized|targeted) cannot be 'no'",
             ),
             (lambda text: text.replace(",60,", ",sixty,", 1), "line 2: n cannot be 'sixty'"),
-            (lambda text: text.splitlines()[0] + "\na,b,c\n", "36 cells expected, got 3"),
+            (lambda text: text.splitlines()[0] + "\na,b,c\n", "37 cells expected, got 3"),
             (lambda text: text[: text.rindex('"')], "cannot be read"),
         ],
     )

@@ -10,8 +10,9 @@ import torch
 
 from glr_lightning.cli.evaluate import main
 from glr_lightning.config import compose
-from glr_lightning.evaluation.harness import Examination
-from glr_lightning.evaluation.per_image import read_evidence, write_evidence
+from glr_lightning.evaluation import tasks
+from glr_lightning.evaluation.attempts import Attempt
+from glr_lightning.evaluation.per_image import read_per_image, write_per_image
 from glr_lightning.evaluation.row import read_rows
 from glr_lightning.runs.trained_run import BEST
 from glr_lightning.training.fit import train
@@ -45,17 +46,17 @@ def evaluate(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.fixture
 def judgements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The trials that are run, in words; an interruption comes before the trial that `stop_at` names."""
+    """The attempts that are run, in words; an interruption comes before the fourth if the first word is "stop"."""
     done: list[str] = []
-    whole = Examination.judge
+    whole = tasks.run
 
-    def judge(self: Examination, trial: Any, *arguments: Any) -> Any:
+    def run(attempt: Attempt, *arguments: Any, **options: Any) -> Any:
         if done[:1] == ["stop"] and len(done) == 4:
             raise KeyboardInterrupt
-        done.append(trial.words)
-        return whole(self, trial, *arguments)
+        done.append(attempt.words)
+        return whole(attempt, *arguments, **options)
 
-    monkeypatch.setattr(Examination, "judge", judge)
+    monkeypatch.setattr(tasks, "run", run)
     return done
 
 
@@ -64,7 +65,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(
 ) -> None:
     path = trained / "runs/lrtz/robustness.csv"
     assert evaluate("run=runs/lrtz", *QUICK).code == 0
-    uninterrupted, evidence = read_rows(path), read_evidence(path.with_suffix(".npz"))
+    uninterrupted, evidence = read_rows(path), read_per_image(path.with_suffix(".npz"))
     assert len(judgements) == 7
     path.unlink()
     judgements[:] = ["stop"]
@@ -75,7 +76,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(
     assert len(judgements) == 4
     assert "3 of 7 rows were there already; again=true" in outcome.err + outcome.out
     assert [replace(row, seconds=0) for row in read_rows(path)] == [replace(row, seconds=0) for row in uninterrupted]
-    resumed = read_evidence(path.with_suffix(".npz"))
+    resumed = read_per_image(path.with_suffix(".npz"))
     assert resumed.keys() == evidence.keys()
     assert all(np.array_equal(resumed[key].correct, evidence[key].correct) for key in evidence)
 
@@ -138,9 +139,9 @@ def test_a_damaged_record_is_refused(evaluate: Any, trained: Path) -> None:
     assert outcome.code == 2
     assert "Remove the file" in outcome.err
     path.write_bytes(whole)
-    ((key, evidence),) = read_evidence(path).items()
+    ((key, evidence),) = read_per_image(path).items()
     for change in ({"correct": evidence.correct[:-1]}, {"correct": ~evidence.correct}):
-        write_evidence(path, {key: replace(evidence, **change)})
+        write_per_image(path, {key: replace(evidence, **change)})
         outcome = evaluate("run=runs/lrtz", "threat=clean")
         assert (outcome.code, "Remove the file" in outcome.err) == (2, True)
 

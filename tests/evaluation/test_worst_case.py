@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.evaluation.attempts import trials
-from glr_lightning.evaluation.harness import Examination
+from glr_lightning.evaluation.attempts import attempts
+from glr_lightning.evaluation.inputs import Inputs
 from glr_lightning.evaluation.row import Row
+from glr_lightning.evaluation.runner import run
 from glr_lightning.evaluation.summary import wilson_interval
 from glr_lightning.evaluation.worst_case import WORST_CASE, cross_check
 from glr_lightning.reporting.columns import table_cells
@@ -57,13 +58,15 @@ def corners(model: Any, x: Tensor, y: Tensor, *, random: Any, epsilon: float) ->
     return best
 
 
-def judged(model: nn.Module, threats: dict[str, Threat], **settings: Any) -> tuple[list[Row], dict[str, Any]]:
-    x, y = images(model)
-    examination = Examination(model, x, y, 0, **settings)
-    found = [examination.judge(trial) for trial in trials(threats, list(settings.get("surrogates", {})))]
+def judged(
+    model: nn.Module, threats: dict[str, Threat], surrogates: dict[str, nn.Module] | None = None
+) -> tuple[list[Row], dict[str, Any]]:
+    named = surrogates or {}
+    inputs = Inputs(model, *images(model))
+    found = [run(each, inputs, named.get(each.surrogate)) for each in attempts(threats, list(named))]
     rows = [each.row for each in found]
-    return cross_check(rows, {each.row.fingerprint: each.evidence.correct for each in found}), {
-        each.row.threat: each.evidence.correct for each in found
+    return cross_check(rows, {each.row.fingerprint: each.per_image.correct for each in found}), {
+        each.row.threat: each.per_image.correct for each in found
     }
 
 
@@ -208,8 +211,8 @@ def test_checkpoints_of_the_same_weights_have_one_worst_case() -> None:
 
 
 def test_random_points_are_no_search() -> None:
-    rows, hits = four_rows("fgsm", "random_noise")
-    rows[0] = replace(rows[0], masked=True)
+    rows, hits = four_rows("fgsm", "points")
+    rows = [replace(rows[0], masked=True), replace(rows[1], searches=False)]
     worst = cross_check(rows, hits)[-1]
     assert (worst.kind, worst.masked, worst.unreliable) == (WORST_CASE, True, True)
     rows[0] = replace(rows[0], masked=False)
@@ -240,9 +243,9 @@ def test_gradients_that_point_the_wrong_way_are_shown_up_by_doing_nothing() -> N
     masked = Saturated(honest, (weight[1] - weight[0]).reshape(SHAPE)).eval()
     x, y = images(honest)
     y[::4] = 1 - y[::4]  # which such gradients put right
-    examination = Examination(masked, x, y, 0)
-    found = [examination.judge(trial) for trial in trials({"clean": Clean(), "fgsm": white([0.1])})]
-    hits = {each.row.fingerprint: each.evidence.correct for each in found}
+    inputs = Inputs(masked, x, y, 0)
+    found = [run(attempt, inputs) for attempt in attempts({"clean": Clean(), "fgsm": white([0.1])})]
+    hits = {each.row.fingerprint: each.per_image.correct for each in found}
     _, gradient = cross_check([each.row for each in found], hits)
     assert gradient.correct == 200
     assert gradient.black_box_stronger

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glr_lightning.errors import CheckpointError
-from glr_lightning.evaluation.per_image import Evidence, write_evidence
+from glr_lightning.evaluation.per_image import PerImage, write_per_image
 from glr_lightning.reporting.gallery import blocks, chosen, galleries, gallery, signed, strip
 from glr_lightning.reporting.runs import read_runs
 from tests.checks.gallery import evidence, looked_at
@@ -38,7 +38,7 @@ def test_a_gallery_shows_the_strongest_way_of_each_threat_first(tmp_path: Path) 
     ]
     folder = make_run(tmp_path / "a", rows=rows)
     same = evidence(np.full((2, 1, 4, 4), 100), [0, 1])
-    write_evidence(folder / "robustness.npz", {each.fingerprint: same for each in rows})
+    write_per_image(folder / "robustness.npz", {each.fingerprint: same for each in rows})
     (run,) = read_runs([folder])
     shown = [(block.threat, block.title.rsplit(" ", 1)[1]) for block in chosen(blocks(run))]
     sources = ("transfer", "straight_through")  # of fgsm, in the order of the table
@@ -76,12 +76,12 @@ def test_no_gallery_without_kept_images_and_damage_is_refused(tmp_path: Path) ->
         written([folder], tmp_path / "out")
     other = looked_at(tmp_path / "c")
     kept = {"c": evidence(np.zeros((1, 1, 4, 4)), [0]), "p0.2": evidence(np.zeros((2, 1, 4, 4)), [0, 1])}
-    write_evidence(other / "robustness.npz", kept)  # not of the same images
+    write_per_image(other / "robustness.npz", kept)  # not of the same images
     assert galleries(read_runs([other])) == []
     image, hit = np.zeros((1, 1, 4, 4), np.uint8), np.ones(1, bool)
-    one, two = (Evidence(hit, image, np.array([label]), np.array([label])) for label in (1, 2))
-    write_evidence(other / "robustness.npz", {"c": one, "p0.2": two})  # other labels
+    one, two = (PerImage(hit, image, np.array([label]), np.array([label])) for label in (1, 2))
+    write_per_image(other / "robustness.npz", {"c": one, "p0.2": two})  # other labels
     assert galleries(read_runs([other])) == []
-    odd = Evidence(np.ones(2, bool), np.zeros((2, 1, 4, 4), np.uint8), np.arange(2), np.arange(1))
-    write_evidence(other / "robustness.npz", {"c": odd, "p0.2": odd})
+    odd = PerImage(np.ones(2, bool), np.zeros((2, 1, 4, 4), np.uint8), np.arange(2), np.arange(1))
+    write_per_image(other / "robustness.npz", {"c": odd, "p0.2": odd})
     assert galleries(read_runs([other])) == []

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import CheckpointError, ConfigurationError
-from glr_lightning.evaluation.attempts import Trial, trials
-from glr_lightning.evaluation.harness import Examination
+from glr_lightning.evaluation.attempts import Attempt, attempts
+from glr_lightning.evaluation.fingerprints import attack_fingerprint
+from glr_lightning.evaluation.inputs import Inputs
+from glr_lightning.evaluation.runner import run
 from glr_lightning.evaluation.surrogates import with_kept_images
+from glr_lightning.runs.trained_run import TrainedRun
 from glr_lightning.storage import write_arrays
 from glr_lightning.threats import Attack, attack
 from glr_lightning.threats.attacks.adversarial_set import adversarial_set, image_checksums, load_set
@@ -33,59 +36,64 @@ def images(n: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.rand(n, *SHAPE, generator=generator), torch.randint(3, (n,), generator=generator)
 
 
-def examination(seed: int = 0, batch_size: int = 7, **settings: Any) -> Examination:
+def inputs(seed: int = 0, batch_size: int = 7, **settings: Any) -> Inputs:
     x, y = images()
-    return Examination(linear(seed), x, y, 0, {"twin": linear(9)}, batch_size=batch_size, **settings)
+    return Inputs(linear(seed), x, y, 0, batch_size=batch_size, **settings)
 
 
-def transfer(**settings: Any) -> Trial:
-    (trial,) = trials({"fgsm": attack(fgsm, epsilon=0.1, gradient_source="transfer", **settings)}, ["twin"])
-    return trial
+def twin(folder: Path = Path(), seed: int = 9) -> TrainedRun:
+    """The surrogate, as a run that keeps its images in a folder."""
+    return TrainedRun(folder, {}, linear(seed), None, {})  # type: ignore[arg-type]
+
+
+def transfer(**settings: Any) -> Attempt:
+    (attempt,) = attempts({"fgsm": attack(fgsm, epsilon=0.1, gradient_source="transfer", **settings)}, ["twin"])
+    return attempt
 
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_a_kept_set_gives_the_row_that_the_attack_gives_and_is_made_once(tmp_path: Path, targeted: bool) -> None:
     calls = []
     for seed in (0, 1):  # two networks, one surrogate
-        exam, trial = examination(seed), transfer(targeted=targeted)
-        direct = exam.judge(trial)
-        kept = exam.judge(with_kept_images(exam, trial, tmp_path, lambda: calls.append(1)))
+        exam, attempt = inputs(seed), transfer(targeted=targeted)
+        direct = run(attempt, exam, linear(9))
+        kept = run(with_kept_images(exam, attempt, twin(tmp_path), lambda: calls.append(1)), exam)
         assert kept.row == replace(direct.row, seconds=kept.row.seconds, fingerprint=kept.row.fingerprint)
-        assert np.array_equal(direct.evidence.examples, kept.evidence.examples)
+        assert np.array_equal(direct.per_image.examples, kept.per_image.examples)
         assert kept.row.zero_gradient_fraction == 0
     assert len(calls) == 5  # batches of the first
     assert len(list((tmp_path / "adversarial").glob("*.npz"))) == 1
 
 
 def test_other_parameters_surrogates_images_and_seeds_make_another_set(tmp_path: Path) -> None:
-    exam = examination()
-    found = {exam.attack_fingerprint(transfer()), exam.attack_fingerprint(transfer(targeted=True))}
     x, y = images()
-    found.add(Examination(linear(0), x, y, 1, {"twin": linear(9)}).attack_fingerprint(transfer()))
-    found.add(Examination(linear(0), x, y, 0, {"twin": linear(8)}).attack_fingerprint(transfer()))
-    found.add(Examination(linear(0), x.flip(0), y, 0, {"twin": linear(9)}).attack_fingerprint(transfer()))
+    own = Inputs(linear(0), x, y)
+    found = {attack_fingerprint(own, transfer(targeted=targeted), linear(9)) for targeted in (False, True)}
+    found.add(attack_fingerprint(Inputs(linear(0), x, y, 1), transfer(), linear(9)))
+    found.add(attack_fingerprint(own, transfer(), linear(8)))
+    found.add(attack_fingerprint(Inputs(linear(0), x.flip(0), y), transfer(), linear(9)))
     assert len(found) == 5
-    assert examination(batch_size=30, run="elsewhere").attack_fingerprint(transfer()) in found
+    assert attack_fingerprint(inputs(batch_size=30, run="elsewhere"), transfer(), linear(9)) in found
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    exam = examination()
-    with_kept_images(exam, transfer(), tmp_path)
+    exam = inputs()
+    with_kept_images(exam, transfer(), twin(tmp_path))
     (path,) = (tmp_path / "adversarial").glob("*.npz")
     return path
 
 
 def test_a_named_set_is_a_threat_of_its_own(path: Path) -> None:
     threat = adversarial_set(str(path))
-    (trial,) = trials({"mine": threat})  # no surrogate is needed any more
-    row, direct = examination().judge(trial).row, examination().judge(transfer()).row
+    (attempt,) = attempts({"mine": threat})  # no surrogate is needed any more
+    row, direct = run(attempt, inputs()).row, run(transfer(), inputs(), linear(9)).row
     assert (row.threat, row.norm, row.level, row.surrogate) == ("mine", "linf", 0.1, "twin")
     assert row.correct == direct.correct
     assert row.gradient_source == "transfer"
     x, y = images()
     some = torch.tensor([3, 11])
-    assert Examination(linear(0), x[some], y[some], 0, index=some).judge(trial).row.n == 2
+    assert run(attempt, Inputs(linear(0), x[some], y[some], 0, index=some)).row.n == 2
 
 
 @pytest.mark.parametrize("what", ["other images", "other labels", "more images", "another shape"])
@@ -93,9 +101,9 @@ def test_a_set_for_other_data_is_refused(path: Path, what: str) -> None:
     x, y = images(40 if what == "more images" else 30, seed=5 if what == "other images" else 0)
     y = (y + 1) % 3 if what == "other labels" else y
     x = x.reshape(30, 1, 2, 8) if what == "another shape" else x
-    (trial,) = trials({"mine": adversarial_set(str(path))})
+    (attempt,) = attempts({"mine": adversarial_set(str(path))})
     with pytest.raises(ConfigurationError, match=r"was made from other images|the shape it was given"):
-        Examination(linear(0), x, y, 0).judge(trial)
+        run(attempt, Inputs(linear(0), x, y, 0))
 
 
 def test_checksums_tell_pixels_places_and_labels_apart() -> None:
@@ -148,7 +156,7 @@ class TestDamage:
     def test_nothing_is_half_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(np, "savez", lambda file, **arrays: file.write(b"half") and 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            with_kept_images(examination(), transfer(), tmp_path)
+            with_kept_images(inputs(), transfer(), twin(tmp_path))
         assert not list(tmp_path.iterdir())
 
 
@@ -157,11 +165,11 @@ def test_a_threat_without_levels_and_norm_can_be_kept(tmp_path: Path) -> None:
         model.gradient(x, y)
         return x / 2
 
-    (trial,) = trials({"half": Attack(function=halve, gradient_sources=("transfer",))}, ["twin"])
-    exam = examination()
-    kept = exam.judge(with_kept_images(exam, trial, tmp_path))
+    (attempt,) = attempts({"half": Attack(function=halve, gradient_sources=("transfer",))}, ["twin"])
+    exam = inputs()
+    kept = run(with_kept_images(exam, attempt, twin(tmp_path)), exam)
     assert (kept.row.norm, kept.row.level) == ("", None)
-    assert kept.row.max_linf == pytest.approx(float(exam.x.max()) / 2)
+    assert kept.row.max_linf == pytest.approx(float(exam.images.max()) / 2)
 
 
 @pytest.mark.parametrize("shape", [(10**12,), (10**30,)])

@@ -8,11 +8,10 @@ from hydra import compose, initialize_config_dir
 
 from glr_lightning.config import build, resolve
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.evaluation.attempts import trials
-from glr_lightning.evaluation.harness import evaluate
+from glr_lightning.evaluation.attempts import attempts
 from glr_lightning.evaluation.row import FIELDS
 from glr_lightning.threats import ImageRandom, Threat
-from tests.checks.harness_cases import images, linear
+from tests.checks.harness_cases import evaluate, images, linear
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -54,7 +53,7 @@ class TestEveryYAML:
         whole = list(evaluate(linear(shape), x, y, threats, **settings))
         batch = 6 if name in BATCH_DEPENDENT else 4
         parts = list(evaluate(linear(shape), x, y, threats, batch_size=batch, **settings))
-        assert len(whole) == len(trials(threats, surrogates))
+        assert len(whole) == len(attempts(threats, surrogates))
         for left, right in zip(whole, parts, strict=True):
             assert not left.out_of_budget, left.note
             assert (left.max_linf == 0) == (left.kind == "clean")

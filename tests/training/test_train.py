@@ -15,13 +15,13 @@ from glr_lightning.cli.train import main
 from glr_lightning.config import CONF_DIR, compose, config_hash
 from glr_lightning.errors import ConfigurationError, DivergenceError
 from glr_lightning.estimators import LikelihoodRatio
-from glr_lightning.evaluation.harness import evaluate
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.randomness import step_generator
 from glr_lightning.runs.trained_run import load_checkpoint, load_run
 from glr_lightning.threats import Clean
 from glr_lightning.training.fit import train
 from tests.checks.cli_runner import run_cli
+from tests.checks.harness_cases import evaluate
 from tests.checks.interruption import assert_same_training, lasting, train_in_two_parts
 from tests.checks.tiny_layout import TOP, two_hundred_classes, write_folder
 

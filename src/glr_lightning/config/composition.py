@@ -134,14 +134,19 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) ->
 
 
 @contextmanager
-def composing(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Iterator[DictConfig]:
-    """Compose as `compose` does, with the interpolations in place; within the block they can be resolved."""
+def composing(
+    overrides: Sequence[str], config_dirs: Sequence[str | Path] = (), root: str | None = "train"
+) -> Iterator[DictConfig]:
+    """Compose as `compose` does, with the interpolations in place; within the block they can be resolved.
+
+    root: the configuration of CONF_DIR to start from; None for an empty one, to which overrides add groups.
+    """
     folders = [*map(as_url, config_dirs), *user_folders()]
     state = Singleton.get_state()  # Hydra allows one application at a time; step aside for the one that runs
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-            yield hydra.compose("train", overrides=_with_folders(long_forms(overrides), folders))
+            yield hydra.compose(root, overrides=_with_folders(long_forms(overrides), folders))
     except HydraException as error:
         raise ConfigurationError(in_one_line(error)) from None
     finally:

@@ -40,7 +40,7 @@ from glr_lightning.diagnosis.statistics import (
 )
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator, Objective
-from glr_lightning.evaluation.evaluate import checkpoint_path
+from glr_lightning.evaluation.plan import checkpoint_path
 from glr_lightning.randomness import generator_for
 from glr_lightning.reporting.report import ENVIRONMENT
 from glr_lightning.reporting.tables import Table, escape

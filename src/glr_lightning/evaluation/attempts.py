@@ -2,15 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.threats import Threat
 
 
+@final
 @dataclass(frozen=True)
-class Trial:
-    """A row to be: a threat at one of its levels, with one of its sources of gradients."""
+class Attempt:
+    """A threat at one of its levels, with one of its sources of gradients: one row.
+
+    Attributes:
+        name: the threat's name in tables.
+        threat: the threat.
+        level: the label of the level.
+        parameters: the keyword parameters of the level.
+        gradient_source: one of the threat's.
+        surrogate: the name of the surrogate of a transfer attack.
+        remark: what the row's note adds to what is measured.
+    """
 
     name: str
     threat: Threat
@@ -18,20 +29,30 @@ class Trial:
     parameters: Mapping[str, Any]
     gradient_source: str = "none"
     surrogate: str = ""
+    remark: str = ""
 
     @property
     def words(self) -> str:
+        """The attempt in a line, for a progress bar."""
         level = "" if self.level is None else f"{self.threat.level_name} {self.level:g}"
         source = "" if self.gradient_source == "none" else f"{self.gradient_source} {self.surrogate}".strip()
         return " ".join([self.name, *filter(None, [level, source and f"({source})"])])
 
+    @property
+    def needs_surrogate(self) -> bool:
+        """Whether the gradient is another network's, and the images were not made before."""
+        return self.gradient_source == "transfer" and not self.threat.recorded
 
-def trials(threats: Mapping[str, Threat], surrogates: Sequence[str] = ()) -> list[Trial]:
-    """All trials of some threats (by name), in their order.
 
-    surrogates: the names of those there are; a transfer attack that names none of its own is run with each.
+def attempts(threats: Mapping[str, Threat], surrogates: Sequence[str] = ()) -> list[Attempt]:
+    """All attempts of some threats, in their order.
 
-    Raises ConfigurationError for no threats, and a transfer attack whose surrogate is missing.
+    Args:
+        threats: by name.
+        surrogates: the names of those there are; a transfer attack that names none of its own is run with each.
+
+    Raises:
+        ConfigurationError: no threats, or a transfer attack whose surrogate is missing.
     """
     if not threats:
         raise ConfigurationError("no threats were given; give at least one, for example threat=[clean].")
@@ -48,5 +69,5 @@ def trials(threats: Mapping[str, Threat], surrogates: Sequence[str] = ()) -> lis
                     "attack."
                 )
             for surrogate in wanted:
-                found += [Trial(name, threat, *level, source, surrogate) for level in threat.levels]
+                found += [Attempt(name, threat, *level, source, surrogate) for level in threat.levels]
     return found

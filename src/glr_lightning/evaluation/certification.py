@@ -1,187 +1,32 @@
-"""Certified robustness: inside which radius no attack whatever changes the vote of a network with noise at its neurons.
+"""Certified accuracy in an evaluation: a row for each radius, all from the same certificates."""
 
-The networks here are trained with noise at the pre-activations. Kept on at inference, the noise at the first layer is
-randomised smoothing: a change d of the image moves v = W x + b by W d and does nothing else.
-
-Theorem. Let S = diag(sigma) and let the smoothed classifier be the vote
-
-    g(x) = argmax_c P(f(W x + b + S z) = c),   z ~ N(0, I),
-
-f being the rest of the network. If P(f(W x + b + S z) = c) >= p > 1/2, then g(x + d) = c for every d with
-
-    ||S^-1 W d||_2 < Phi^-1(p).
-
-Sketch. Write F(v) = P(f(v) = c) in [0, 1], over whatever randomness f has of its own; with a = S^-1 (W x + b) the
-probability of c is E F(S (a + z)), and after the change E F(S (a + u + z)), u = S^-1 W d. Telling N(a, I) from
-N(a + u, I) is a test, F is a randomised one, and by the lemma of Neyman and Pearson none of level >= p has less mass
-after the change than the half-space across u: Phi(Phi^-1(p) - ||u||_2), which exceeds 1/2 within the radius. That F be
-0 or 1 is needed nowhere, so the upper layers may be noisy, in any density, provided that this noise is independent of
-the first layer's.
-
-p is not known; a Monte Carlo estimate takes its place. `selection` draws choose the class, and `draws` others, that
-had no part in the choice, count it: hits ~ Binomial(draws, p), so Clopper and Pearson's one-sided lower bound exceeds
-p with probability at most alpha, and so does the radius the true one. With a bound <= 1/2 the certificate abstains.
-
-All images share the same draws. For one image they are independent of each other, which is all that its bound asks for,
-so each certificate fails with probability at most alpha as if it were alone, and the mean number of failures among n
-images is at most alpha n. What is given up is that images fail independently; what is gained is that an image's
-certificate does not depend on its batch, and that noise costs next to nothing.
-
-Preconditions, refused otherwise: Gaussian noise at the first layer, which is affine in the image, behind nothing but
-isometries and `Standardise`, which scales. The theorem is about real numbers; float32 rounds (Jin, Ohrimenko &
-Rubinstein, "Getting a-round guarantees: floating-point attacks on certified robustness", arXiv:2205.10159, 2022).
-
-Sources: Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via randomized smoothing", ICML 2019 (theorem and
-algorithm); Lecuyer et al., "Certified robustness to adversarial examples with differential privacy", IEEE S&P 2019
-(noise behind the first layer, and its operator norm); Salman et al., "Provably robust deep learning via adversarially
-trained smoothed classifiers", NeurIPS 2019 (F in [0, 1]); Clopper & Pearson, Biometrika 26, 1934.
-"""
-
-import itertools
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
-from scipy.special import betaincinv
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.evaluation.harness import EXAMPLES, Examination, Judged
+from glr_lightning.evaluation.certificate import NORMS, Certificate, certify, largest_shift, lower_bound
+from glr_lightning.evaluation.fingerprints import fingerprint_with
+from glr_lightning.evaluation.inputs import Inputs
+from glr_lightning.evaluation.per_image import EXAMPLES, per_image
 from glr_lightning.evaluation.row import Row
+from glr_lightning.evaluation.runner import Advance, Result, nothing
 from glr_lightning.evaluation.summary import counted
-from glr_lightning.networks import Shift, Standardise
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain, CleanPass, Step, require_separate_samples
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
-from glr_lightning.randomness import ImageRandom
-from glr_lightning.validation import is_scale, validated_count
+from glr_lightning.validation import Checked, Count, NonEmpty, NonNegative, Scale
 
 KIND = "certificate"
-NORMS = {
-    "standardised": "||diag(1/sigma) W d||_2",
-    "preactivation": "||W d||_2",
-    "l2": "||d||_2",
-    "linf": "||d||_inf",
-}
-STREAMS = 2**21  # of the votes; a threat's own are small numbers, a noise average's begin at 2**20
-CHUNK = 2**20  # numbers in the widest layer's noisy pre-activations: 4 MB of float32, about what a cache holds
-ISOMETRIES = (nn.Flatten, nn.Identity, Shift)
 
 
 @final
 @dataclass(frozen=True)
-class Certificate:
-    """What is proven about the smoothed vote on each image.
-
-    prediction: int64 [n], the class that the selection draws chose.
-    radius: float64 [n], the vote is `prediction` for all changes smaller than that; 0 where the certificate abstains.
-    """
-
-    prediction: Tensor
-    radius: Tensor
-
-    @property
-    def abstained(self) -> Tensor:
-        """bool [n]."""
-        return self.radius == 0
-
-    def correct(self, y: Tensor, radius: float) -> Tensor:
-        """bool [n]: right, and certified up to and including the radius. At 0: right and not abstained."""
-        return (self.prediction == y) & (self.radius > radius)
-
-
-@torch.no_grad()
-def certify(
-    network: nn.Module,
-    x: Tensor,
-    sigma: Sequence[float | Tensor],
-    *,
-    seed: int,
-    noise: Noise | None = None,
-    draws: int = 10_000,
-    selection: int = 100,
-    alpha: float = 0.001,
-) -> Certificate:
-    """Certificates in the norm ||diag(1/sigma) W d||_2, in standard deviations of the first layer's noise.
-
-    Args:
-        network: a chain in eval mode whose first layer is affine in the image.
-        x: images [B, C, H, W].
-        sigma: the scale of the noise at the first layer, and of as many after it as shall be noisy; numbers, or tensors
-            that broadcast to the pre-activation. The first layer's noise is Gaussian.
-        seed: all randomness; the noise of draw j is a function of (seed, j, layer), the same for all images.
-        noise: the density above the first layer, by default Gaussian. That its tails are cut beyond 2^-24 changes f,
-            not the theorem.
-        draws, selection, alpha: see the module.
-
-    Raises ConfigurationError for another network.
-    """
-    chain = Chain.of(network)
-    _require_affine_start(chain)
-    clean = chain.clean(x)
-    scales = tuple(s.to(x) if isinstance(s, Tensor) else s for s in sigma)
-    density = Gaussian() if noise is None else noise
-    prediction = _votes(chain, clean, scales, density, seed, range(selection)).argmax(1)
-    votes = _votes(chain, clean, scales, density, seed, range(selection, selection + draws))
-    hits = votes.gather(1, prediction[:, None]).squeeze(1).cpu()
-    radius = torch.special.ndtri(lower_bound(hits, draws, alpha)).clamp(min=0.0)
-    return Certificate(prediction.cpu(), radius)
-
-
-def lower_bound(hits: Tensor, n: int, alpha: float) -> Tensor:
-    """Clopper and Pearson's lower bound of p, float64, one-sided at confidence 1 - alpha, from hits ~ Binomial(n, p).
-
-    It is the p at which so many hits, or more, have probability alpha: the alpha-quantile of Beta(hits, n - hits + 1),
-    and 0 without a hit.
-    """
-    k = hits.double().numpy()
-    bound = torch.from_numpy(betaincinv(k.clip(min=1.0), n - k + 1.0, alpha))
-    return torch.where(hits > 0, bound, 0.0)
-
-
-@torch.no_grad()
-def largest_shift(network: nn.Module, x: Tensor, sigma: float | Tensor, norm: str) -> float:
-    """An upper bound of ||diag(1/sigma) W d||_2 over all d of norm 1; a certificate's radius divided by it is one in
-    that norm.
-
-    W is the first layer's, over the std of a `Standardise` before it, for images like x [B, C, H, W]. For a linear
-    layer it is exact in L2, the largest singular value. In L-infinity the maximum is NP-hard; the least of these is
-    taken, with A = diag(1/sigma) W:
-
-        ||A d||_2 <= || row sums of |A| ||_2
-        ||A d||_2 <= sqrt(sum_i c_i) || A diag(c)^-1/2 ||   for any c > 0: here 1, and the row sums of |A^T A|
-
-    (the second because sum_i c_i d_i^2 <= sum_i c_i; minimised over c it is the semidefinite relaxation). A convolution
-    applies its kernels, as a matrix K, to patches: its norm is at most sqrt(m) ||K||, m the number of patches that a
-    pixel is in, and in L-infinity sqrt(places) times the bound for K. Power iteration would bound from below, and
-    certify what is false.
-
-    Raises ConfigurationError for a first layer without such a bound.
-    """
-    chain = Chain.of(network)
-    _require_affine_start(chain)
-    layer, site = chain.layer(0), chain.clean(x[:1]).preactivations[0].shape[1:]
-    scale = torch.as_tensor(sigma, dtype=torch.float64).cpu().broadcast_to(site)
-    if norm == "standardised":
-        return 1.0
-    if norm == "preactivation":
-        return 1.0 / float(scale.min())
-    overlap, places = _patches(layer, site)
-    matrix = layer.get_parameter("weight").detach().cpu().double().flatten(1)
-    matrix = matrix / math.prod(m.std for m in chain.modules[: chain.sites[0]] if isinstance(m, Standardise))
-    matrix = matrix / scale.reshape(len(matrix), -1).amin(1)[:, None]  # a channel's smallest scale bounds the others
-    l2 = math.sqrt(overlap) * float(torch.linalg.matrix_norm(matrix, 2))
-    if norm == "l2":
-        return l2
-    return min(math.sqrt(x[0].numel()) * l2, math.sqrt(places) * _linf_bound(matrix))
-
-
-@final
-@dataclass(frozen=True)
-class Certification:
+class Certification(Checked):
     """How to certify, for the harness: a row for each radius, all from the same draws.
 
     radii: at which certified accuracies are wanted, finite numbers >= 0 in units of the norm. At 0 the row is the
@@ -196,79 +41,58 @@ class Certification:
     Raises ConfigurationError for anything out of range.
     """
 
-    radii: Sequence[float] = (0.0, 0.25, 0.5, 1.0)
+    radii: NonEmpty[NonNegative] = (0.0, 0.25, 0.5, 1.0)
     norm: str = "preactivation"
-    draws: int = 10_000
-    selection: int = 100
-    alpha: float = 0.001
-    sigma: float | None = None
+    draws: Count = 10_000
+    selection: Count = 100
+    alpha: Annotated[float, Interval(gt=0, lt=0.5)] = 0.001
+    sigma: Scale | None = None
     noise_elsewhere: bool = True
 
-    kind = KIND
-    level_name = "radius"
+    kind: ClassVar[str] = KIND
+    level_name: ClassVar[str] = "radius"
 
     def __post_init__(self) -> None:
-        listed = isinstance(self.radii, Sequence) and not isinstance(self.radii, str)
-        if not listed or not self.radii or not all(_is_radius(radius) for radius in self.radii):
-            raise ConfigurationError(
-                f"radii must be a non-empty list of finite numbers >= 0, got {self.radii!r}; for example radii=[0,0.5]."
-            )
+        super().__post_init__()
         if self.norm not in NORMS:
             raise ConfigurationError(f"unknown norm {self.norm!r}; choose from {', '.join(map(repr, NORMS))}.")
-        validated_count("draws", self.draws)
-        validated_count("selection", self.selection)
-        if not (isinstance(self.alpha, float) and 0.0 < self.alpha < 0.5):
-            raise ConfigurationError(f"alpha must be a number in (0, 0.5), got {self.alpha!r}; for example 0.001.")
-        if self.sigma is not None and not is_scale(self.sigma):
-            raise ConfigurationError(
-                f"sigma must be a positive finite number, or null for the noise of the training, got {self.sigma!r}."
-            )
 
     @property
     def levels(self) -> list[tuple[float, dict[str, Any]]]:
         """As a threat's: (label, parameters) of each row."""
         return [(float(radius), {}) for radius in self.radii]
 
-    def fingerprint(self, examination: Examination, radius: float) -> str:
+    def fingerprint(self, inputs: Inputs, radius: float) -> str:
         """The hash of all that a row depends on, so that it need not be computed again."""
         parameters = asdict(replace(self, radii=(float(radius),)))
-        return examination.hash_with({"threat": f"{__name__}.{type(self).__qualname__}", "parameters": parameters})
+        return fingerprint_with(inputs, {"threat": f"{__name__}.{type(self).__qualname__}", "parameters": parameters})
 
-    def certificate(self, examination: Examination, advance: Callable[[], None] = lambda: None) -> Certificate:
-        """Of all images of an examination, with the radius in `norm`. advance: called after each batch.
+    def certificate(self, inputs: Inputs, advance: Advance = nothing) -> Certificate:
+        """Certify all images, with the radius in `norm`. advance: called after each batch.
 
-        Raises ConfigurationError for a network that the theorem does not cover.
+        Raises:
+            ConfigurationError: a network that the theorem does not cover.
         """
-        network, noise, sigma = self.smoothing(examination.model)
-        predictions, radii = [], []
-        for batch in examination.batches:
-            x, _, _ = examination.to_place(batch)
-            found = certify(
-                network,
-                x,
-                sigma,
-                seed=examination.seed,
-                noise=noise,
-                draws=self.draws,
-                selection=self.selection,
-                alpha=self.alpha,
-            )
-            predictions.append(found.prediction)
-            radii.append(found.radius)
+        network, noise, sigma = self.smoothing(inputs.network)
+        found = []
+        for batch in inputs.batches():
+            settings: dict[str, Any] = {"draws": self.draws, "selection": self.selection, "alpha": self.alpha}
+            found.append(certify(network, batch.x, sigma, seed=inputs.seed, noise=noise, **settings))
             advance()
-        return Certificate(torch.cat(predictions), torch.cat(radii) / largest_shift(network, x, sigma[0], self.norm))
+        radius = torch.cat([each.radius for each in found])
+        gain = largest_shift(network, batch.x, sigma[0], self.norm)
+        return Certificate(torch.cat([each.prediction for each in found]), radius / gain)
 
-    def judge(
-        self, examination: Examination, name: str = "certify", advance: Callable[[], None] = lambda: None
-    ) -> Iterator[Judged]:
+    def results(self, inputs: Inputs, name: str = "certify", advance: Advance = nothing) -> Iterator[Result]:
         """The rows, one a radius. `seconds` are shared out evenly among them; `queries` are the draws of an image.
 
-        Raises ConfigurationError as `certificate` does.
+        Raises:
+            ConfigurationError: as for `certificate`.
         """
         start = time.perf_counter()
-        certificate = self.certificate(examination, advance)
-        y = examination.y.cpu()
-        shared = examination.facts() | {
+        certificate = self.certificate(inputs, advance)
+        labels = inputs.labels.cpu()
+        shared = inputs.row_fields | {
             "noisy_passes": self.draws,
             "threat": name,
             "kind": KIND,
@@ -279,21 +103,20 @@ class Certification:
             "queries": float(self.selection + self.draws),
             "seconds": (time.perf_counter() - start) / len(self.radii),
         }
-        network, _, sigma = self.smoothing(examination.model)
-        gain = largest_shift(network, examination.x[:1].to(examination.place), sigma[0], self.norm)
+        network, _, sigma = self.smoothing(inputs.network)
+        gain = largest_shift(network, inputs.batch(slice(1)).x, sigma[0], self.norm)
         unanimous = lower_bound(torch.tensor([self.draws]), self.draws, self.alpha)
         reach = max(float(torch.special.ndtri(unanimous)) / gain, 0.0)
         for radius in map(float, self.radii):
-            correct = certificate.correct(y, radius)
+            correct = certificate.correct(labels, radius)
             row = Row(
                 **shared,
                 **counted(correct),
                 level=radius,
                 note=self._note(sigma[0]) + self._beyond(radius, reach),
-                fingerprint=self.fingerprint(examination, radius),
+                fingerprint=self.fingerprint(inputs, radius),
             )
-            evidence = examination.evidence(correct, certificate.prediction, examination.x[:EXAMPLES])
-            yield Judged(row, evidence)
+            yield Result(row, per_image(correct, certificate.prediction, inputs.labels, inputs.images[:EXAMPLES]))
 
     def smoothing(self, model: nn.Module) -> tuple[nn.Module, Noise, tuple[float | Tensor, ...]]:
         """The network, and the noise of its layers from the first on.
@@ -327,72 +150,3 @@ class Certification:
     def _beyond(self, radius: float, reach: float) -> str:
         """Even a unanimous vote proves only so much: such a row is about the draws and not about the network."""
         return "" if radius < reach else f"; {self.draws} draws prove no radius above {reach:.3g}: raise draws"
-
-
-def _votes(
-    chain: Chain, clean: CleanPass, sigma: tuple[float | Tensor, ...], noise: Noise, seed: int, numbers: range
-) -> Tensor:
-    """How often each class wins in the draws of these numbers, int64 [B, classes]; memory does not grow with them."""
-    counts = torch.zeros_like(clean.logits, dtype=torch.int64)
-    batch, device = len(counts), counts.device
-    widest = max(v[0].numel() for v in clean.preactivations)
-    for part in torch.arange(numbers.start, numbers.stop, device=device).split(max(1, CHUNK // (batch * widest))):
-        random, streams = ImageRandom(seed, part), itertools.count(STREAMS)
-
-        def draw(v0: Tensor, random: ImageRandom = random, streams: Iterator[int] = streams) -> Tensor:
-            """[draws, 1, *site]: the images of the batch share it."""
-            stream = next(streams)
-            if stream == STREAMS:
-                z = random.normal(v0.shape[2:], stream).to(v0.dtype)
-            else:
-                z = noise.icdf(random.open_uniform(v0.shape[2:], stream).to(v0.dtype))
-            return z[:, None]
-
-        logits, *_ = chain.noisy(clean, tuple(range(len(sigma))), sigma, draw)
-        winners = logits.argmax(1).unflatten(0, (len(part), batch)).T
-        counts.scatter_add_(1, winners, torch.ones_like(winners))
-    return counts
-
-
-def _require_affine_start(chain: Chain) -> None:
-    """Refuse a network whose first layer is not an affine function of the image, image by image."""
-    require_separate_samples(chain)
-    before = chain.modules[: chain.sites[0]]
-    allowed = (*ISOMETRIES, Standardise, nn.Linear, nn.Conv2d)
-    foreign = [module for module in (*before, chain.layer(0)) if type(module) not in allowed]
-    if foreign:
-        raise ConfigurationError(
-            "a certificate needs a first layer that is affine in the image: nn.Linear or nn.Conv2d after nothing but "
-            f"nn.Flatten and Standardise; got {_kind(foreign[0])}. Leave that out, and scale the images by Standardise "
-            "(preprocess=standardise) or in the data."
-        )
-
-
-def _kind(module: nn.Module) -> str:
-    return "a residual block" if isinstance(module, Step) else type(module).__name__
-
-
-def _patches(layer: nn.Module, site: torch.Size) -> tuple[int, int]:
-    """In how many patches a pixel is at most, and how many patches there are."""
-    if isinstance(layer, nn.Linear) and len(site) == 1:
-        return 1, 1
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
-        # along an axis, the taps that a pixel meets are those whose offset fits the stride: every s / gcd(s, d)-th
-        axes = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
-        return math.prod(-(-k // (s // math.gcd(s, d))) for k, s, d in axes), math.prod(site[1:])
-    raise ConfigurationError(
-        f"there is no bound here of the norm of {layer} on images, so no certificate in norm=l2 or linf; use "
-        "norm=preactivation, an nn.Linear after nn.Flatten, or an nn.Conv2d with groups=1 and padding by zeros."
-    )
-
-
-def _linf_bound(matrix: Tensor) -> float:
-    """Of ||matrix d||_2 over ||d||_inf <= 1, see `largest_shift`."""
-    weights = (matrix.T @ matrix).abs().sum(1)
-    weights = weights.clamp(min=1e-12 * float(weights.max()) or 1.0)  # columns of zeros
-    scaled = torch.linalg.matrix_norm(matrix / weights.sqrt(), 2) * weights.sum().sqrt()
-    return min(float(torch.linalg.vector_norm(matrix.abs().sum(1))), float(scaled))
-
-
-def _is_radius(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]

@@ -1,47 +1,86 @@
-"""Evaluate trained runs: every threat against every run, row by row, into the run folders."""
+"""Evaluate networks under threats: any torch network on images at hand, or trained runs from their folders."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, final
 
-import torch
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from glr_lightning import terminal
-from glr_lightning.config import TRUSTED, build
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.evaluation.attempts import Trial, trials
+from glr_lightning.evaluation.attempts import Attempt, attempts
 from glr_lightning.evaluation.certification import Certification
-from glr_lightning.evaluation.fingerprints import weights_hash
-from glr_lightning.evaluation.harness import Examination, Judged
+from glr_lightning.evaluation.inputs import Inputs
+from glr_lightning.evaluation.named_threats import Tested, named_threats
+from glr_lightning.evaluation.plan import Plan
 from glr_lightning.evaluation.row import Row
-from glr_lightning.evaluation.store import Record
-from glr_lightning.evaluation.surrogates import load_surrogate, wanted, with_kept_images
-from glr_lightning.runs.environment import torch_device
-from glr_lightning.runs.trained_run import BEST, LAST, TrainedRun, find_runs, load_run
+from glr_lightning.evaluation.runner import query_of
+from glr_lightning.evaluation.surrogates import GivenSurrogates
+from glr_lightning.evaluation.tasks import AttemptTask, CertificationTask, Task
+from glr_lightning.evaluation.worst_case import cross_check
 from glr_lightning.terminal import progress_bar
-from glr_lightning.threats import Clean
-from glr_lightning.training.trained_noise import noise_averaged, require_noise
-
-CLEAN = Clean()
+from glr_lightning.threats import Attack, Threat
+from glr_lightning.threats.base import WHITE_BOX
 
 
-OF_TRAINING = {"batch_size", "seed", "validation", "flip", "crop", "download", "cache"}
-"""The options of a data set that change nothing about its test images."""
+def evaluate(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threats: Sequence[str | Threat | Certification] | Mapping[str, Tested] = ("standard",),
+    *,
+    surrogates: Mapping[str, nn.Module] | nn.Module | None = None,
+    seed: int = 0,
+    batch_size: int = 1000,
+) -> list[Row]:
+    """Test any torch network under threats.
+
+        rows = evaluate(network, images, labels, ["clean", "pgd_linf", "square_linf", "pgd_linf.epsilon=0.1"])
+
+    A source of gradients that cannot be had of the network, such as the slopes of a network that is no chain of
+    layers, is left out of an attack that has others, and the note of its rows says so; an attack that has no other is
+    refused. Transfer attacks that are given by name use all surrogates.
+
+    Args:
+        network: maps [B, C, H, W] to scores [B, classes], in eval mode.
+        images: float [n, C, H, W] in [0, 1]; a network that wants other pixels scales them itself.
+        labels: int64 [n].
+        threats: names of conf/threat, single threats or presets ("standard", "honest"); overrides of their options
+            ("pgd_linf.epsilon=0.1"); values made by `threats.attack`, `threats.corruption` and the like, which are
+            named after their functions. Or values by name.
+        surrogates: by name, the networks that transfer attacks take their gradients from.
+        seed: of all randomness; that of image i is a function of (seed, i).
+        batch_size: images that are run at once; no result depends on it.
+
+    Returns:
+        A row for each threat, level and source of gradients, and the worst case over the attacks of each epsilon.
+
+    Raises:
+        ConfigurationError: a network, images, or threats that cannot be used.
+    """
+    at_hand = {"surrogate": surrogates} if isinstance(surrogates, nn.Module) else dict(surrogates or {})
+    inputs = Inputs(network, images, labels, seed=seed, batch_size=batch_size)
+    given = GivenSurrogates(at_hand)
+    given.check(inputs)
+    results = []
+    for task in _tasks(inputs, _threats(threats), given):
+        results += list(task.results())
+    return cross_check(
+        [each.row for each in results], {each.row.fingerprint: each.per_image.correct for each in results}
+    )
 
 
-CHECKPOINTS = {"best": BEST, "last": LAST}
-
-
-def evaluate_runs(config: dict[str, Any]) -> list[Row]:
+def evaluate_runs(config: Mapping[str, Any]) -> list[Row]:
     """Evaluate every run that a resolved configuration names and write `<run>/robustness.csv`, row by row.
 
     Rows of earlier evaluations stay, and those that would come out the same are not computed again unless `again`. With
-    noisy_passes=S the clean images are also judged by the mean of S noisy predictions, in a row of its own beside the
-    noise-free one; with inference_noise that noisy network is the one that all threats are run against.
+    noisy_passes=S the clean images are also classified by the mean of S noisy predictions, in a row of its own beside
+    the noise-free one; with inference_noise that noisy network is the one that all threats are run against.
+
+    Args:
+        config: the resolved configuration of glr-evaluate.
 
     Returns:
         The rows that were asked for.
@@ -49,210 +88,130 @@ def evaluate_runs(config: dict[str, Any]) -> list[Row]:
     Raises:
         ConfigurationError, CheckpointError, DataError: nothing to evaluate, or something that cannot be used.
     """
-    folders = find_runs(config["run"])
-    threats: dict[str, Any] = {name: _threat(name, node) for name, node in (config["threat"] or {}).items()}
-    certifications = {name: threat for name, threat in threats.items() if isinstance(threat, Certification)}
-    threats = {name: threat for name, threat in threats.items() if name not in certifications}
-    device = torch_device(config["device"])
-    trusted = (*TRUSTED, *(f"{package}." for package in config["trusted"]))
-    runs = [
-        load_run(folder, trusted=trusted, root=config["data"]["root"], checkpoint=checkpoint_path(config["checkpoint"]))
-        for folder in folders
-    ]
-    for run in runs:
-        run.data.prepare_data()  # which may take its time, with a progress bar of its own
-    noisy = _noisy_networks(runs, config, trusted)
-    if noisy and not any(threat.kind == "clean" for threat in threats.values()):
-        threats = {"clean": CLEAN, **threats}  # which the noisy figure stands beside
-    experiments = wanted(threats, config["surrogate"])
-    found = trials(threats, experiments) if threats or not certifications else []
-    records = [Record(run.folder) for run in runs]
-    for run, record in zip(runs, records, strict=True):
-        record.require_weights(weights_hash(run.network), forget=config["again"])
-        for certification in certifications.values():
-            _require_certifiable(run, certification, trusted)
-    results: list[Row] = []
+    plan = Plan(config)
+    runs = plan.load()
+    stores = [plan.store(run) for run in runs]
+    rows: list[Row] = []
     kept = 0
-    columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with progress_bar(*columns, enabled=config["progress"]) as bar:
-        shown = bar.add_task("", total=len(runs))
-        shared = Shared(config, experiments, device, trusted, lambda words: bar.update(shown, description=words))
-        for place, (run, record) in enumerate(zip(runs, records, strict=True)):
-            tasks = _tasks(run, shared, found, certifications, noisy.get(str(run.folder)), config["inference_noise"])
-            for number, task in enumerate(tasks):
-                if all(map(record.has, task.fingerprints)) and not config["again"]:
+    with _progress(len(runs), config["progress"]) as bar:
+        for run, store in zip(runs, stores, strict=True):
+            tasks = plan.tasks(run, bar.say)
+            for task in bar.over(tasks, run.folder.name):
+                if store.has(task.fingerprints) and not config["again"]:
                     kept += len(task.fingerprints)
                 else:
-                    bar.update(shown, description=f"{run.folder.name}: {task.words}")
-                    share = 1.0 / len(tasks) / task.batches
-                    for judged in task.judge(lambda share=share: bar.advance(shown, share)):  # type: ignore[misc]
-                        record.add(judged)
-                bar.update(shown, completed=place + (number + 1) / len(tasks))
-                results += [row for row in record.rows if row.fingerprint in task.fingerprints]
-        bar.update(shown, description="")
+                    for result in task.results(bar.advance):
+                        store.add(result)
+                rows += store.rows_of(task.fingerprints)
     if kept:
-        terminal.console.print(f"{kept} of {len(results)} rows were there already; again=true computes them again.")
-    return results
+        terminal.console.print(f"{kept} of {len(rows)} rows were there already; again=true computes them again.")
+    return rows
 
 
-class Shared:
-    """What the runs of one data set share, loaded when it is first asked for: test images and surrogates."""
-
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        experiments: Sequence[str],
-        device: torch.device,
-        trusted: tuple[str, ...],
-        say: Callable[[str], None],
-    ) -> None:
-        self.config, self.experiments, self.device, self.trusted, self.say = config, experiments, device, trusted, say
-        self._test_sets: dict[str, tuple[Tensor, Tensor]] = {}
-        self._surrogates: dict[str, dict[str, TrainedRun]] = {}
-
-    def surrogates(self, run: TrainedRun) -> dict[str, TrainedRun]:
-        """By experiment."""
-        key = _data_key(run)
-        if key not in self._surrogates:
-            found = {}
-            for experiment in self.experiments:
-                self.say(f"surrogate {experiment}")
-                found[experiment] = load_surrogate(run, experiment, self.config["surrogate"], self.trusted)
-                found[experiment].network.to(self.device)
-            self._surrogates[key] = found
-        return self._surrogates[key]
-
-    def examination(self, run: TrainedRun, network: nn.Module) -> Examination:
-        """Of a network on the run's test images."""
-        key = _data_key(run)
-        if key not in self._test_sets:
-            self._test_sets[key] = _limited(run, self.config["limit"])
-        return Examination(
-            network.to(self.device),
-            *self._test_sets[key],
-            seed=self.config["seed"],
-            surrogates={name: surrogate.network for name, surrogate in self.surrogates(run).items()},
-            batch_size=self.config["batch_size"],
-            run=str(run.folder),
-            checkpoint=self.config["checkpoint"],
-        )
+def _threats(threats: Sequence[str | Tested] | Mapping[str, Tested]) -> dict[str, Tested]:
+    """The threats by name."""
+    if isinstance(threats, Mapping):
+        return dict(threats)
+    if isinstance(threats, str):
+        raise ConfigurationError(f"threats must be a list, got {threats!r}; for example threats=[{threats!r}].")
+    words = [each for each in threats if isinstance(each, str)]
+    found: dict[str, Tested] = {}
+    for name, threat in named_threats(words).items() if words else ():
+        found[name] = replace(threat, surrogates=()) if isinstance(threat, Attack) and not threat.recorded else threat
+    for each in threats:
+        if isinstance(each, str):
+            continue
+        if not isinstance(each, Threat | Certification):
+            raise ConfigurationError(f"a threat must be a name or a Threat, got {each!r}.")
+        name = "certify" if isinstance(each, Certification) else getattr(each.function, "__name__", "threat")
+        if name in found:
+            raise ConfigurationError(f"two threats are named {name!r}; give a mapping, {{name: threat, ...}}.")
+        found[name] = each
+    return found
 
 
-@dataclass(frozen=True)
-class Task:
-    """Rows that are computed together.
-
-    judge: computes them; its argument is called after each of so many `batches`.
-    """
-
-    words: str
-    fingerprints: Sequence[str]
-    batches: int
-    judge: Callable[[Callable[[], None]], Iterable[Judged]]
-
-
-def _tasks(
-    run: TrainedRun,
-    shared: Shared,
-    found: Sequence[Trial],
-    certifications: Mapping[str, Certification],
-    noisy: nn.Module | None,
-    inference_noise: bool,
-) -> list[Task]:
-    """All of one run. noisy: its network with noise, for a row beside the noise-free one, or for all rows."""
-    tasks = []
-    if found:
-        surrogates, options = shared.surrogates(run), shared.config["surrogate"]
-        examination = shared.examination(run, noisy if inference_noise and noisy is not None else run.network)
-        for trial in found:
-            examination.rehearse(trial)
-        tasks = [_task(examination, trial, surrogates, options) for trial in found]
-        if noisy is not None and not inference_noise:
-            tasks.append(_task(shared.examination(run, noisy), Trial("clean", CLEAN, None, {}), {}, {}))
-    for name, certification in certifications.items():
-        examination = shared.examination(run, _smoothed(run, shared.trusted))
-        tasks.append(_certification_task(examination, certification, name))
+def _tasks(inputs: Inputs, threats: Mapping[str, Tested], surrogates: GivenSurrogates) -> list[Task]:
+    """All tasks of a network at hand, checked."""
+    certifications = {name: each for name, each in threats.items() if isinstance(each, Certification)}
+    remarks: dict[str, str] = {}
+    usable: dict[str, Threat] = {}
+    for name, threat in threats.items():
+        if isinstance(threat, Threat):
+            usable[name], remarks[name] = _possible(name, threat, inputs)
+    for name, threat in usable.items():
+        wanted = [each for each in threat.surrogates if each not in surrogates.names] or not surrogates.names
+        if "transfer" in threat.gradient_sources and not threat.recorded and wanted:
+            missing = ", ".join(f"{each!r}: network" for each in threat.surrogates or ["name"])
+            raise ConfigurationError(
+                f"{name} takes its gradient from another network, and none was given; pass "
+                f"surrogates={{{missing}}}, or take the network's own gradient by {name}.gradient_source=autograd."
+            )
+    found = attempts(usable, surrogates.names) if usable or not certifications else []
+    tasks: list[Task] = [AttemptTask(inputs, _with(attempt, remarks[attempt.name]), surrogates) for attempt in found]
+    tasks += [CertificationTask(inputs, certification, name) for name, certification in certifications.items()]
+    for task in tasks:
+        task.check()
     return tasks
 
 
-def _task(
-    examination: Examination, trial: Trial, surrogates: Mapping[str, TrainedRun], options: Mapping[str, Any]
-) -> Task:
-    """A trial; the images of a transfer attack are made once and kept, unless the options say otherwise."""
-    fingerprint = examination.fingerprint(trial)
-
-    def judge(advance: Callable[[], None]) -> Iterator[Judged]:
-        surrogate, chosen = surrogates.get(trial.surrogate), trial
-        if surrogate is not None and options.get("keep_images", True):
-            chosen = with_kept_images(examination, trial, surrogate.folder, advance)
-        judged = examination.judge(chosen, advance)
-        yield replace(judged, row=replace(judged.row, fingerprint=fingerprint))
-
-    return Task(trial.words, [fingerprint], len(examination.batches), judge)
+def _with(attempt: Attempt, remark: str) -> Attempt:
+    return replace(attempt, remark=remark if attempt.threat.kind == "attack" else "")
 
 
-def _smoothed(run: TrainedRun, trusted: tuple[str, ...]) -> nn.Module:
-    """What a certificate is about: the network with its noise, or without if it was trained without."""
-    return noise_averaged(run, 1, trusted) or run.network
+def _possible(name: str, threat: Threat, inputs: Inputs) -> tuple[Threat, str]:
+    """A threat without the sources of gradients that cannot be had of the network, and a remark that names them.
+
+    Raises:
+        ConfigurationError: no source is left.
+    """
+    refused: dict[str, str] = {}
+    batch = inputs.batch(slice(1))
+    for source in threat.gradient_sources:
+        if source in WHITE_BOX:
+            try:
+                query_of(Attempt(name, threat, None, {}, source), inputs, batch, None).gradient(batch.x, batch.y)
+            except ConfigurationError as error:
+                refused[source] = str(error)
+    left = tuple(source for source in threat.gradient_sources if source not in refused)
+    if not refused:
+        return threat, ""
+    reasons = "; ".join(f"{source}: {why}" for source, why in refused.items())
+    if not left or not isinstance(threat, Attack):
+        raise ConfigurationError(f"{name} has no source of gradients for this network. {reasons}")
+    return replace(threat, gradient_sources=left), f"not possible on this network: {', '.join(refused)}"
 
 
-def _require_certifiable(run: TrainedRun, certification: Certification, trusted: tuple[str, ...]) -> None:
-    """Raises ConfigurationError, before anything is run."""
-    try:
-        certification.smoothing(_smoothed(run, trusted))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{run.folder}: {error}") from None
+@final
+class _Bar:
+    """Progress over runs, their tasks and the tasks' batches."""
+
+    def __init__(self, bar: Progress, runs: int) -> None:
+        self._bar, self._shown = bar, bar.add_task("", total=runs)
+        self._done, self._share = 0.0, 0.0
+
+    def say(self, words: str) -> None:
+        """Show what is being done."""
+        self._bar.update(self._shown, description=words)
+
+    def over(self, tasks: Sequence[Task], run: str) -> Iterator[Task]:
+        """Yield the tasks of one run, with progress before and after each."""
+        start = self._done
+        for number, task in enumerate(tasks):
+            self.say(f"{run}: {task.words}")
+            self._share = 1.0 / len(tasks) / task.inputs.batch_count
+            yield task
+            self._bar.update(self._shown, completed=start + (number + 1) / len(tasks))
+        self._done = start + 1.0
+
+    def advance(self) -> None:
+        """Count a batch."""
+        self._bar.advance(self._shown, self._share)
 
 
-def _certification_task(examination: Examination, certification: Certification, name: str) -> Task:
-    fingerprints = [certification.fingerprint(examination, radius) for radius, _ in certification.levels]
-
-    def judge(advance: Callable[[], None]) -> Iterator[Judged]:
-        return certification.judge(examination, name, advance)
-
-    return Task(name, fingerprints, len(examination.batches), judge)
-
-
-def _threat(name: str, node: Any) -> Any:
-    """Build a threat of the configuration. Raises ConfigurationError, which names the option."""
-    where = f"threat.{name}"
-    try:
-        return build(node, where=where, trusted=None)
-    except ConfigurationError as error:
-        if error.option is None or error.option.startswith(where):
-            raise
-        raise ConfigurationError(f"{where}.{error}", option=f"{where}.{error.option}") from None
-
-
-def _noisy_networks(runs: Sequence[TrainedRun], config: dict[str, Any], trusted: tuple[str, ...]) -> dict[str, Any]:
-    """The runs' networks with their noise, by folder, where asked for. Raises ConfigurationError for runs without."""
-    passes = config["noisy_passes"]
-    if passes is None:
-        if config["inference_noise"]:
-            raise ConfigurationError(
-                "inference_noise=true tests the mean prediction of several noisy passes; say of how many, for example "
-                "noisy_passes=32."
-            )
-        return {}
-    noisy = {str(run.folder): noise_averaged(run, passes, trusted) for run in runs}
-    require_noise(noisy)
-    return noisy
-
-
-def _data_key(run: TrainedRun) -> str:
-    """What two runs share if they are tested on the same images: the data set and how it is loaded."""
-    test_set = {k: v for k, v in run.config["data"].items() if k not in OF_TRAINING}
-    return json.dumps(test_set, sort_keys=True)
-
-
-def _limited(run: TrainedRun, limit: int | None) -> tuple[Tensor, Tensor]:
-    if limit is not None and limit < 1:
-        raise ConfigurationError(f"limit must be at least 1 image, or null for all, got {limit}.")
-    return run.data.split("test", limit)
-
-
-def checkpoint_path(name: str) -> Path:
-    """`best` or `last`, relative to a run folder. Raises ConfigurationError."""
-    if name not in CHECKPOINTS:
-        raise ConfigurationError(f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {name!r}.")
-    return CHECKPOINTS[name]
+@contextmanager
+def _progress(runs: int, enabled: bool) -> Iterator[_Bar]:
+    columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with progress_bar(*columns, enabled=enabled) as progress:
+        bar = _Bar(progress, runs)
+        yield bar
+        bar.say("")

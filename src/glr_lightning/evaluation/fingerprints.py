@@ -1,29 +1,54 @@
 """What a result depends on, as short hashes: equal ones need not be computed again, and can be compared."""
 
-import hashlib
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+
+from glr_lightning import __version__
+from glr_lightning.evaluation.attempts import Attempt
+from glr_lightning.evaluation.hashes import hash_of, weights_hash
+from glr_lightning.evaluation.inputs import Inputs
 
 
-def weights_hash(network: nn.Module) -> str:
-    """The hash of a network's weights, shapes and modules."""
-    state = network.state_dict()
-    values = (state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for name in state)
-    return hash_of(repr(network).encode(), json.dumps(list(state)).encode(), *values)
+def row_fingerprint(inputs: Inputs, attempt: Attempt, surrogate: nn.Module | None) -> str:
+    """The hash of all that an attempt's row depends on, its names included: two presets may share a level."""
+    names = [attempt.name, attempt.threat.preset, attempt.surrogate]
+    return fingerprint_with(inputs, {"attack": attack_fingerprint(inputs, attempt, surrogate), "names": names})
 
 
-def identity_of(function: Any) -> str:
-    """Of a threat function: a name or a hash; of an object that has neither (functools.partial), all that it shows."""
+def attack_fingerprint(inputs: Inputs, attempt: Attempt, surrogate: nn.Module | None) -> str:
+    """The hash of all that the images of a transfer attack depend on; the tested network is no part of it."""
+    threat = attempt.threat
+    parts = {
+        "version": __version__,
+        "images": inputs.images_hash,
+        "seed": inputs.seed,
+        "threat": _name_of(threat.function),
+        "kind": [threat.kind, threat.norm, threat.targeted],
+        "level": [attempt.level, dict(attempt.parameters)],
+        "gradient": [attempt.gradient_source, asdict(threat.options)],
+        "surrogate": None if surrogate is None else weights_hash(surrogate),
+    }
+    return hash_of(json.dumps(parts, sort_keys=True, default=str).encode())
+
+
+def fingerprint_with(inputs: Inputs, parts: Mapping[str, Any]) -> str:
+    """The hash of inputs together with what else a row depends on, plain values by name."""
+    sigma = [s.tolist() if isinstance(s, Tensor) else s for s in getattr(inputs.network, "sigma", ())]
+    shared = {
+        "version": __version__,
+        "weights": inputs.network_hash,
+        "images": inputs.images_hash,
+        "seed": inputs.seed,
+        "noise": [inputs.noisy_passes, repr(getattr(inputs.network, "noise", None)), sigma],
+    }
+    return hash_of(json.dumps(shared | dict(parts), sort_keys=True, default=str).encode())
+
+
+def _name_of(function: Callable[..., Tensor]) -> str:
+    """The name of a function, or the hash that an object bears; of another object (functools.partial) its repr."""
     named = f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else repr(function)
     return str(getattr(function, "identity", named))
-
-
-def hash_of(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()[:12]

@@ -7,22 +7,28 @@ got right under all of them, and what the images looked like is for looking at.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from glr_lightning.storage import damaged, read_arrays, write_arrays
 
 KEY_SEPARATOR = "."
+EXAMPLES = 8
+"""Images that are kept for looking at."""
 
 
+@final
 @dataclass(frozen=True, eq=False)
-class Evidence:
-    """Of one row, by its fingerprint.
+class PerImage:
+    """What one row was counted from; kept by the row's fingerprint.
 
-    correct: bool [n], was the image classified rightly?
-    examples: uint8 [k, C, H, W], the first images as the threat left them, 255 for a pixel of 1.
-    labels, predictions: int64 [k], of these.
+    Attributes:
+        correct: bool [n], whether the image was classified correctly.
+        examples: uint8 [k, C, H, W], the first images as the threat left them, 255 for a pixel of 1.
+        labels, predictions: int64 [k], of these.
     """
 
     correct: NDArray[Any]
@@ -31,18 +37,35 @@ class Evidence:
     predictions: NDArray[Any]
 
 
-PARTS = tuple(each.name for each in fields(Evidence))
+PARTS = tuple(each.name for each in fields(PerImage))
 _SHAPES = {"correct": ("bool", 1), "examples": ("uint8", 4), "labels": ("int64", 1), "predictions": ("int64", 1)}
 
 
-def write_evidence(path: Path, evidence: Mapping[str, Evidence]) -> None:
-    """Write evidence by fingerprint, whole or not at all."""
-    arrays = {f"{key}{KEY_SEPARATOR}{part}": getattr(each, part) for key, each in evidence.items() for part in PARTS}
+def per_image(correct: Tensor, prediction: Tensor, labels: Tensor, examples: Tensor) -> PerImage:
+    """Keep what a row was counted from.
+
+    Args:
+        correct: bool [n].
+        prediction, labels: int64 [at least k].
+        examples: float [k, C, H, W] in [0, 1], the first images as the threat left them.
+    """
+    shown = examples.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    first = (values[: len(shown)].cpu().numpy() for values in (labels, prediction))
+    return PerImage(correct.cpu().numpy(), shown.cpu().numpy(), *first)
+
+
+def write_per_image(path: Path, known: Mapping[str, PerImage]) -> None:
+    """Write results by fingerprint, whole or not at all."""
+    arrays = {f"{key}{KEY_SEPARATOR}{part}": getattr(each, part) for key, each in known.items() for part in PARTS}
     write_arrays(path, arrays)
 
 
-def read_evidence(path: Path) -> dict[str, Evidence]:
-    """Evidence by fingerprint; none if there is no file. Raises CheckpointError for a damaged one."""
+def read_per_image(path: Path) -> dict[str, PerImage]:
+    """Read results by fingerprint; none if there is no file.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
     found: dict[str, dict[str, Any]] = {}
     for name, array in read_arrays(path).items() if path.exists() else ():
         key, _, part = name.rpartition(KEY_SEPARATOR)
@@ -52,4 +75,4 @@ def read_evidence(path: Path) -> dict[str, Evidence]:
     for key, parts in found.items():
         if set(parts) != set(PARTS):
             raise damaged(path, f"{key} is incomplete")
-    return {key: Evidence(**parts) for key, parts in found.items()}
+    return {key: PerImage(**parts) for key, parts in found.items()}

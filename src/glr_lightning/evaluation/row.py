@@ -7,7 +7,7 @@ their order.
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, final, get_type_hints
 
@@ -50,6 +50,8 @@ class Row:
     """The name of the surrogate of a transfer attack."""
     targeted: bool = False
     """Whether the attack aimed at one given wrong class per image."""
+    searches: bool = False
+    """Whether the attack followed the network's own gradients or scores; random points and transfer do not."""
     n: int
     """The number of images."""
     correct: int
@@ -96,6 +98,7 @@ class Row:
 
 FIELDS = tuple(field.name for field in fields(Row))
 """The header of the table."""
+FIELDS_0_4 = tuple(name for name in FIELDS if name != "searches")
 
 AGAIN = "Remove the file and evaluate the run again."
 
@@ -125,6 +128,8 @@ def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
 def read_rows(path: str | Path) -> list[Row]:
     """Read the rows that `write_rows` wrote, with their types.
 
+    A table of version 0.4 has no column `searches`; it follows from the others.
+
     Raises:
         CheckpointError: the file is missing or malformed.
     """
@@ -132,12 +137,12 @@ def read_rows(path: str | Path) -> list[Row]:
         with Path(path).open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            if tuple(header) != FIELDS:
+            if tuple(header) not in (FIELDS, FIELDS_0_4):
                 raise CheckpointError(
                     f"{path} is no table of results of this version: its header is {','.join(header)}, not "
                     f"{','.join(FIELDS)}. {AGAIN}"
                 )
-            return [_parse(cells, f"{path}, line {reader.line_num}") for cells in reader]
+            return [_parse(header, cells, f"{path}, line {reader.line_num}") for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CheckpointError(f"{path} cannot be read as a table of results: {error}. {AGAIN}") from error
 
@@ -156,13 +161,20 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
 """How the text of a cell becomes the value of a field, by the field's type."""
 
 
-def _parse(cells: Sequence[str], where: str) -> Row:
-    if len(cells) != len(FIELDS):
-        raise CheckpointError(f"{where}: {len(FIELDS)} cells expected, got {len(cells)}. {AGAIN}")
-    types, values = get_type_hints(Row), {}
-    for name, text in zip(FIELDS, cells, strict=True):
+def _parse(header: Sequence[str], cells: Sequence[str], where: str) -> Row:
+    if len(cells) != len(header):
+        raise CheckpointError(f"{where}: {len(header)} cells expected, got {len(cells)}. {AGAIN}")
+    types: dict[str, Any] = get_type_hints(Row)
+    values: dict[str, Any] = {}
+    for name, text in zip(header, cells, strict=True):
         try:
             values[name] = PARSERS[types[name]](text)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{where}: {name} cannot be {text!r}. {AGAIN}") from error
-    return Row(**values)
+    row = Row(**values)
+    return row if "searches" in values else replace(row, searches=_searched_in_0_4(row))
+
+
+def _searched_in_0_4(row: Row) -> bool:
+    """All attacks of version 0.4 but random_noise followed the gradients or scores of the network they were given."""
+    return row.kind == "attack" and row.gradient_source != "transfer" and row.threat != "random_noise"

@@ -1,16 +1,59 @@
-"""From what an attack left of each image to the row of a table: counts, intervals, and whether it may be believed."""
+"""From what was measured of each image to the row of a table: counts, intervals, and whether to believe it."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self, final
 
+import torch
 from torch import Tensor
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.evaluation.attempts import Trial
+from glr_lightning.evaluation.attempts import Attempt
 from glr_lightning.evaluation.row import Row
 
 ZERO_GRADIENT_LIMIT = 0.05  # share of images without a gradient above which an attack has not been an attack
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured of each image, [n].
+
+    Attributes:
+        correct: bool, whether the image is classified correctly.
+        prediction: int64, the predicted class.
+        l2, linf: norms of x' - x.
+        finite, inside, budget: bool, whether x' has finite numbers only, lies in [0, 1], and within epsilon.
+        zero_gradient: float, 1 where the first gradient was exactly zero, NaN where none was asked for.
+        queries: int64, forward passes that the attack made.
+        reached: bool, whether the prediction is the target; None without targets.
+    """
+
+    correct: Tensor
+    prediction: Tensor
+    l2: Tensor
+    linf: Tensor
+    finite: Tensor
+    inside: Tensor
+    budget: Tensor
+    zero_gradient: Tensor
+    queries: Tensor
+    reached: Tensor | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The images of several batches, on the CPU."""
+        columns: dict[str, Any] = {each.name: [getattr(part, each.name) for part in parts] for each in fields(cls)}
+        joined: dict[str, Any] = {
+            name: None if part[0] is None else torch.cat(part).cpu() for name, part in columns.items()
+        }
+        return cls(**joined)
+
+    @property
+    def lawful(self) -> Tensor:
+        """Whether the image keeps all rules, bool."""
+        return self.finite & self.inside & self.budget
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -32,62 +75,77 @@ def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float
 
 
 def counted(correct: Tensor) -> dict[str, Any]:
-    """The fields of a row that count hits; correct bool [n]."""
+    """Return the fields of a row that count correct images; correct bool [n]."""
     hits, n = int(correct.sum()), len(correct)
     low, high = wilson_interval(hits, n)
     return {"correct": hits, "accuracy": hits / n, "wilson_low": low, "wilson_high": high}
 
 
-def summarise(trial: Trial, images: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Row:
-    """The row of one trial from its per-image results."""
-    threat = trial.threat
-    share = float(images["no_gradient"].double().nanmean())  # an image that was done at once needed no gradient
-    lawful = images["finite"] & images["inside"] & images["budget"]
-    needless = math.isnan(share) and not images["correct"].any()  # all were wrong at once
-    masked = "" if needless else _masked(trial.gradient_source, share)
-    l2, linf = images["l2"].double(), images["linf"].double()
-    own_queries = 0.0 if trial.gradient_source == "transfer" else float(images["queries"].double().mean())
-    note = [_transfer(trial), _eot(trial, facts), masked, _broken_rules(images, lawful)]
+def summarise(
+    attempt: Attempt, measured: Measured, shared: Mapping[str, Any], *, seconds: float, fingerprint: str
+) -> Row:
+    """Make the row of one attempt.
+
+    Args:
+        attempt: what was run.
+        measured: what it achieved.
+        shared: the fields that all rows of the inputs share.
+        seconds, fingerprint: fields of the row.
+    """
+    threat = attempt.threat
+    share = float(measured.zero_gradient.double().nanmean())  # an image that was done at once needed no gradient
+    needless = math.isnan(share) and not measured.correct.any()  # all were wrong at once
+    masked = "" if needless else _masked(attempt.gradient_source, share)
+    is_transfer = attempt.gradient_source == "transfer"
+    l2, linf = measured.l2.double(), measured.linf.double()
+    own_queries = 0.0 if is_transfer else float(measured.queries.double().mean())
+    notes = (
+        "transfer attack from a surrogate: no white-box claim" if is_transfer else "",
+        _averaged(attempt, shared),
+        masked,
+        _broken_rules(measured),
+        attempt.remark,
+    )
     return Row(
-        **facts,
-        threat=trial.name,
+        **shared,
+        **counted(measured.correct),
+        threat=attempt.name,
         kind=threat.kind,
         preset=threat.preset,
         norm=threat.norm,
         level_name=threat.level_name,
-        level=None if trial.level is None else float(trial.level),
-        gradient_source=trial.gradient_source,
-        surrogate=trial.surrogate,
+        level=None if attempt.level is None else float(attempt.level),
+        gradient_source=attempt.gradient_source,
+        surrogate=attempt.surrogate,
         targeted=threat.targeted,
-        **counted(images["correct"]),
+        searches=threat.searches and not is_transfer,
         mean_l2=float(l2.mean()),
         max_l2=float(l2.max()),
         mean_linf=float(linf.mean()),
         max_linf=float(linf.max()),
-        target_reached=float(images["reached"].double().mean()) if threat.targeted else None,
+        target_reached=None if measured.reached is None else float(measured.reached.double().mean()),
         queries=own_queries if threat.kind == "attack" else None,
+        seconds=seconds,
         zero_gradient_fraction=None if math.isnan(share) else share,
         masked=bool(masked),
-        out_of_budget=not bool(lawful.all()),
+        out_of_budget=not bool(measured.lawful.all()),
         unreliable=bool(masked),
-        note="; ".join(filter(None, note)),
+        note="; ".join(filter(None, notes)),
+        fingerprint=fingerprint,
     )
 
 
-def _transfer(trial: Trial) -> str:
-    return "transfer attack from a surrogate: no white-box claim" if trial.gradient_source == "transfer" else ""
-
-
-def _eot(trial: Trial, facts: Mapping[str, Any]) -> str:
-    if not facts["randomized"] or trial.threat.kind != "attack" or trial.gradient_source == "transfer":
+def _averaged(attempt: Attempt, shared: Mapping[str, Any]) -> str:
+    """Say over how many noisy passes an attack on a randomized network averaged; "" for others."""
+    if not shared["randomized"] or attempt.threat.kind != "attack" or attempt.gradient_source == "transfer":
         return ""
-    passes = max(1, facts["noisy_passes"])
-    averaged = -(-trial.threat.options.eot // passes) * passes
+    passes = max(1, shared["noisy_passes"])
+    averaged = -(-attempt.threat.options.eot // passes) * passes
     return f"predictions are random: the attack's scores and gradients are means over {averaged} noisy passes"
 
 
 def _masked(source: str, share: float) -> str:
-    """Why a gradient attack says nothing, "" if it does not say nothing.
+    """Say why a gradient attack says nothing about robustness; "" if it does say something.
 
     share: of the images whose gradient was zero; NaN if no gradient was seen.
     """
@@ -99,10 +157,12 @@ def _masked(source: str, share: float) -> str:
     return ""
 
 
-def _broken_rules(images: Mapping[str, Tensor], lawful: Tensor) -> str:
+def _broken_rules(measured: Measured) -> str:
+    """Count the images that break a rule; "" if none does."""
+    lawful = measured.lawful
     if lawful.all():
         return ""
-    rules = {"not finite": "finite", "outside [0, 1]": "inside", "beyond epsilon": "budget"}
-    counts = {words: int((~images[key]).sum()) for words, key in rules.items()}
+    rules = {"not finite": measured.finite, "outside [0, 1]": measured.inside, "beyond epsilon": measured.budget}
+    counts = {words: int((~kept).sum()) for words, kept in rules.items()}
     details = ", ".join(f"{words}: {count}" for words, count in counts.items() if count)
     return f"{int((~lawful).sum())} of {len(lawful)} images break the rules ({details})"

@@ -6,21 +6,115 @@ Both are made once and kept, `<dir>/<experiment>-<hash of its configuration>/` a
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
+from torch import nn
 
 from glr_lightning import terminal
 from glr_lightning.config import TRUSTED, compose, config_hash
-from glr_lightning.evaluation.attempts import Trial
-from glr_lightning.evaluation.harness import Examination
+from glr_lightning.evaluation.attempts import Attempt
+from glr_lightning.evaluation.fingerprints import attack_fingerprint
+from glr_lightning.evaluation.inputs import Inputs, check_network
+from glr_lightning.evaluation.runner import Advance, nothing, perturb
 from glr_lightning.runs.trained_run import CONFIG, TrainedRun, at_root, load_run
 from glr_lightning.threats import Threat
 from glr_lightning.threats.attacks.adversarial_set import AdversarialSet, image_checksums, load_set, replayed, save_set
 from glr_lightning.training.fit import train
+
+
+class Surrogates(ABC):
+    """The networks that transfer attacks take their gradients from, by name."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The names of those there are."""
+
+    @abstractmethod
+    def of(self, attempt: Attempt) -> nn.Module | None:
+        """The surrogate that an attempt names; None where it names none, or one that is not there."""
+
+    def prepared(self, attempt: Attempt, inputs: Inputs, advance: Advance = nothing) -> Attempt:
+        """The attempt as it is to be run: as it is, unless its images are kept."""
+        return attempt
+
+
+@final
+@dataclass(frozen=True)
+class GivenSurrogates(Surrogates):
+    """Networks that are at hand; in eval mode, where the tested network is."""
+
+    networks: Mapping[str, nn.Module]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As they were given."""
+        return tuple(self.networks)
+
+    def of(self, attempt: Attempt) -> nn.Module | None:
+        """The surrogate of a name."""
+        return self.networks.get(attempt.surrogate)
+
+    def check(self, inputs: Inputs) -> None:
+        """Refuse networks in training mode, or elsewhere than the tested network.
+
+        Raises:
+            ConfigurationError: says which.
+        """
+        for name, network in self.networks.items():
+            check_network(f"surrogate {name}".strip(), network, inputs.place)
+
+
+@final
+class TrainedSurrogates(Surrogates):
+    """Surrogates for the data of a run, each trained once and kept with the images that attacks made from it.
+
+    Args:
+        run: names the data, and where they lie.
+        experiments: the training experiments; their names are the surrogates'.
+        options: as for `load_surrogate`; and `keep_images`, whether transferred images are kept.
+        trusted: as for `load_run`.
+        device: where the surrogates go.
+        say: called with a few words before each is loaded.
+    """
+
+    def __init__(
+        self,
+        run: TrainedRun,
+        experiments: Sequence[str],
+        options: Mapping[str, Any],
+        trusted: tuple[str, ...] = TRUSTED,
+        device: torch.device | str = "cpu",
+        say: Callable[[str], None] = lambda words: None,
+    ) -> None:
+        self._keep = options.get("keep_images", True)
+        self._runs: dict[str, TrainedRun] = {}
+        for experiment in experiments:
+            say(f"surrogate {experiment}")
+            self._runs[experiment] = load_surrogate(run, experiment, options, trusted)
+            self._runs[experiment].network.to(device)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The experiments."""
+        return tuple(self._runs)
+
+    def of(self, attempt: Attempt) -> nn.Module | None:
+        """The surrogate of a name."""
+        surrogate = self._runs.get(attempt.surrogate)
+        return None if surrogate is None else surrogate.network
+
+    def prepared(self, attempt: Attempt, inputs: Inputs, advance: Advance = nothing) -> Attempt:
+        """The attempt with the images that are kept, which are made now if they are not there."""
+        surrogate = self._runs.get(attempt.surrogate)
+        if surrogate is None or not self._keep or not attempt.needs_surrogate:
+            return attempt
+        return with_kept_images(inputs, attempt, surrogate, advance)
 
 
 def wanted(threats: Mapping[str, Threat], options: Mapping[str, Any]) -> list[str]:
@@ -68,34 +162,34 @@ def load_surrogate(
     return load_run(folder, trusted=trusted, root=config["data"]["root"])
 
 
-def with_kept_images(
-    examination: Examination, trial: Trial, folder: Path, advance: Callable[[], None] = lambda: None
-) -> Trial:
-    """A transfer trial that looks its images up, in `<folder>/adversarial`; they are made now if they are not there.
+def with_kept_images(inputs: Inputs, attempt: Attempt, surrogate: TrainedRun, advance: Advance = nothing) -> Attempt:
+    """A transfer attempt that looks its images up, in `<surrogate>/adversarial`; missing ones are made now.
 
-    folder: of the surrogate. advance: called after each batch of images that is made.
-    Raises CheckpointError for a damaged file.
+    advance: called after each batch of images that is made.
+
+    Raises:
+        CheckpointError: a damaged file.
     """
-    threat = trial.threat
-    path = folder / "adversarial" / f"{trial.name}-{examination.attack_fingerprint(trial)}.npz"
+    fingerprint = attack_fingerprint(inputs, attempt, surrogate.network)
+    path = surrogate.folder / "adversarial" / f"{attempt.name}-{fingerprint}.npz"
     if not path.exists():
-        save_set(path, _make(examination, trial, advance))
+        save_set(path, _make(inputs, attempt, surrogate.network, advance))
     kept = replayed(load_set(path))
-    return replace(trial, threat=replace(threat, function=kept.function, recorded=True))
+    return replace(attempt, threat=replace(attempt.threat, function=kept.function, recorded=True))
 
 
-def _make(examination: Examination, trial: Trial, advance: Callable[[], None]) -> AdversarialSet:
-    parts = []
-    for batch in examination.batches:
-        moved, attacked, _ = examination.attack(trial, *examination.to_place(batch))
-        parts.append((moved.float().cpu(), attacked.count.zero_gradient.float().cpu()))
+def _make(inputs: Inputs, attempt: Attempt, surrogate: nn.Module, advance: Advance) -> AdversarialSet:
+    images, zero = [], []
+    for batch in inputs.batches():
+        perturbed = perturb(attempt, inputs, batch, surrogate)
+        images.append(perturbed.images.float().cpu())
+        zero.append(perturbed.query.count.zero_gradient.float().cpu())
         advance()
-    images, zero = (torch.cat(column) for column in zip(*parts, strict=True))
     facts = {
-        "name": trial.name,
-        "surrogate": trial.surrogate,
-        "norm": trial.threat.norm,
-        "epsilon": trial.parameters.get("epsilon"),
-        "targeted": trial.threat.targeted,
+        "name": attempt.name,
+        "surrogate": attempt.surrogate,
+        "norm": attempt.threat.norm,
+        "epsilon": attempt.parameters.get("epsilon"),
+        "targeted": attempt.threat.targeted,
     }
-    return AdversarialSet(images, image_checksums(examination.x, examination.y), zero, facts)
+    return AdversarialSet(torch.cat(images), image_checksums(inputs.images, inputs.labels), torch.cat(zero), facts)

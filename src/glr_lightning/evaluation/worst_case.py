@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from glr_lightning.evaluation.row import Row
 from glr_lightning.evaluation.summary import wilson_interval
-from glr_lightning.threats.attacks.random_noise import random_noise
 
 WORST_CASE = "worst_case"
 GRADIENTS = ("autograd", "straight_through", "likelihood_ratio")
@@ -115,7 +114,7 @@ def _worst_case(level: float, members: Sequence[Row], clean: Iterable[Row], corr
     survives = np.logical_and.reduce(found)
     hits, n = int(survives.sum()), len(survives)
     low, high = wilson_interval(hits, n)
-    believable = any(map(_searched, members))
+    believable = any(row.searches and not row.masked for row in members)
     names = dict.fromkeys(map(_name, members))
     note = f"right under each of {len(names)} attacks: {', '.join(names)}"
     if not believable:
@@ -145,11 +144,6 @@ def _worst_case(level: float, members: Sequence[Row], clean: Iterable[Row], corr
         unreliable=not believable,
         note=note,
     )
-
-
-def _searched(row: Row) -> bool:
-    """Whether the attack went where the network's own gradients or scores led it; random points do not."""
-    return not row.masked and row.gradient_source != "transfer" and row.threat != random_noise.__name__
 
 
 def _name(row: Row) -> str:

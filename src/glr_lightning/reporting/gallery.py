@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from glr_lightning.evaluation.per_image import Evidence
+from glr_lightning.evaluation.per_image import PerImage
 from glr_lightning.evaluation.row import Row
 from glr_lightning.reporting.columns import Column
 from glr_lightning.reporting.document import Picture
@@ -43,8 +43,8 @@ class Block:
     threat: str
     accuracy: float
     title: str
-    clean: Evidence
-    attacked: Evidence
+    clean: PerImage
+    attacked: PerImage
 
     @property
     def change(self) -> NDArray[np.float64]:
@@ -71,7 +71,7 @@ def galleries(runs: Sequence[Run]) -> list[Picture]:
 
 def blocks(run: Run) -> list[Block]:
     """Return each attack at its largest budget, in the order of the table."""
-    evidence = run.evidence if any(row.kind == "attack" for row in run.rows) else {}
+    evidence = run.per_image if any(row.kind == "attack" for row in run.rows) else {}
     strongest: dict[Column, tuple[Column, Row]] = {}
     for column, cell in run.cells.items():
         way = replace(column, levels=())
@@ -95,7 +95,7 @@ def chosen(found: Sequence[Block]) -> list[Block]:
     return [block for block in found if block in first]
 
 
-def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | None:
+def _clean(run: Run, row: Row, evidence: Mapping[str, PerImage]) -> PerImage | None:
     """Return the clean images that a row was attacked from: the same images, or more that begin with them."""
     attacked = evidence.get(row.fingerprint)
     rows = [r for r in run.rows if r.kind == "clean" and r.noisy_passes == row.noisy_passes]
@@ -106,7 +106,7 @@ def _clean(run: Run, row: Row, evidence: Mapping[str, Evidence]) -> Evidence | N
     return None
 
 
-def _same_images(clean: Evidence, attacked: Evidence) -> bool:
+def _same_images(clean: PerImage, attacked: PerImage) -> bool:
     """Whether both are of the same images, as far as what was kept tells."""
     for each in (clean, attacked):
         if not each.examples.size or not len(each.examples) == len(each.labels) == len(each.predictions):

@@ -12,7 +12,7 @@ from typing import Any
 
 from glr_lightning.config import config_hash
 from glr_lightning.errors import CheckpointError
-from glr_lightning.evaluation.per_image import Evidence, read_evidence
+from glr_lightning.evaluation.per_image import PerImage, read_per_image
 from glr_lightning.evaluation.row import Row, read_rows
 from glr_lightning.reporting.columns import Cell, Column, table_cells
 from glr_lightning.runs.trained_run import CONFIG, METRICS, RESULT, ROBUSTNESS, read_config
@@ -71,9 +71,9 @@ class Run:
         return self.config.get("seed"), data.get("seed") if isinstance(data, dict) else None
 
     @property
-    def evidence(self) -> dict[str, Evidence]:
+    def per_image(self) -> dict[str, PerImage]:
         """Per-image results by the fingerprint of their row. Raises CheckpointError for a damaged file."""
-        return read_evidence((self.folder / ROBUSTNESS).with_suffix(".npz"))
+        return read_per_image((self.folder / ROBUSTNESS).with_suffix(".npz"))
 
     def target(self, section: str) -> str:
         """Return the name of what a section of the configuration builds."""

@@ -23,7 +23,7 @@ from glr_lightning.runs.upgrade import upgrade
 from glr_lightning.storage import write_atomically
 
 CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.csv"
-ROBUSTNESS, EVIDENCE = "robustness.csv", "robustness.npz"
+ROBUSTNESS, PER_IMAGE = "robustness.csv", "robustness.npz"
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
 
 

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from glr_lightning.evaluation.certification import NORMS
+from glr_lightning.evaluation.certificate import NORMS
 from glr_lightning.reporting.columns import Column
 from glr_lightning.reporting.drawing import curve, finish, mean_curves
 from glr_lightning.reporting.figures import report_figure

@@ -1,0 +1,147 @@
+"""evaluate(network, images, labels, threats): any torch network, with no run folder."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.evaluation.certification import Certification
+from glr_lightning.evaluation.evaluate import evaluate
+from glr_lightning.evaluation.row import Row
+from glr_lightning.threats import attack
+from glr_lightning.threats.attacks.fgsm import fgsm
+from tests.checks.harness_cases import images, linear
+
+QUICK = ["pgd_linf.steps=3", "square_linf.queries=20", "transfer_pgd.steps=3", "random_noise.draws=5"]
+
+
+class Functional(nn.Module):
+    """Takes a product of two layers, which no chain of layers can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(64, 8), nn.Linear(64, 8)
+        self.top = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        scores: Tensor = self.top(torch.tanh(self.left(flat)) * self.right(flat))
+        return scores
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return Functional().eval()
+
+
+def rows_of(rows: list[Row]) -> list[tuple[str, float | None, str]]:
+    return [(row.threat, row.level, row.gradient_source) for row in rows]
+
+
+def test_names_overrides_and_values_are_threats() -> None:
+    threats = ["clean", "gaussian_noise", "gaussian_noise.severities=[5]", attack(fgsm, epsilon=0.2)]
+    threats[-1] = attack(fgsm, epsilon=0.2, gradient_source="autograd")
+    rows = evaluate(linear((1, 8, 8)), *images(), threats)
+    assert rows_of(rows) == [
+        ("clean", None, "none"),
+        ("gaussian_noise", 5.0, "none"),
+        ("fgsm", 0.2, "autograd"),
+    ]
+    assert rows[0].run == rows[0].checkpoint == ""
+    named = evaluate(linear((1, 8, 8)), *images(), {"mine": attack(fgsm, epsilon=0.2, gradient_source="autograd")})
+    assert [row.threat for row in named] == ["mine"]
+    assert named[0].correct == rows[2].correct
+
+
+def test_the_same_call_gives_the_same_rows_whatever_the_batch() -> None:
+    x, y = images()
+    threats = ["clean", "impulse_noise", "pgd_linf", "pgd_linf.gradient_source=autograd", "pgd_linf.steps=3"]
+    for one, other in zip(
+        *(evaluate(linear((1, 8, 8)), x, y, threats, batch_size=size) for size in (1000, 7)), strict=True
+    ):
+        assert (one.correct, one.fingerprint) == (other.correct, other.fingerprint)
+
+
+def test_gradients_that_the_network_does_not_have_are_left_out_and_named(network: nn.Module) -> None:
+    rows = evaluate(network, *images(), ["clean", "pgd_linf", "square_linf", *QUICK[:2]])
+    assert [source for name, _, source in rows_of(rows) if name == "pgd_linf"] == ["autograd"]
+    pgd, square = rows[1], rows[2]
+    assert "not possible on this network: straight_through, likelihood_ratio" in pgd.note
+    assert "not possible" not in rows[0].note
+    assert "not possible" not in square.note
+    assert rows[-1].kind == "worst_case"
+    assert rows[-1].correct <= min(pgd.correct, square.correct)
+    with pytest.raises(ConfigurationError, match="pgd_linf has no source of gradients for this network"):
+        evaluate(network, *images(), ["pgd_linf", "pgd_linf.gradient_source=straight_through"])
+
+
+def test_a_chain_has_all_gradients() -> None:
+    rows = evaluate(linear((1, 8, 8)), *images(), ["pgd_linf", QUICK[0], "pgd_linf.gradient.copies=4"])
+    assert [row.gradient_source for row in rows[:-1]] == ["autograd", "straight_through", "likelihood_ratio"]
+    assert not any("not possible" in row.note for row in rows)
+
+
+def test_a_step_that_nothing_declares_is_not_taken_for_robust(network: nn.Module) -> None:
+    class Step(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x > 0).to(x)
+
+    torch.manual_seed(0)
+    stepped = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), Step(), nn.Linear(16, 4)).eval()
+    rows = evaluate(stepped, *images(), ["pgd_linf", "pgd_linf.gradient_source=autograd", QUICK[0]])
+    assert rows[0].masked
+    assert rows[0].unreliable
+
+
+def test_transfer_says_which_surrogates_to_pass(network: nn.Module) -> None:
+    threats = ["clean", "transfer_pgd", QUICK[2]]
+    with pytest.raises(ConfigurationError, match=r"transfer_pgd takes .* surrogates=\{'name': network\}"):
+        evaluate(network, *images(), threats)
+    rows = evaluate(
+        network, *images(), threats, surrogates={"one": linear((1, 8, 8)), "two": linear((1, 8, 8), seed=3)}
+    )
+    assert [row.surrogate for row in rows if row.threat == "transfer_pgd"] == ["one", "two"]
+    named = attack(fgsm, epsilon=0.1, gradient_source="transfer", surrogates="relu")
+    with pytest.raises(ConfigurationError, match=r"surrogates=\{'relu': network\}"):
+        evaluate(network, *images(), [named], surrogates={"one": linear((1, 8, 8))})
+
+
+def test_the_honest_preset_runs_on_any_network(network: nn.Module) -> None:
+    rows = evaluate(network, *images(12), ["honest", *QUICK], surrogates=linear((1, 8, 8)))
+    worst = [row for row in rows if row.kind == "worst_case"]
+    assert [row.level for row in worst] == [0.03, 0.06, 0.1, 0.13]
+    assert not any(row.unreliable for row in worst)
+
+
+def test_certificates_take_noise_of_their_own() -> None:
+    certification = Certification(radii=(0.0, 0.1), sigma=0.5, draws=50)
+    rows = evaluate(linear((1, 8, 8)), *images(10), ["clean", certification])
+    assert rows_of(rows)[1:] == [("certify", 0.0, "none"), ("certify", 0.1, "none")]
+    with pytest.raises(ConfigurationError, match="a certificate needs Gaussian noise"):
+        evaluate(linear((1, 8, 8)), *images(10), ["certify"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"threats": ["fog"]}, "there is no threat=fog"),
+        ({"threats": "clean"}, r"threats=\['clean'\]"),
+        ({"threats": []}, "no threats were given"),
+        ({"threats": ["pgd_linf", "pgd_linf.stepz=3"]}, "stepz"),
+        ({"threats": ["pgd_linf", "pgd_linf.steps=abc"]}, "threat.pgd_linf.steps must be a whole number"),
+        ({"threats": [attack(fgsm, epsilon=0.1), attack(fgsm, epsilon=0.2)]}, "two threats are named 'fgsm'"),
+        ({"threats": [3]}, "a threat must be a name or a Threat, got 3"),
+        ({"network": linear((1, 8, 8)).train()}, "network must be in eval mode"),
+        ({"images": torch.full((60, 1, 8, 8), 255.0)}, "within"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels must be int64"),
+        ({"surrogates": {"s": linear((1, 8, 8)).double()}}, "surrogate s must be where the network is"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_words(change: dict[str, Any], words: str) -> None:
+    x, y = images()
+    good: dict[str, Any] = {"network": linear((1, 8, 8)), "images": x, "labels": y, "threats": ["clean"]}
+    with pytest.raises(ConfigurationError, match=words):
+        evaluate(**(good | change))
