@@ -4,9 +4,9 @@
     python tests/mutation/run.py --kinds sign,drop --numbers 10,10,10 --seed 1
     python tests/mutation/run.py --only estimators/tiered.py   every mutant of one file
 
-The working tree is left alone: a copy of it is mutated. A mutant is killed by the first test that fails, by a test that
-takes over `--seconds` of processor time, or by a file that cannot be imported. Those that survive are listed, with exit
-code 1. Some are no error: a factor that cancels, a heuristic, an equivalent formula. Read them.
+The working tree is left alone: a copy of it is mutated. A mutant is killed by the first test that fails, or by a
+module that cannot be imported. Those that survive, or outlast `--seconds` of processor time, are listed, with exit code
+1. Some are no error: a factor that cancels, a heuristic, an equivalent formula. Read them.
 """
 
 import argparse
@@ -34,21 +34,29 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.mutation.mutants import KINDS, STRATA, Mutant, mutants_of, sample
 
 ROOT = Path(__file__).parents[2]
+KILLED, SURVIVED, OUT_OF_TIME = "killed", "SURVIVED", "OUT OF TIME"
+ESTIMATORS = ("tests/estimators", "tests/test_planted_defects.py")
 TESTS: dict[str, tuple[str, ...]] = {
     "noise": ("tests/test_noise.py", "tests/test_planted_defects.py"),
-    "baselines": ("tests/test_sampling.py", "tests/estimators"),
-    "sampling": ("tests/test_sampling.py", "tests/test_planted_defects.py"),
-    "losses": ("tests/test_losses.py", "tests/estimators"),
-    "schedules": ("tests/test_schedules.py", "tests/training"),
-    "activations": ("tests/test_activations.py", "tests/estimators/test_peers.py"),
-    "evaluation": ("tests/evaluation", "tests/reporting"),
-    "threats/attacks": ("tests/threats", "tests/evaluation"),
-    "networks": ("tests/networks", "tests/estimators"),
-    "propagation": ("tests/propagation", "tests/threats/test_query.py", "tests/test_planted_defects.py"),
-    "estimators": ("tests/estimators", "tests/test_planted_defects.py"),
+    "sampling": ("tests/test_sampling.py", *ESTIMATORS),
+    "baselines": ("tests/test_sampling.py", *ESTIMATORS),
+    "losses": ("tests/test_losses.py", *ESTIMATORS),
+    "activations": ("tests/test_activations.py", *ESTIMATORS),
+    "schedules": ("tests/test_schedules.py", "tests/training/test_annealing.py"),
+    "estimators": ESTIMATORS,
+    "estimators/straight_through": ("tests/estimators/test_peers.py", *ESTIMATORS),
+    "estimators/forward_gradient": ("tests/estimators/test_peers.py", *ESTIMATORS),
+    "estimators/evolution_strategies": ("tests/estimators/test_peers.py", *ESTIMATORS),
+    "estimators/output_loss": ("tests/estimators/test_local_expectation.py", *ESTIMATORS),
+    "estimators/tiered": ("tests/estimators/test_convolutional_networks.py", *ESTIMATORS),
+    "propagation": ("tests/propagation", "tests/threats/test_query.py", *ESTIMATORS),
+    "networks": ("tests/networks", *ESTIMATORS),
+    "threats/corruptions": ("tests/threats/test_corruptions.py", "tests/threats"),
+    "threats/attacks": ("tests/threats/test_attacks.py", "tests/threats", "tests/evaluation"),
+    "evaluation": ("tests/evaluation", "tests/threats", "tests/reporting"),
     "training/callbacks": ("tests/training",),
 }
-"""Tests of a part beyond those that are named after it; the longest prefix counts."""
+"""The tests of each part of the package, the nearest first; the longest name counts."""
 
 
 def main() -> int:
@@ -68,30 +76,24 @@ def main() -> int:
     share, of = map(int, options.share.split("/"))
     mutants = mutants[share - 1 :: of]
     torch.set_num_threads(1)
-    survivors = []
+    left: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"
         _copy(copy)
         control = Control(copy, options.seconds, options.failing)
         for number, mutant in enumerate(mutants, start=1):
-            path = copy / package / mutant.path
+            path, tests = copy / package / mutant.path, _tests_of(mutant, copy)
             source, started = path.read_text(encoding="utf-8"), time.monotonic()
-            killed = False
-            for tests in _tests_of(mutant, copy):
-                path.write_text(source, encoding="utf-8")
-                control.prepare(tests)
-                path.write_text(mutant.applied(source), encoding="utf-8")
-                if control.is_red(tests):
-                    killed = True
-                    break
+            control.prepare(tests)
+            path.write_text(mutant.applied(source), encoding="utf-8")
+            word = control.judge(tests)
             path.write_text(source, encoding="utf-8")
-            word = "killed" if killed else "SURVIVED"
-            print(f"{number}/{len(mutants)} {word} {time.monotonic() - started:.0f} s  {mutant}", flush=True)
-            survivors += [] if killed else [mutant]
-    print(f"{len(mutants) - len(survivors)} of {len(mutants)} killed")
-    for mutant in survivors:
-        print(f"survived: {mutant}")
-    return 1 if survivors else 0
+            print(f"{number}/{len(mutants)} {time.monotonic() - started:.0f} s  {mutant}\n    {word}", flush=True)
+            if not word.startswith(KILLED):
+                left.append(f"{word}: {mutant}")
+    print(f"{len(mutants) - len(left)} of {len(mutants)} killed")
+    print(*left, sep="\n")
+    return 1 if left else 0
 
 
 def _options() -> argparse.Namespace:
@@ -123,22 +125,13 @@ def _copy(to: Path) -> None:
             shutil.copy2(ROOT / name, to / name)
 
 
-def _tests_of(mutant: Mutant, copy: Path) -> list[tuple[str, ...]]:
-    """Sets of tests, the nearest first: the file named after the module, its folder, what uses it."""
+def _tests_of(mutant: Mutant, copy: Path) -> tuple[str, ...]:
+    """Tests, the nearest first: the file named after the module, what `TESTS` says of its part, else its folder."""
     module = Path(mutant.path)
-    own = Path("tests") / module.parent / f"test_{module.name}"
-    folder = Path("tests") / module.parent if len(module.parts) > 1 else None
-    while folder is not None and not (copy / folder).is_dir():
-        folder = folder.parent
-    sets: list[tuple[str, ...]] = [(str(own),)] if (copy / own).is_file() else []
+    own = str(Path("tests") / module.parent / f"test_{module.name}")
     further = [part for part in TESTS if mutant.path.startswith(part)]
-    if further:
-        sets += [(path,) for path in TESTS[max(further, key=len)]]
-    elif folder is not None:
-        sets.append((str(folder),))
-    if not sets or len(module.parts) == 1:
-        sets += [("tests/estimators/test_estimators.py",), ("tests/test_planted_defects.py",)]
-    return list(dict.fromkeys(sets))
+    tests = list(TESTS[max(further, key=len)]) if further else [str(Path("tests") / module.parts[0])]
+    return tuple(dict.fromkeys(path for path in (own, *tests) if (copy / path).exists()))
 
 
 class Control:
@@ -149,10 +142,15 @@ class Control:
         self.known = None if known is None else known.read_text(encoding="utf-8").split("\n")
         self.failing: dict[tuple[str, ...], list[str]] = {}
 
-    def is_red(self, tests: tuple[str, ...]) -> bool:
-        """Whether one of the tests that pass without the mutant fails with it."""
+    def judge(self, tests: tuple[str, ...]) -> str:
+        """Say whether a test that passes without the mutant fails with it, and which."""
         options = [f"--deselect={name}" for name in self.failing[tests]]
-        return _pytest(self.copy, ("-x", *options, *tests), self.seconds) != 0
+        failed = self.copy / "failed"
+        failed.write_text("", encoding="utf-8")
+        code = _pytest(self.copy, ("-x", *options, *tests), self.seconds, failed)
+        by = failed.read_text(encoding="utf-8").strip() or "an import"
+        out_of_time = code in (-signal.SIGXCPU, -signal.SIGKILL)
+        return SURVIVED if code == 0 else OUT_OF_TIME if out_of_time else f"{KILLED} by {by}"
 
     def prepare(self, tests: tuple[str, ...]) -> None:
         """Run the tests on the unchanged copy, unless they have been."""
