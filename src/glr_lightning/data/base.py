@@ -68,7 +68,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if crop >= side:
             raise ConfigurationError(
                 f"data.crop must be less than the {side} pixels of an image, got {crop}; use for example data.crop=0.",
-                option="data.crop",
+                option="crop",
             )
         self.root = None if root is None else Path(root).expanduser()
         self.batch_size = batch_size

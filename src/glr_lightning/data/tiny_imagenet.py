@@ -76,7 +76,7 @@ class TinyImageNetLike(PublishedImages):
                 raise ConfigurationError(
                     f"data.wnids must be different WordNet ids such as n01443537, got {list(wnids)}; for example "
                     "data.wnids=[n01443537,n01629819].",
-                    option="data.wnids",
+                    option="wnids",
                 )
             self.classes = len(wnids)
         self.wnids = wnids if wnids is None else list(wnids)
