@@ -16,7 +16,7 @@ from glr_lightning.data.files import Files
 from glr_lightning.data.idx import damaged
 
 BATCH = 512
-"""Images that are decoded before they are handed on; memory holds so many at a time."""
+"""Images that are decoded before they are handed on; memory holds this many at a time."""
 
 
 def decode(files: Files, names: Sequence[str], *, side: int, mode: str) -> Iterator[Tensor]:

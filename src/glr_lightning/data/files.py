@@ -144,7 +144,7 @@ class _Member(tarfile.TarInfo):
 
 
 class _Bounded:
-    """A stream that gives no more than so many bytes, whatever it unpacks to."""
+    """A stream that gives at most `most` bytes, whatever it unpacks to."""
 
     def __init__(self, archive: Path, stream: IO[bytes], most: int) -> None:
         self._archive, self._stream, self._most = archive, stream, most

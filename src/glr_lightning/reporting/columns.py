@@ -123,7 +123,7 @@ def is_marked(row: Row) -> bool:
 def table_cells(rows: Sequence[Row], path: Path | str = ROBUSTNESS) -> dict[Column, Cell]:
     """Return the rows of one run by column, in their order: severities of a corruption together, other rows alone.
 
-    Of two rows of the same threat at the same level, the one on more images counts.
+    If two rows have the same threat and level, the one on more images counts.
 
     Args:
         rows: the rows of robustness.csv.

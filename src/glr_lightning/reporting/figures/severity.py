@@ -19,7 +19,7 @@ from glr_lightning.reporting.style import Look, plain, point_style, remove_spare
 def severity(comparison: Comparison) -> Figure | None:
     """Draw a panel for each corruption: accuracy by severity, from the clean images on.
 
-    The 95 % intervals are left out if there are so many runs that they would hide everything.
+    The 95 % intervals are left out for more than eight runs, where they would hide everything.
     """
     panels = list(dict.fromkeys(panel_of(c) for c in comparison.columns if c.kind == "corruption" and c.levels))
     if not panels:
