@@ -24,7 +24,7 @@ from glr_lightning.reporting.figures.accuracy_per_threat import accuracy_per_thr
 from glr_lightning.reporting.figures.learning_curves import learning_curves
 from glr_lightning.reporting.figures.severity import severity
 from glr_lightning.reporting.report import report
-from glr_lightning.reporting.results import Comparison, all_columns, experiments, t_interval
+from glr_lightning.reporting.results import Comparison, all_columns, differences, experiments, t_interval
 from glr_lightning.reporting.runs import read_metrics, read_runs, run_names
 from glr_lightning.reporting.style import COLOURS, MARKERS
 from tests.checks.reports import MASKED, VERSIONS, N, call, make_run, row, section, standard, table, written
@@ -470,3 +470,13 @@ def test_severities_show_the_rows(two: list[Path]) -> None:
         pytest.approx([100 * k / N for k in (190, 152, 143, 128, 107, 80)]),
         pytest.approx([100 * k / N for k in (180, 147, 138, 123, 102, 75)]),
     ]
+
+
+def test_a_callback_that_only_some_runs_have_tells_them_apart(tmp_path: Path) -> None:
+    make_run(tmp_path / "plain", "experiment=lrt", "callbacks=[]")
+    make_run(
+        tmp_path / "revived", "experiment=lrt", "callbacks=[class_collapse]", "callbacks.class_collapse.revive=0.25"
+    )
+    make_run(tmp_path / "measured", "experiment=lrt", "callbacks=[gradient_quality]")  # which changes no training
+    found = differences(read_runs(sorted(tmp_path.iterdir())))
+    assert found == {"measured": "", "plain": "", "revived": "class_collapse.revive=0.25"}

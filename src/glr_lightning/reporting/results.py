@@ -79,14 +79,19 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, str]:
-    """Return, by the name of a run, its settings that are not the same in all runs, such as `sigma=0.5`."""
+    """Return, by the name of a run, its settings that are not the same in all runs, such as `sigma=0.5`.
+
+    Of callbacks, also those that some runs have and others have not.
+    """
     settings = {run.name: _settings(run.config) for run in runs}
     values: dict[str, set[str]] = {}
     for chosen in settings.values():
         for key, value in chosen.items():
             values.setdefault(key, set()).add(value)
+    differs = {key for key, found in values.items() if len(found) > 1}
+    differs |= {key for key in values if key.startswith("callbacks.") and any(key not in s for s in settings.values())}
     return {
-        name: ", ".join(f"{key}={value}" for key, value in chosen.items() if len(values[key]) > 1)
+        name: ", ".join(f"{key.removeprefix('callbacks.')}={value}" for key, value in chosen.items() if key in differs)
         for name, chosen in settings.items()
     }
 
@@ -139,11 +144,13 @@ def _own_folder(group: Sequence[Run], runs: Iterable[Run]) -> str:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     flat = dict(_flat(config))
+    with_options = {key.rpartition(".")[0] for key in flat if key.startswith("callbacks.")}  # these say enough
     return {
         key.removeprefix("estimator."): value
         for key, value in flat.items()
         if key not in UNCOMPARED
         and key.split(".")[0] != "logger"
+        and key not in with_options
         and (key.startswith("estimator.") or flat.get(key.partition(".")[2]) != value)  # data.batch_size, batch_size
     }
 
