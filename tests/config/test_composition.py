@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from glr_lightning.cli import train
 from glr_lightning.config import SHORT_FORMS, Groups, compose, long_form, short_name, short_overrides
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.runs.upgrade import upgrade
+from glr_lightning.training.trainer import FIXED, checked_options
 from tests.checks.cli_runner import run_cli
 from tests.checks.groups import options
 
@@ -163,3 +165,18 @@ def test_a_refusal_is_one_line_and_leaves_nothing_behind(
 def test_what_an_experiment_sets_can_be_left_out() -> None:
     left_out = compose(["experiment=conv/lrt", "estimator=backprop", "activation=relu", "~sigma", "~copies"])
     assert left_out["estimator"] == {"_target_": "glr_lightning.estimators.Backprop"}
+
+
+# ---- Lightning's options --------------------------------------------------------------------------------------------
+
+
+def test_the_options_of_lightning_are_a_section_with_short_forms_and_presets() -> None:
+    config = compose(["device=cpu", "devices=2", "strategy=ddp_spawn", "precision=64-true"])
+    chosen = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn", "precision": "64-true"}
+    assert config["trainer"] == chosen | {"deterministic": False}
+    assert compose(["trainer=fast", "+trainer.limit_test_batches=1"])["trainer"]["limit_train_batches"] == 5
+    for name in options("trainer"):
+        assert checked_options(compose([f"trainer={name}"])["trainer"])
+    for name, reason in FIXED.items():
+        with pytest.raises(ConfigurationError, match=re.escape(reason)):
+            checked_options(compose([f"+trainer.{name}=1"])["trainer"])

@@ -25,8 +25,11 @@ def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
         key = override.split("=")[0]
         if key == "data.root":
             config["data"] = at_root(config["data"], composed.data.root)
-        elif key in {"progress", "threads", "device", "devices", "strategy"}:
+        elif key in {"progress", "threads"}:
             config[key] = composed[key]
+        elif key in {"trainer.accelerator", "trainer.strategy"}:
+            option = key.partition(".")[2]
+            config["trainer"] = {**config["trainer"], option: composed.trainer[option]}
         elif key != "resume":
             raise ConfigurationError(f"resume takes the run's own configuration; leave out {override}.")
     return config

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING as DATACLASS_MISSING
 from dataclasses import Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -35,10 +35,6 @@ class TrainConfig:
     epochs: Count
     batch_size: Count
     clip_norm: Positive | None = None
-    device: str = "auto"
-    devices: Count = 1
-    strategy: str = "auto"
-    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"  # 16-mixed scales gradients in a backward pass
     threads: Count | None = 1
     progress: bool = True
     run_dir: str
@@ -52,6 +48,7 @@ class TrainConfig:
     optimizer: Node
     scheduler: Node
     callbacks: Node
+    trainer: Node
     logger: Node
 
 

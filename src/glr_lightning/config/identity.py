@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-PLACE = {"experiment", "device", "strategy", "run_dir", "resume", "logger", "progress", "threads"}
+PLACE = {"experiment", "run_dir", "resume", "logger", "progress", "threads"}
 """Keys that say where a run is written, how it is shown, and on how many CPU threads it computes."""
 REPEATED = {"activation", "preprocess", "batch_size"}
 """Keys that the sections `network` and `data` repeat where they read them."""
@@ -33,6 +33,9 @@ def config_hash(config: Mapping[str, Any]) -> str:
     Spelling does not count: 1 and 1.0, a list and a tuple are the same.
     """
     what = {key: value for key, value in config.items() if key not in PLACE | REPEATED}
+    trainer = what.get("trainer")
+    if isinstance(trainer, Mapping) and isinstance(trainer.get("devices"), list | tuple):
+        what["trainer"] = {**trainer, "devices": len(trainer["devices"])}  # which ones is a matter of place
     for section, place in (("data", PLACE_OF_DATA), ("trainer", PLACE_OF_TRAINER), ("callbacks", OBSERVERS)):
         if isinstance(what.get(section), Mapping):
             what[section] = {key: value for key, value in what[section].items() if key not in place}

@@ -69,6 +69,9 @@ def _no_option(cause: Any, groups: Groups) -> str:
     if not above and name in SHORT_FORMS:
         long = SHORT_FORMS[name]
         return f"{name} is a short form of {long} for the command line; a file of the configuration has to name {long}."
+    if above == ["trainer"]:
+        others = f"Other options of Lightning's Trainer are added with a plus: +trainer.{name}=VALUE."
+        return f"there is no option {name!r} in trainer.{closest(name, known)} {others}"
     known += [] if above else [*groups.groups(), *SHORT_FORMS]
     where = f" in {short_name('.'.join(above))}" if above else ""
     return f"there is no option {name!r}{where}.{closest(name, known)} --cfg job lists all of them."

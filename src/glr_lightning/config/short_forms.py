@@ -11,6 +11,10 @@ SHORT_FORMS = {
     "sampling": "estimator/sampling",
     "baseline": "estimator/baseline",
     "injection": "estimator/injection",
+    "device": "trainer.accelerator",
+    "devices": "trainer.devices",
+    "strategy": "trainer.strategy",
+    "precision": "trainer.precision",
 }
 """By short form, the option (with dots) or the group (with slashes) that it stands for."""
 

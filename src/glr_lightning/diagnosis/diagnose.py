@@ -157,10 +157,12 @@ def _subject(config: dict[str, Any]) -> Subject:
         base, data = config, build_data(config, None)
         network = build_network(config, data, None)
         name = f"experiment {config['experiment']}, untrained"
-    missing = {"estimator", "loss", "precision"} - set(base)
+    missing = {"estimator", "loss", "trainer"} - set(base)
     if missing:
         raise ConfigurationError(f"the configuration has no {', '.join(missing)}; it is damaged or not of glr-train.")
-    network = network.train().to(device, torch.float64 if base["precision"] == "64-true" else torch.float32)
+    network = network.train().to(
+        device, torch.float64 if base["trainer"].get("precision") == "64-true" else torch.float32
+    )
     images = data.part("train")
     order = torch.randperm(len(images), generator=generator_for(torch.device("cpu"), config["seed"], "batch"))
     x, y = images[order[: config["batch_size"]]]

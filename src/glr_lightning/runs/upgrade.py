@@ -51,7 +51,21 @@ def without_repeated_noise(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _REPEATED}
 
 
+def options_of_lightning(config: dict[str, Any]) -> dict[str, Any]:
+    """Move the root keys that are options of Lightning's Trainer into a section of their own."""
+    if "trainer" in config:
+        return config
+    names = {"device": "accelerator", "devices": "devices", "strategy": "strategy", "precision": "precision"}
+    trainer = {new: config[old] for old, new in names.items() if old in config}
+    rest = {key: value for key, value in config.items() if key not in names}
+    return rest | {"trainer": trainer | {"deterministic": False}}
+
+
 _REPEATED = ("sigma", "copies", "chunk", "noise", "sampling", "baseline", "injection")
 
-STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (settings_to_callbacks, without_repeated_noise)
+STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
+    settings_to_callbacks,
+    without_repeated_noise,
+    options_of_lightning,
+)
 """Each takes a configuration in the shape of an earlier version or of the present one, and changes only the former."""

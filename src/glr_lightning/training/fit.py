@@ -2,16 +2,13 @@
 
 import dataclasses
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root, compose
 from glr_lightning.errors import ConfigurationError
@@ -29,6 +26,7 @@ from glr_lightning.training.callbacks.checkpoints import run_checkpoints
 from glr_lightning.training.module import GLRModule, require_working_optimizer
 from glr_lightning.training.result import write_result
 from glr_lightning.training.resume import require_resumable, restore_metrics, start_metrics
+from glr_lightning.training.trainer import checked_options, make_trainer
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +65,7 @@ def train(
     config = dict(config) if isinstance(config, Mapping) else compose(config)
     _require_whole(config)
     config = checked_root(TrainConfig, config)
+    checked_options(config["trainer"])
     folder = Path(config["run_dir"] if run_dir is None else run_dir)
     allowed = (*TRUSTED, *(f"{package}." for package in trusted)) if resume else None
     if resume:
@@ -86,7 +85,7 @@ def train(
     has_validation = data.val_dataloader() != []
     callbacks = [*_callbacks(config, chosen), *run_checkpoints(folder, has_validation)]
     loggers = _loggers(config, folder, resume)
-    trainer = _trainer(config, folder, callbacks, loggers, has_validation)
+    trainer = make_trainer(config, folder, callbacks, loggers, has_validation)
     _check_callbacks(trainer, module)
 
     if trainer.is_global_zero:
@@ -151,29 +150,3 @@ def _loggers(config: Mapping[str, Any], folder: Path, resume: bool) -> list[Logg
     if resume:
         restore_metrics(loggers, folder)
     return loggers
-
-
-def _trainer(
-    config: Mapping[str, Any], folder: Path, callbacks: list[Callback], loggers: list[Logger], has_validation: bool
-) -> pl.Trainer:
-    if not torch.cuda.is_available():  # Lightning sets it, and each optimizer step would open the driver library anew
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-    try:
-        return pl.Trainer(
-            accelerator=config["device"],
-            devices=config["devices"],
-            strategy=config["strategy"],
-            precision=config["precision"],
-            max_epochs=config["epochs"],
-            default_root_dir=folder,
-            logger=loggers,
-            callbacks=callbacks,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            log_every_n_steps=0,  # never: EpochMetrics writes a row an epoch
-            limit_val_batches=1.0 if has_validation else 0,
-        )
-    except (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError) as error:
-        raise ConfigurationError(f"Lightning cannot start with these device options: {error}") from None
