@@ -462,8 +462,11 @@ REFUSED_INPUT = {
     "both": (["run=runs/x", "experiment=lrt"], "leave out experiment"),
     "a run and an option of training": (["run=runs/x", "sigma=2"], "leave out sigma"),
     "no such run": (["run=nowhere"], "matches nothing"),
-    "too few repetitions": (["experiment=lrt", "repetitions=19"], "repetitions=19"),
-    "too few for the reference": (["experiment=lrt", "reference.repetitions=3"], "reference.repetitions=3"),
+    "too few repetitions": (["experiment=lrt", "repetitions=19"], "repetitions must be a whole number of at least 20"),
+    "too few for the reference": (
+        ["experiment=lrt", "reference.repetitions=3"],
+        "reference.repetitions must be",
+    ),
     "unknown estimator": (["experiment=lrt", "estimators=[magic]"], "magic"),
     "unknown option of an estimator": (["experiment=lrt", "estimators=['estimator.magic=1']"], "magic"),
     "an override of the network": (["experiment=lrt", "estimators=['activation=relu']"], "activation=relu"),
@@ -473,7 +476,7 @@ REFUSED_INPUT = {
     "copies 0": (["experiment=lrt", "copies=[0]"], "copies"),
     "a seed below 0": (["experiment=lrt", "seed=-1"], "seed must be a whole number from 0"),
     "a folder that cannot be": (["experiment=lrt", "out=/dev/null/x"], "out=/dev/null/x must be a folder"),
-    "no copies": (["experiment=lrt", "copies=[]"], "copies is an empty list"),
+    "no copies": (["experiment=lrt", "copies=[]"], "copies must be"),
     "all refuse": (["experiment=lrt", "estimators=[backprop,noisy_backprop]"], "every estimator refuses"),
     "unknown device": (["experiment=lrt", "device=abacus"], "device=abacus"),
     "a reference of another objective": (

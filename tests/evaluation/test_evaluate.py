@@ -174,7 +174,7 @@ REFUSED = {
         "threat.pgd_linf.step_size must be a number above 0, or null, got nan",
     ),
     "no threats": (["run=runs/bp", "threat=[]"], "threat"),
-    "limit 0": (["run=runs/bp", "threat=clean", "limit=0"], "limit must be at least 1"),
+    "limit 0": (["run=runs/bp", "threat=clean", "limit=0"], "limit must be a whole number from 1"),
     "unknown checkpoint": (["run=runs/bp", "checkpoint=first"], "best, last"),
     "unknown device": (["run=runs/bp", "device=abacus"], "device=abacus"),
     "unknown surrogate": (["run=runs/bp", "threat=fgsm", "surrogate.experiment=surrogate/none"], "no surrogate=none"),

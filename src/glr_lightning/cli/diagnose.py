@@ -27,9 +27,9 @@ from glr_lightning.runs.environment import cpu_threads
 class ReferenceConfig:
     """How the gradient of an objective is found that has no exact one."""
 
-    copies: int = MISSING
-    repetitions: int = MISSING
-    estimator: dict[str, str] = field(default_factory=dict)
+    copies: Any = MISSING
+    repetitions: Any = MISSING
+    estimator: dict[str, Any] = field(default_factory=dict)
 
 
 OWN: list[tuple[str, Any, Any]] = [

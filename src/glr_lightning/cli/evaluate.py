@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig
 
 from glr_lightning import terminal
-from glr_lightning.config import resolve
+from glr_lightning.config import checked_root, resolve, store_root
 from glr_lightning.errors import CheckpointError
 from glr_lightning.evaluation.evaluate import evaluate_runs
 from glr_lightning.reporting.results import all_columns
@@ -16,36 +15,37 @@ from glr_lightning.reporting.tables import show
 from glr_lightning.reporting.tables.robustness import robustness_tables
 from glr_lightning.runs.environment import cpu_threads
 from glr_lightning.runs.trained_run import find_runs
+from glr_lightning.validation import Count, Seed
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateConfig:
-    """The root of conf/evaluate.yaml; Hydra refuses other keys and other types."""
+    """The root of conf/evaluate.yaml. Hydra refuses other keys, `checked_root` other values."""
 
-    run: Any = MISSING
+    run: Any
     checkpoint: str = "best"
-    seed: int = 0
-    limit: int | None = None
+    seed: Seed = 0
+    limit: Count | None = None
     again: bool = False
-    noisy_passes: int | None = None
+    noisy_passes: Count | None = None
     inference_noise: bool = False
-    batch_size: int = 1000
+    batch_size: Count = 1000
     device: str = "auto"
-    threads: int | None = 1
+    threads: Count | None = 1
     progress: bool = True
     trusted: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     surrogate: dict[str, Any] = field(default_factory=dict)
-    threat: Any = None
+    threat: dict[str, Any] | None = None
 
 
-ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+store_root("evaluate_schema", EvaluateConfig)
 
 
 def _evaluate(composed: DictConfig) -> None:
     if "run" not in composed:
         raise CheckpointError('which run? Give run=FOLDER, a glob such as "run=runs/*", or a list.')
-    config = resolve(composed)
+    config = checked_root(EvaluateConfig, resolve(composed))
     try:
         with cpu_threads(config["threads"]):
             evaluate_runs(config)

@@ -4,25 +4,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig
 
 from glr_lightning import terminal
-from glr_lightning.config import resolve
+from glr_lightning.config import checked_root, resolve, store_root
 from glr_lightning.errors import ConfigurationError
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ReportConfig:
-    """The root of conf/report.yaml; Hydra refuses other keys and other types."""
+    """The root of conf/report.yaml. Hydra refuses other keys, `checked_root` other values."""
 
-    runs: Any = MISSING
+    runs: Any
     out: str = "report"
     mce_baseline: str | None = None
     figures: list[str] = field(default_factory=list)
 
 
-ConfigStore.instance().store(name="report_schema", node=ReportConfig)
+store_root("report_schema", ReportConfig)
 
 
 def _patterns(runs: Any) -> list[str]:
@@ -41,7 +40,7 @@ def _report(composed: DictConfig) -> None:
     from glr_lightning.reporting.tables import show
     from glr_lightning.runs.trained_run import find_runs
 
-    config = resolve(composed)
+    config = checked_root(ReportConfig, resolve(composed))
     out = Path(config["out"]).expanduser()
     folders = find_runs(_patterns(config["runs"]), option="runs")
     show(report(folders, out, config["mce_baseline"], config["figures"]))

@@ -52,6 +52,9 @@ class TrainConfig:
     logger: Node
 
 
+_schemas: dict[type, type] = {}  # a root that extends another one has to do so for OmegaConf too
+
+
 def store_root(name: str, root: type) -> None:
     """Give Hydra the keys of a root.
 
@@ -59,7 +62,9 @@ def store_root(name: str, root: type) -> None:
     word, where `checked_root` refuses it.
     """
     keys = [(key.name, key.type if key.type in (str, str | None) else Any, _missing(key)) for key in fields(root)]
-    ConfigStore.instance().store(name=name, node=make_dataclass(root.__name__, keys))
+    bases = tuple(_schemas[base] for base in root.__bases__ if base in _schemas)
+    _schemas[root] = make_dataclass(root.__name__, keys, bases=bases)
+    ConfigStore.instance().store(name=name, node=_schemas[root])
 
 
 def _missing(key: Field[Any]) -> Any:

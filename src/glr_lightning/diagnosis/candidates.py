@@ -14,7 +14,6 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, Estimator
 from glr_lightning.losses import Loss
 from glr_lightning.randomness import generator_for
-from glr_lightning.validation import validated_count
 
 LARGEST_ERROR = 0.3
 """Of a reference; above it the user is told."""
@@ -78,11 +77,7 @@ def tried(subject: Subject, label: str, overrides: list[str], config: Mapping[st
     node = estimator_node(subject.base, overrides)
     own = {"copies", "estimator.copies"} & set(keys_of(overrides))
     chosen = config["copies"] if isinstance(config["copies"], list) else [config["copies"]]
-    for copies in chosen:
-        validated_count("copies", copies)
     nodes = [node] if "copies" not in node or own else [node | {"copies": copies} for copies in dict.fromkeys(chosen)]
-    if not nodes:
-        raise ConfigurationError("copies is an empty list; give for example copies=[4,16,64].")
     return [Candidate(label, node, _built(subject, node)) for node in nodes]
 
 

@@ -4,16 +4,17 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Interval
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root, config_hash
+from glr_lightning.config import TRUSTED, build, config_hash
 from glr_lightning.data.base import scaled
 from glr_lightning.diagnosis.candidates import LARGEST_ERROR, Candidate, References, Subject, entries_of, tried
 from glr_lightning.diagnosis.figure import variance_against_time
@@ -49,12 +50,12 @@ from glr_lightning.runs.trained_run import TrainedRun, build_data, build_network
 from glr_lightning.storage import require_folder, write_files
 from glr_lightning.terminal import progress_bar
 from glr_lightning.training.trained_noise import learned_per, trained_sigma
-from glr_lightning.validation import validated_count
+from glr_lightning.validation import Count, CountPerLayer, Seed, checked_arguments
 
 TEXT, TABLE, FIGURE = "diagnosis.md", "diagnosis.csv", "diagnosis.png"
 
 
-LEAST_REPETITIONS = 20
+Repetitions = Annotated[int, Interval(ge=20)]
 
 
 def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]:
@@ -127,19 +128,33 @@ def _judged(finding: Finding, compared: Comparison, critical: float, bias: str) 
     return replace(finding, verdict=verdict, note=bias, **numbers)
 
 
+@dataclass(kw_only=True)
+class _Options:
+    """What a diagnosis reads at the root of its configuration."""
+
+    seed: Seed
+    batch_size: Count
+    threads: Count | None
+    progress: bool
+    copies: CountPerLayer
+    repetitions: Repetitions
+
+
+@dataclass(kw_only=True)
+class _ReferenceOptions:
+    copies: Count
+    repetitions: Repetitions
+    estimator: dict[str, str]
+
+
 def _check(config: Mapping[str, Any]) -> None:
-    checked_root(TrainConfig, {key: config[key] for key in ("batch_size", "seed", "threads", "progress")})
-    validated_count("reference.copies", config["reference"]["copies"])
+    checked_arguments(_Options, {key.name: config[key.name] for key in fields(_Options)})
+    checked_arguments(_ReferenceOptions, config["reference"], "reference")
     unknown = set(config["reference"]["estimator"]) - set(get_args(Objective))
     if unknown:
         raise ConfigurationError(
             f"reference.estimator has {', '.join(sorted(unknown))}; objectives are {', '.join(get_args(Objective))}."
         )
-    for name, value in {"": config["repetitions"], "reference.": config["reference"]["repetitions"]}.items():
-        if value < LEAST_REPETITIONS:
-            raise ConfigurationError(
-                f"{name}repetitions={value} are too few to estimate a standard error; use {LEAST_REPETITIONS} or more."
-            )
 
 
 def _subject(config: dict[str, Any]) -> Subject:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from glr_lightning.config import TRUSTED, build
+from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.estimators.base import per_site
 from glr_lightning.propagation.chain import Chain
@@ -15,12 +15,13 @@ from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.runs.trained_run import TrainedRun
 from glr_lightning.training.callbacks import Annealing, LearnedSigma
 from glr_lightning.training.callbacks.learned_sigma import log_scales
-from glr_lightning.validation import validated_count
+from glr_lightning.validation import Count, checked
 
 AnyCallback = TypeVar("AnyCallback", Annealing, LearnedSigma)
 
 
-def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUSTED) -> NoiseAveraged | None:
+@checked
+def noise_averaged(run: TrainedRun, passes: Count, trusted: tuple[str, ...] = TRUSTED) -> NoiseAveraged | None:
     """Return a run's network with the noise that it was trained with, or None if its neurons had no noise.
 
     Learned scales come from the run's checkpoint, annealed ones are those of its epoch. The noise is at all layers at
@@ -29,7 +30,6 @@ def noise_averaged(run: TrainedRun, passes: int, trusted: tuple[str, ...] = TRUS
     Raises:
         ConfigurationError, CheckpointError: a number of passes below 1; a run whose files do not fit each other.
     """
-    validated_count("noisy_passes", passes)
     estimator: Any = build(run.config.get("estimator"), where="estimator", trusted=trusted)
     names = {field.name for field in dataclasses.fields(estimator)} if dataclasses.is_dataclass(estimator) else set()
     if not {"noise", "sigma", "copies"} <= names or estimator.objective not in ("joint", "layerwise"):
@@ -44,7 +44,7 @@ def trained_sigma(run: TrainedRun, estimator: Any, trusted: tuple[str, ...] = TR
         return _learned(run, estimator, learned)
     annealing = _callback(run.config, Annealing, trusted)
     if annealing is not None and annealing.sigma is not None:
-        epochs = validated_count("epochs", run.config.get("epochs"))
+        epochs = checked_root(TrainConfig, {"epochs": run.config.get("epochs")})["epochs"]
         annealing.check_epochs(estimator, epochs)
         values = annealing.at(estimator, min(run.checkpoint["epoch"], epochs - 1), epochs)
         estimator = dataclasses.replace(estimator, sigma=values["sigma"])

@@ -12,15 +12,7 @@ accepted for a float; NaN, infinity and integers beyond 64 bits are refused ever
 and becomes one. A hint that says nothing checkable (Any, a callable, a protocol) is skipped.
 """
 
-from glr_lightning.validation.by_hand import (
-    choice,
-    is_scale,
-    validated_copies,
-    validated_count,
-    validated_passes,
-    validated_sigma,
-)
-from glr_lightning.validation.check import Checked, checked, checked_arguments
+from glr_lightning.validation.check import Checked, checked, checked_arguments, choice
 from glr_lightning.validation.constraints import (
     MOST,
     Count,
@@ -51,9 +43,4 @@ __all__ = [
     "checked",
     "checked_arguments",
     "choice",
-    "is_scale",
-    "validated_copies",
-    "validated_count",
-    "validated_passes",
-    "validated_sigma",
 ]

@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from glr_lightning.errors import ConfigurationError
@@ -201,3 +201,14 @@ def _closest(name: str, known: Collection[str]) -> str:
 
 def _list_of(known: Collection[str]) -> str:
     return f"has {', '.join(known)}." if known else "has none."
+
+
+def choice(what: str, value: str, choices: Sequence[str]) -> str:
+    """Return the value if it is one of the choices, for choices that a hint cannot name.
+
+    Raises:
+        ConfigurationError: it is none of them.
+    """
+    if value not in choices:
+        raise ConfigurationError(f"unknown {what} {value!r}; choose from {', '.join(map(repr, choices))}.")
+    return value
