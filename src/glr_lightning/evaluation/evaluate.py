@@ -44,13 +44,13 @@ def evaluate(
     refused. Transfer attacks that are given by name use all surrogates.
 
     Args:
-        network: maps [B, C, H, W] to scores [B, classes], in eval mode.
+        network: maps [B, C, H, W] to scores [B, classes]; it is tested in eval mode and left in the mode it had.
         images: float [n, C, H, W] in [0, 1]; a network that wants other pixels scales them itself.
         labels: int64 [n].
         threats: names of conf/threat, single threats or presets ("standard", "honest"); overrides of their options
             ("pgd_linf.epsilon=0.1"); values made by `threats.attack`, `threats.corruption` and the like, which are
             named after their functions. Or values by name.
-        surrogates: by name, the networks that transfer attacks take their gradients from.
+        surrogates: by name, the networks that transfer attacks take their gradients from; in eval mode likewise.
         seed: of all randomness; that of image i is a function of (seed, i).
         batch_size: images that are run at once; no result depends on it.
 
@@ -61,15 +61,27 @@ def evaluate(
         ConfigurationError: a network, images, or threats that cannot be used.
     """
     at_hand = {"surrogate": surrogates} if isinstance(surrogates, nn.Module) else dict(surrogates or {})
-    inputs = Inputs(network, images, labels, seed=seed, batch_size=batch_size)
-    given = GivenSurrogates(at_hand)
-    given.check(inputs)
-    results = []
-    for task in _tasks(inputs, _threats(threats), given):
-        results += list(task.results())
+    with _in_eval_mode(network, *at_hand.values()):
+        inputs = Inputs(network, images, labels, seed=seed, batch_size=batch_size)
+        given = GivenSurrogates(at_hand)
+        given.check(inputs)
+        results = [result for task in _tasks(inputs, _threats(threats), given) for result in task.results()]
     return cross_check(
         [each.row for each in results], {each.row.fingerprint: each.per_image.correct for each in results}
     )
+
+
+@contextmanager
+def _in_eval_mode(*networks: nn.Module) -> Iterator[None]:
+    """Switch networks to eval mode within the block, and each of their modules back afterwards."""
+    training = [module for network in networks for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def evaluate_runs(config: Mapping[str, Any]) -> list[Row]:

@@ -160,7 +160,7 @@ def build_network(config: dict[str, Any], data: ImageDataModule, trusted: Sequen
 
 
 def load_run(
-    folder: Path, *, trusted: Sequence[str] = TRUSTED, root: str | None = None, checkpoint: Path = BEST
+    folder: str | Path, *, trusted: Sequence[str] = TRUSTED, root: str | Path | None = None, checkpoint: Path = BEST
 ) -> TrainedRun:
     """Rebuild a trained network from its run's own configuration.
 
@@ -173,8 +173,9 @@ def load_run(
     Raises:
         CheckpointError, ConfigurationError: the folder cannot be used; the message says why.
     """
+    folder = Path(folder).expanduser()
     config = read_config(folder)
-    data = build_data(config, trusted, root)
+    data = build_data(config, trusted, None if root is None else str(root))
     network = build_network(config, data, trusted)
     loaded = load_checkpoint(folder / checkpoint)
     load_weights(network, loaded, folder / checkpoint)

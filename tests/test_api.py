@@ -1,0 +1,71 @@
+"""The public names of the package, as a notebook uses them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import glr_lightning
+from glr_lightning.data import Digits
+from glr_lightning.errors import ConfigurationError
+
+QUICK = ["experiment=lrtz", "epochs=2", "network.hidden=[8]", "progress=false"]
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    wanted = {"activations", "compose", "estimators", "evaluate", "load_run", "losses", "networks", "noise", "train"}
+    assert set(glr_lightning.__all__) == wanted <= set(dir(glr_lightning))
+    assert all(getattr(glr_lightning, name) for name in wanted)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        glr_lightning.nothing  # noqa: B018
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    script = "import sys, glr_lightning; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_run_is_trained_loaded_and_evaluated(tmp_path: Path, kind: type) -> None:
+    folder = kind(tmp_path / "run")
+    result = glr_lightning.train(glr_lightning.compose(QUICK), folder)
+    run = glr_lightning.load_run(folder)
+    images, labels = run.data.split("test")
+    (row,) = glr_lightning.evaluate(run.network, images, labels, threats=["clean"])
+    assert row.accuracy == pytest.approx(result["test_accuracy"])
+    assert row.n == len(labels)
+
+
+def test_a_network_of_another_kind_is_evaluated_in_three_lines() -> None:
+    class Plain(nn.Module):
+        """Not a chain of layers: its forward pass is code."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.drop = nn.Linear(64, 16), nn.Linear(16, 10), nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x.flatten(1)).relu()
+            return self.second(self.drop(h))
+
+    torch.manual_seed(0)
+    data = Digits(batch_size=64)
+    data.setup()
+    images, labels = data.split("test", 50)
+    network = Plain()
+    rows = glr_lightning.evaluate(network, images, labels, threats=["clean", "fgsm", "fgsm.gradient_source=autograd"])
+    assert {row.threat for row in rows} >= {"clean", "fgsm"}
+    assert network.training  # as it was
+    clean = next(row for row in rows if row.threat == "clean")
+    with torch.no_grad():
+        expected = (network.eval()(images).argmax(1) == labels).float().mean()
+    assert clean.accuracy == pytest.approx(float(expected))
+
+
+def test_what_is_no_run_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        glr_lightning.load_run(str(tmp_path))
+    assert "\n" not in str(caught.value)
