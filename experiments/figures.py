@@ -30,7 +30,8 @@ def runs_of(results: Path) -> list[Run]:
     for name in dict.fromkeys(record["run"] for record in table):
         own = [record for record in table if record["run"] == name]
         with tempfile.NamedTemporaryFile("w", newline="", suffix=".csv", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
+            known = [field for field in FIELDS if field in table[0]]  # an earlier version may lack some
+            writer = csv.DictWriter(file, known, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(own)
             file.flush()
