@@ -134,7 +134,6 @@ def test_certificates_take_noise_of_their_own() -> None:
         ({"threats": ["pgd_linf", "pgd_linf.steps=abc"]}, "threat.pgd_linf.steps must be a whole number"),
         ({"threats": [attack(fgsm, epsilon=0.1), attack(fgsm, epsilon=0.2)]}, "two threats are named 'fgsm'"),
         ({"threats": [3]}, "a threat must be a name or a Threat, got 3"),
-        ({"network": linear((1, 8, 8)).train()}, "network must be in eval mode"),
         ({"images": torch.full((60, 1, 8, 8), 255.0)}, "within"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels must be int64"),
         ({"surrogates": {"s": linear((1, 8, 8)).double()}}, "surrogate s must be where the network is"),
