@@ -81,8 +81,8 @@ class Scaled(Estimator):
     def bias(self, network: nn.Module) -> str:
         return self.declared
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
-        self.inner.check(network, loss)
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        self.inner.check(network, loss, x)
 
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
         estimate = self.inner.estimate(network, loss, x, y, generator=generator)

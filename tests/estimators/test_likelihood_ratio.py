@@ -145,7 +145,7 @@ class Recorder(Sampler):
 def test_chunks_of_the_same_draws_add_up_to_the_same_estimate(baseline: Any) -> None:
     network = small_network_with_3_hidden_units()
     gradients = []
-    for chunk in (None, 1, 4, 5, 100):
+    for chunk in (None, 1, 4, 5, 12):
         estimator = LikelihoodRatio(copies=12, sampling=Recorder(Independent(), 12), baseline=baseline, chunk=chunk)
         gradients.append(estimate(estimator, network, CrossEntropy()).gradients)
     for other in gradients[1:]:
@@ -164,7 +164,7 @@ every_split = pytest.mark.parametrize("sampling", SPLIT.values(), ids=SPLIT.keys
 
 @every_split
 @pytest.mark.parametrize("baseline", [NoBaseline(), Clean(), LeaveOneOut()], ids=["none", "clean", "leave_one_out"])
-@pytest.mark.parametrize("chunk", [2, 3, 5, 8, 12, 99, None])
+@pytest.mark.parametrize("chunk", [2, 3, 5, 8, 12, None])
 def test_chunks_are_whole_groups_and_enough_for_the_baseline(
     sampling: Sampler, baseline: Any, chunk: int | None
 ) -> None:

@@ -501,7 +501,7 @@ def test_the_estimator_of_a_configuration_is_what_it_says() -> None:
 
     config = compose(["experiment=paper/lrs", "data=mnist"])
     estimator = build(config["estimator"])
-    assert (estimator.copies, estimator.sigma, estimator.score) == (10, 1.0, "plain")
+    assert (estimator.copies, estimator.sigma, estimator.score) == (10, 1.0, "auto")
     names = [type(part).__name__ for part in (estimator.noise, estimator.sampling, estimator.baseline)]
     assert names == ["Laplace", "Independent", "NoBaseline"]
     assert isinstance(build(config["loss"]), CrossEntropy)

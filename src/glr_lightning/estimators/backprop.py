@@ -41,13 +41,14 @@ class Backprop(Estimator):
         owners = (name.rpartition(".")[0] for name, _ in network.named_parameters())
         return dict.fromkeys(owners, "backpropagation")
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        if x is not None:
+            observe(network, x)
         require_derivatives(network, loss)
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
-        observe(network, x)
-        self.check(network, loss)
+        self.check(network, loss, x)
         logits = network(x)
         return differentiate(network, loss(logits, y).mean(), logits, forwards=len(y))
 

@@ -1,9 +1,10 @@
 """What every gradient estimator is: a frozen value that turns a batch into gradients."""
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +107,17 @@ class Estimator(Checked, ABC):
         return lines + [f"  module {named(name, module)}" for name, module in probed(network).items()]
 
     @abstractmethod
-    def check(self, network: nn.Module, loss: Loss) -> None:
-        """Refuse a network and loss that this estimator cannot train. Raises ConfigurationError."""
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        """Refuse a network and loss that this estimator cannot train, and settings that have no effect on them.
+
+        Args:
+            network: the network.
+            loss: the per-sample loss.
+            x: [batch, ...], some inputs; without them what depends on their shape or values is not checked.
+
+        Raises:
+            ConfigurationError: either; a setting without effect may keep its default.
+        """
 
     @abstractmethod
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
@@ -156,6 +166,64 @@ def check_sites(chain: Chain, sigma: float | Sequence[float | Tensor], sampling:
         require_plain_padding(layer, f"module '{name}'")
         if isinstance(layer, nn.Linear):  # a convolution's site is known once it has seen an input
             sampling.check_site(layer.out_features)
+
+
+class IdleSettingError(ConfigurationError):
+    """A setting was given that has no effect on this network and loss."""
+
+
+def require_defaults(estimator: Any, idle: Mapping[str, str]) -> None:
+    """Refuse settings that have no effect here, unless they have their default: two runs that differ in them are one.
+
+    Args:
+        estimator: a dataclass.
+        idle: by setting, why it has no effect.
+
+    Raises:
+        IdleSettingError: a setting that has neither an effect nor its default.
+    """
+    for setting in dataclasses.fields(estimator):
+        value, name = getattr(estimator, setting.name), setting.name
+        if name in idle and value != setting.default:
+            raise IdleSettingError(
+                f"estimator.{name}={_shown(value)} has no effect here: {idle[name]}; leave it out (it is "
+                f"{_shown(setting.default)} then).",
+                option=f"estimator.{name}",
+            )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    return type(value).__name__ if dataclasses.is_dataclass(value) else str(value)
+
+
+def require_read_scales(chain: Chain, sigma: float | Sequence[float | Tensor], read: Sequence[int]) -> None:
+    """Refuse a list of noise scales that gives one of its own to a layer at which none is read.
+
+    Raises:
+        ConfigurationError: such a list; `read` are the sites that have noise, or a slope by it.
+    """
+    if not isinstance(sigma, Sequence):
+        return
+    scales: tuple[float | Tensor, ...] = per_site(sigma, len(chain.sites))
+    repeated = scales[read[0]] if read else 1.0
+    for site, name in enumerate(chain.site_names):
+        if site not in read and scales[site] != repeated:
+            raise ConfigurationError(
+                f"estimator.sigma gives '{name}' the noise scale {scales[site]}, and none is read there; write "
+                f"{repeated} in its place, or give one value for all layers.",
+                option="estimator.sigma",
+            )
+
+
+def require_small_chunk(chunk: int | None, copies: int) -> None:
+    """Refuse to hold more copies at once than there are. Raises ConfigurationError."""
+    if chunk is not None and chunk > copies:
+        raise ConfigurationError(
+            f"estimator.chunk={chunk} has no effect: there are {copies} copies; leave it out, or use less.",
+            option="estimator.chunk",
+        )
 
 
 def even_parts(total: int, largest: int) -> list[int]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, even_parts
+from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, even_parts, require_small_chunk
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -74,18 +74,20 @@ class EvolutionStrategies(Estimator):
             )
         if self.chunk == 1:
             raise ConfigurationError("chunk=1 is smaller than one mirrored pair; use chunk=2 or more.")
+        require_small_chunk(self.chunk, self.copies)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         owners = (name.rpartition(".")[0] for name, _ in network.named_parameters())
         return dict.fromkeys(owners, "evolution strategies, from loss values under noise on the weights")
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        if x is not None:
+            observe(network, x)
         require_no_draws(network.named_modules())
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
-        observe(network, x)
-        self.check(network, loss)
+        self.check(network, loss, x)
         parameters = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
         logits = network(x)
         gradients = {name: torch.zeros_like(p) for name, p in parameters.items()}

@@ -7,12 +7,23 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, accumulate, even_parts
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Family,
+    Objective,
+    accumulate,
+    even_parts,
+    require_defaults,
+    require_read_scales,
+    require_small_chunk,
+)
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.estimators.straight_through import (
     has_slopes,
     require_cells,
     require_loss_with_derivative,
+    sites_with_slopes,
     with_slopes,
 )
 from glr_lightning.injection import Injection, Joint
@@ -66,6 +77,10 @@ class ForwardGradient(Estimator):
     family: ClassVar[Family] = "forward gradient"
     needs_derivatives: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_small_chunk(self.chunk, self.copies)
+
     @property
     def objective(self) -> Objective:
         return "noise_free"
@@ -78,16 +93,26 @@ class ForwardGradient(Estimator):
             return ""
         return "forward-gradient smoothing: straight-through slopes stand in for derivatives that are 0"
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        chain = Chain.of(network, x)
+        self.check_chain(chain, loss)
+        idle = {} if len(chain.sites) > 1 else {"injection": "the network has one layer with weights"}
+        read = sites_with_slopes(chain)
+        if not read:
+            idle |= dict.fromkeys(("noise", "sigma"), "no activation needs a slope in place of a derivative that is 0")
+        require_defaults(self, idle)
+        require_read_scales(chain, self.sigma, read)
+
+    def check_chain(self, chain: Chain, loss: Loss) -> None:
+        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
         require_loss_with_derivative(loss)
-        chain = Chain.of(network)
         require_cells(chain)
         require_separate_samples(with_slopes(chain, self.noise, self.sigma))
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
         plain = Chain.of(network, x)
-        self.check(network, loss)
+        self.check_chain(plain, loss)
         clean = plain.clean(x)
         chain = with_slopes(plain, self.noise, self.sigma)
         passes = self.injection.passes(len(chain.sites))

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, per_site
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Family,
+    Objective,
+    per_site,
+    require_defaults,
+    require_read_scales,
+)
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
@@ -72,8 +80,12 @@ class Hybrid(Estimator):
             words += ["likelihood ratio at the logits, from loss values"]
         return dict(zip(chain.site_names, words, strict=True))
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
-        self.check_chain(Chain.of(network), loss)
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        chain = Chain.of(network, x)
+        self.check_chain(chain, loss)
+        noisy = _noisy_sites(chain, loss)
+        require_read_scales(chain, self.sigma, noisy)
+        require_defaults(self, self._ratio.idle(chain, [noisy], None))
 
     def check_chain(self, chain: Chain, loss: Loss) -> None:
         self._ratio.check_chain(chain)
@@ -99,7 +111,7 @@ class Hybrid(Estimator):
         self.check_chain(chain, loss)
         sigma = per_site(self.sigma, len(chain.sites))
         split, last = _below(chain), len(chain.sites) - 1
-        noisy_sites = tuple(range(split)) + (() if loss.differentiable else (last,))
+        noisy_sites = _noisy_sites(chain, loss)
         group = self.sampling.group(self.copies, x.device)
 
         draw = self.sampling.bound(self.noise, self.copies, generator)
@@ -134,6 +146,11 @@ def _below(chain: Chain) -> int:
     """The number of layers at and below the last discontinuity of the network."""
     at = [position for position, module in enumerate(chain.modules) if facts_of(module).jumps]
     return sum(position < at[-1] for position in chain.sites) if at else 0
+
+
+def _noisy_sites(chain: Chain, loss: Loss) -> tuple[int, ...]:
+    """The layers at and below the last discontinuity, and the logits where the loss jumps."""
+    return tuple(range(_below(chain))) + (() if loss.differentiable else (len(chain.sites) - 1,))
 
 
 def _parameters(chain: Chain, sites: range) -> tuple[list[str], list[nn.Parameter]]:

@@ -1,6 +1,6 @@
 """The generalized (push-out) likelihood-ratio estimator."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -8,9 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
-from glr_lightning.baselines import Baseline, LeaveOneOut
+from glr_lightning.baselines import Baseline, Clean, LeaveOneOut
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, accumulate, check_sites, per_site
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Family,
+    Objective,
+    accumulate,
+    check_sites,
+    per_site,
+    require_defaults,
+    require_small_chunk,
+)
 from glr_lightning.estimators.coupled_score import coupled_score
 from glr_lightning.estimators.passes import Drawn, PassEstimate, Prepared, added_up
 from glr_lightning.injection import Injection, Joint, Layerwise
@@ -120,8 +130,10 @@ class LikelihoodRatio(Estimator):
                 f"score=coupled needs mirrored pairs of copies, which {type(self.sampling).__name__.lower()} sampling "
                 "does not draw; use sampling=antithetic, or estimator.score=auto."
             )
-        for copies in self.copies if isinstance(self.copies, tuple) else (self.copies,):
+        counts = self.copies if isinstance(self.copies, tuple) else (self.copies,)
+        for copies in counts:
             self._check_copies(copies)
+        require_small_chunk(self.chunk, max(counts))
 
     def _check_copies(self, copies: int) -> None:
         self.sampling.check(self.noise, copies)
@@ -147,14 +159,46 @@ class LikelihoodRatio(Estimator):
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         return dict.fromkeys(Chain.of(network).site_names, "likelihood ratio, from loss values")
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
-        self.check_chain(Chain.of(network))
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        chain = Chain.of(network, x)
+        self.check_chain(chain)
+        passes = self.injection.passes(len(chain.sites))
+        require_defaults(self, self.idle(chain, passes, None if x is None else chain.clean(x)))
 
     def check_chain(self, chain: Chain) -> None:
         check_sites(chain, self.sigma, self.sampling)
         per_site(self.copies, len(chain.sites), "copies")
         require_separate_samples(chain)
         self._check_score(chain)
+
+    @torch.no_grad()
+    def idle(self, chain: Chain, passes: Sequence[tuple[int, ...]], clean: CleanPass | None) -> dict[str, str]:
+        """Return the settings that have no effect on these passes, with the reason; without `clean`, those known."""
+        idle: dict[str, str] = {}
+        if len(chain.sites) == 1:
+            idle["injection"] = "the network has one layer with weights"
+        if not any(self._has_cells(chain, site) for sites in passes for site in sites):
+            idle["score"] = "no piecewise-constant activation follows a noisy layer"
+        read = [site for sites in passes for site in sites if self._reads_baseline(chain, sites, site)]
+        if not read:
+            idle["baseline"] = "losses of mirrored copies enter by their difference, in which it cancels"
+        if clean is not None:
+            fields = [site for sites in passes for site in sites if fields_of(chain, clean, site) is not None]
+        else:
+            fields = [site for sites in passes for site in sites if isinstance(chain.layer(site), nn.Conv2d)]
+        if not fields:
+            idle["reach"] = "the logits read no map of which a unit reaches a part"
+        elif clean is not None and self.reach and set(read) <= set(fields) and isinstance(self.baseline, Clean):
+            idle["baseline"] = "what estimator.reach subtracts is 0 without noise, so this is baseline=none"
+        return idle
+
+    def _has_cells(self, chain: Chain, site: int) -> bool:
+        return isinstance(chain.follower(site), PiecewiseConstant)
+
+    def _reads_baseline(self, chain: Chain, sites: tuple[int, ...], site: int) -> bool:
+        """Whether a baseline common to mirrored copies matters: not where their scores are opposite, x being common."""
+        conditional = self._has_cells(chain, site) and self.score in ("conditional", "auto")
+        return not self.sampling.mirrored or bool(self._learned) or site != sites[0] or conditional
 
     def _check_score(self, chain: Chain) -> None:
         passes = self.injection.passes(len(chain.sites))

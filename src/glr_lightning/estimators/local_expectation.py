@@ -18,6 +18,7 @@ from glr_lightning.estimators.base import (
     check_sites,
     even_parts,
     per_site,
+    require_defaults,
 )
 from glr_lightning.estimators.output_loss import OutputLoss, density_at_0, output_loss_for
 from glr_lightning.losses import Loss
@@ -27,6 +28,7 @@ from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.sampling import Independent, Sampler
 from glr_lightning.validation import Count, ScalePerLayer
 
+DEFAULT_UNITS = 32
 MOVED_ELEMENTS = 2**22
 """So many numbers of moved units are held at once (16 MiB)."""
 
@@ -77,7 +79,7 @@ class LocalExpectation(Estimator):
     sigma: ScalePerLayer = 1.0
     copies: Count = 1
     sampling: Sampler = Independent()
-    units: Count | None = 32
+    units: Count | None = DEFAULT_UNITS
 
     family: ClassVar[Family] = "likelihood ratio"
     needs_derivatives: ClassVar[bool] = False
@@ -109,8 +111,29 @@ class LocalExpectation(Estimator):
             return "all units, one at a time"
         return f"{self.units} units a sample"
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
-        self.check_chain(Chain.of(network))
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        chain = Chain.of(network, x)
+        self.check_chain(chain)
+        require_defaults(self, self._idle(chain, None if x is None else chain.clean(x)))
+
+    def _idle(self, chain: Chain, clean: CleanPass | None) -> dict[str, str]:
+        """The settings that have no effect on this network, with the reason."""
+        deeper = [site for site in range(len(chain.sites) - 1) if not is_under_the_logits(chain, site)]
+        if not deeper:
+            return {"units": "every hidden layer has all its units evaluated at once"}
+        layers = [chain.layer(site) for site in deeper]
+        if clean is not None:
+            widths = [clean.preactivations[site][0].numel() for site in deeper]
+        elif all(isinstance(layer, nn.Linear) for layer in layers):
+            widths = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
+        else:  # the width of a convolution is known once it has seen an input
+            return {}
+        most = max(widths)
+        if self.units is None and most <= DEFAULT_UNITS:
+            return {"units": f"no deeper layer has more than {DEFAULT_UNITS} units"}
+        if self.units is not None and self.units >= most:
+            return {"units": f"no deeper layer has more than {most} units, and units=null evaluates all"}
+        return {}
 
     def check_chain(self, chain: Chain) -> None:
         check_sites(chain, self.sigma, self.sampling)

@@ -43,9 +43,10 @@ class NoisyBackprop(Estimator):
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         return dict.fromkeys(Chain.of(network).site_names, "pathwise: backpropagation through the noisy network")
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        chain = Chain.of(network, x)
         require_derivatives(network, loss)
-        check_sites(Chain.of(network), self.sigma, self.sampling)
+        check_sites(chain, self.sigma, self.sampling)
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.backprop import differentiate
-from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, per_site
+from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, per_site, require_read_scales
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
@@ -64,21 +64,27 @@ class StraightThrough(Estimator):
             "the loss were linear in every unit"
         )
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
-        chain = with_slopes(Chain.of(network), self.noise, self.sigma)
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        plain = Chain.of(network, x)
+        self.check_chain(plain, loss)
+        require_read_scales(plain, self.sigma, sites_with_slopes(plain))
+
+    def check_chain(self, plain: Chain, loss: Loss) -> None:
+        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
+        chain = with_slopes(plain, self.noise, self.sigma)
         if not has_slopes(chain):
             exact = "backprop, which is exact here" if loss.differentiable else "local_expectation or hybrid"
             raise ConfigurationError(
                 "straight-through needs a piecewise-constant activation (activation=threshold or sign), this network "
                 f"has none; use estimator={exact}."
             )
-        require_cells(Chain.of(network))
+        require_cells(plain)
         require_loss_with_derivative(loss)
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
         chain = Chain.of(network, x)
-        self.check(network, loss)
+        self.check_chain(chain, loss)
         logits = with_slopes(chain, self.noise, self.sigma).clean(x).logits
         return differentiate(network, loss(logits, y).mean(), logits, forwards=len(y))
 
@@ -128,6 +134,13 @@ def with_slopes(chain: Chain, noise: Noise, sigma: float | Sequence[float | Tens
         elif facts_of(module).flat:
             _refuse_without_cells(name, module)
     return replace(chain, modules=tuple(modules))
+
+
+def sites_with_slopes(chain: Chain) -> list[int]:
+    """The layers whose noise scale a slope reads: those before a piecewise-constant activation."""
+    at = [position for position, module in enumerate(chain.modules) if isinstance(module, PiecewiseConstant)]
+    before = {sum(site < position for site in chain.sites) - 1 for position in at}
+    return sorted(before - {-1})
 
 
 def require_cells(chain: Chain) -> None:

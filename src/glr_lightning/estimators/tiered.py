@@ -7,7 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, accumulate, check_sites, per_site
+from glr_lightning.estimators.base import (
+    Estimate,
+    Estimator,
+    Family,
+    Objective,
+    accumulate,
+    check_sites,
+    per_site,
+    require_defaults,
+    require_small_chunk,
+)
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
 from glr_lightning.estimators.local_expectation import (
     Beyond,
@@ -20,7 +30,7 @@ from glr_lightning.estimators.passes import PassEstimate, Prepared, added_up
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain, require_separate_samples
+from glr_lightning.propagation.chain import Chain, CleanPass, require_separate_samples
 from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import Count, CountPerLayer, ScalePerLayer
 
@@ -66,15 +76,16 @@ class Tiered(Estimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = self.copies if isinstance(self.copies, tuple) else (self.copies,)
+        require_small_chunk(self.chunk, max(counts))
         self._ratio(max(counts))  # the layers that need no leave-one-out may have fewer, see `check_chain`
         for copies in counts:
             self.sampling.check(self.noise, copies)
 
     def _ratio(self, copies: int) -> LikelihoodRatio:
         """What serves a layer below the last two; it also validates the options."""
-        injection = Layerwise()
+        injection, chunk = Layerwise(), None if self.chunk is None else min(self.chunk, copies)
         return LikelihoodRatio(
-            self.noise, self.sigma, copies, self.sampling, self.baseline, injection, self.score, self.reach, self.chunk
+            self.noise, self.sigma, copies, self.sampling, self.baseline, injection, self.score, self.reach, chunk
         )
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
@@ -85,8 +96,18 @@ class Tiered(Estimator):
             words[-2] = "local expectation, from loss values: all units at once"
         return dict(zip(chain.site_names, words, strict=True))
 
-    def check(self, network: nn.Module, loss: Loss) -> None:
-        self.check_chain(Chain.of(network))
+    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        chain = Chain.of(network, x)
+        self.check_chain(chain)
+        require_defaults(self, self._idle(chain, None if x is None else chain.clean(x)))
+
+    def _idle(self, chain: Chain, clean: CleanPass | None) -> dict[str, str]:
+        below = [(site,) for site in range(len(chain.sites)) if not _is_on_top(chain, site)]
+        if not below:
+            reason = "it is for layers below the last two, whose local expectations do not read it"
+            return dict.fromkeys(("baseline", "score", "reach", "chunk"), reason)
+        copies = max(self.copies) if isinstance(self.copies, tuple) else self.copies
+        return self._ratio(copies).idle(chain, below, clean)
 
     def check_chain(self, chain: Chain) -> None:
         check_sites(chain, self.sigma, self.sampling)

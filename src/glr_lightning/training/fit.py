@@ -81,6 +81,7 @@ def train(
     built = build(parts, trusted=allowed)
     chosen = built.pop("callbacks")
     module = GLRModule(network, **built, seed=config["seed"])
+    module.estimator.check(network, module.loss, data.split("train", 8)[0])  # with images, some of it depends on them
     require_working_optimizer(module)
     has_validation = data.val_dataloader() != []
     callbacks = [*_callbacks(config, chosen), *run_checkpoints(folder, has_validation)]

@@ -81,7 +81,10 @@ class Annealing(TrainingCallback):
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
         """Try out all epochs. Raises ConfigurationError."""
-        self.check_epochs(module.estimator, _epochs(trainer))
+        initial, epochs = module.estimator, _epochs(trainer)
+        self.check_epochs(initial, epochs)
+        changed: Any = initial
+        dataclasses.replace(changed, **self.at(initial, epochs - 1, epochs)).check(module.network, module.loss)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the module's estimator for the first epoch's."""
