@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
@@ -39,12 +39,16 @@ class Groups:
     @classmethod
     def present(cls) -> "Groups":
         """Return those of the Hydra application that runs, or those of conf/ if none does."""
-        if GlobalHydra.instance().is_initialized():
-            loader: Any = GlobalHydra.instance().config_loader()
-            return cls(loader.repository)
         Plugins.instance()  # registers how folders and packages are read
         path = ConfigSearchPathImpl()
-        path.append("main", f"file://{CONF_DIR}")
+        running = GlobalHydra.instance()
+        if running.is_initialized():
+            for each in running.config_loader().get_search_path().get_path():
+                path.append(str(each.provider), str(each.path))
+        else:
+            path.append("main", f"file://{CONF_DIR}")
+        for folder in user_folders():
+            path.append("user", folder)
         return cls(ConfigRepository(path))
 
     @classmethod
@@ -53,12 +57,14 @@ class Groups:
 
         Hydra forgets its search path before `hydra.main` returns, and its errors name neither it nor the choices.
         """
-        repository = None
+        repository: Any = None
         choices: dict[str, Any] = {}
         for frame in _frames(error.__traceback__):
             owner = frame.f_locals.get("self")
+            searched = [frame.f_locals.get(name) for name in ("caching_repo", "repo")]  # with hydra.searchpath
             if isinstance(owner, ConfigLoaderImpl):
                 repository = owner.repository
+            repository = next((each for each in searched if isinstance(each, IConfigRepository)), repository)
             choices |= getattr(owner, "known_choices", None) or {}
         return cls.present() if repository is None else cls(repository, choices)
 
