@@ -1,4 +1,4 @@
-"""Random streams of a training step, each a function of what names it, so that a resumed run repeats them."""
+"""Random streams, each a function of what names it, so that a resumed run repeats them."""
 
 import hashlib
 import math
@@ -13,7 +13,7 @@ from glr_lightning.errors import ConfigurationError
 
 
 def step_generator(seed: int, step: int, rank: int, device: torch.device, use: str = "") -> torch.Generator:
-    """The generator of one use in one step of one process. use: "" for the noise of the estimators."""
+    """Return the generator of one use in one step of one process; use "" is the noise of the estimators."""
     name = f"{seed}/{step}/{rank}" + (f"/{use}" if use else "")
     digest = hashlib.blake2b(name.encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest))
@@ -35,7 +35,7 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finaliser, in place: a bijection of 64-bit patterns. The masks make the shifts logical."""
+    """Apply SplitMix64's finaliser in place: a bijection of 64-bit patterns. The masks make the shifts logical."""
     bits ^= (bits >> 30).bitwise_and_(2**34 - 1)
     bits *= _FIRST
     bits ^= (bits >> 27).bitwise_and_(2**37 - 1)
@@ -77,8 +77,10 @@ class ImageRandom:
         return (self._bits(shape, stream) >> 40).bitwise_and_(2**24 - 1).to(torch.float32).mul_(2.0**-24)
 
     def open_uniform(self, shape: Sequence[int], stream: int) -> Tensor:
-        """Uniform on (0, 1), for inverse distribution functions: `uniform` moved by half a step, except that the last
-        would round to 1 in float32, and stays."""
+        """Uniform on (0, 1), for inverse distribution functions.
+
+        It is `uniform` moved by half a step, except that the last value would round to 1 in float32, and stays.
+        """
         return self.uniform(shape, stream).add_(2.0**-25).clamp_(max=1.0 - 2.0**-24)
 
     def normal(self, shape: Sequence[int], stream: int) -> Tensor:
@@ -110,6 +112,6 @@ class ImageRandom:
 
 
 def generator_for(device: torch.device, *what: Any) -> torch.Generator:
-    """A generator of its own for everything that is drawn, whatever else is on the list."""
+    """Return a generator that depends on `what` is drawn alone, by its repr."""
     digest = hashlib.blake2b(repr(what).encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest))

@@ -116,6 +116,14 @@ def test_the_honest_preset_runs_on_any_network(network: nn.Module) -> None:
     assert not any(row.unreliable for row in worst)
 
 
+def test_a_network_in_training_is_tested_in_eval_mode_and_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4)).train()
+    (row,) = evaluate(network, *images(), ["clean"])
+    assert not row.randomized
+    assert all(module.training for module in network.modules())
+
+
 def test_certificates_take_noise_of_their_own() -> None:
     certification = Certification(radii=(0.0, 0.1), sigma=0.5, draws=50)
     rows = evaluate(linear((1, 8, 8)), *images(10), ["clean", certification])

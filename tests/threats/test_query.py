@@ -24,7 +24,7 @@ from glr_lightning.threats.attacks.input_gradient import (
     straight_through,
 )
 from glr_lightning.threats.attacks.query import Query
-from glr_lightning.threats.base import GradientOptions
+from glr_lightning.threats.facts import GradientOptions
 from tests.checks.zscores import assert_gradient
 
 HIDDEN, CLASSES, SHAPE = 4, 3, (1, 2, 3)

@@ -402,7 +402,7 @@ class TestThreat:
             (lambda: attack(fgsm, epsilon=0.1, norm="l2"), "unknown norm 'l2'"),
             (lambda: attack(lambda model, x, y, *, random: x), "does not say what it can do"),
             (lambda: attack("my_package.nowhere.attack"), "there is no function 'my_package.nowhere.attack'"),
-            (lambda: attack(fgsm, epsilon=0.1, steps=3), "fgsm has no option 'steps'"),
+            (lambda: attack(fgsm, epsilon=0.1, steps=3), "there is no option 'steps'"),
             (lambda: AttackFacts(norms=("l7",)), "unknown norm 'l7'"),
             (lambda: AttackFacts(gradient_sources=("guess",)), "unknown gradient_source 'guess'"),
             (lambda: Clean(levels=()), "no levels"),

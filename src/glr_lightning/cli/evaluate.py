@@ -57,6 +57,7 @@ def _evaluate(composed: DictConfig) -> None:
 
 
 def main() -> None:
+    """Run glr-evaluate with the arguments of the command line."""
     terminal.run_command("evaluate", _evaluate)
 
 

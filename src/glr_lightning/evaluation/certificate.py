@@ -78,11 +78,11 @@ class Certificate:
 
     @property
     def abstained(self) -> Tensor:
-        """bool [n]."""
+        """Whether the certificate was refused, bool [n]."""
         return self.radius == 0
 
     def correct(self, y: Tensor, radius: float) -> Tensor:
-        """bool [n]: right, and certified up to and including the radius. At 0: right and not abstained."""
+        """Whether an image is right, and certified up to and including the radius, bool [n]. At 0: not abstained."""
         return (self.prediction == y) & (self.radius > radius)
 
 
@@ -98,7 +98,7 @@ def certify(
     selection: int = 100,
     alpha: float = 0.001,
 ) -> Certificate:
-    """Certificates in the norm ||diag(1/sigma) W d||_2, in standard deviations of the first layer's noise.
+    """Certify images in the norm ||diag(1/sigma) W d||_2, in standard deviations of the first layer's noise.
 
     Args:
         network: a chain in eval mode whose first layer is affine in the image.
@@ -108,7 +108,9 @@ def certify(
         seed: all randomness; the noise of draw j is a function of (seed, j, layer), the same for all images.
         noise: the density above the first layer, by default Gaussian. That its tails are cut beyond 2^-24 changes f,
             not the theorem.
-        draws, selection, alpha: see the module.
+        draws: Monte Carlo draws that count the class.
+        selection: draws that choose it before.
+        alpha: a certificate is false with at most this probability.
 
     Raises ConfigurationError for another network.
     """
@@ -137,12 +139,11 @@ def lower_bound(hits: Tensor, n: int, alpha: float) -> Tensor:
 
 @torch.no_grad()
 def largest_shift(network: nn.Module, x: Tensor, sigma: float | Tensor, norm: str) -> float:
-    """An upper bound of ||diag(1/sigma) W d||_2 over all d of norm 1; a certificate's radius divided by it is one in
-    that norm.
+    """Return an upper bound of ||diag(1/sigma) W d||_2 over all d of norm 1.
 
-    W is the first layer's, over the std of a `Standardise` before it, for images like x [B, C, H, W]. For a linear
-    layer it is exact in L2, the largest singular value. In L-infinity the maximum is NP-hard; the least of these is
-    taken, with A = diag(1/sigma) W:
+    A certificate's radius divided by it is one in that norm. W is the first layer's, over the std of a `Standardise`
+    before it, for images like x [B, C, H, W]. For a linear layer it is exact in L2, the largest singular value. In
+    L-infinity the maximum is NP-hard; the least of these is taken, with A = diag(1/sigma) W:
 
         ||A d||_2 <= || row sums of |A| ||_2
         ||A d||_2 <= sqrt(sum_i c_i) || A diag(c)^-1/2 ||   for any c > 0: here 1, and the row sums of |A^T A|

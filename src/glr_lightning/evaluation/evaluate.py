@@ -22,7 +22,7 @@ from glr_lightning.evaluation.tasks import AttemptTask, CertificationTask, Task
 from glr_lightning.evaluation.worst_case import cross_check
 from glr_lightning.terminal import progress_bar
 from glr_lightning.threats import Attack, Threat
-from glr_lightning.threats.base import WHITE_BOX
+from glr_lightning.threats.facts import WHITE_BOX
 
 
 def evaluate(

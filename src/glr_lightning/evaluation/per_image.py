@@ -46,7 +46,8 @@ def per_image(correct: Tensor, prediction: Tensor, labels: Tensor, examples: Ten
 
     Args:
         correct: bool [n].
-        prediction, labels: int64 [at least k].
+        prediction: int64 [at least k].
+        labels: int64 [at least k].
         examples: float [k, C, H, W] in [0, 1], the first images as the threat left them.
     """
     shown = examples.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)

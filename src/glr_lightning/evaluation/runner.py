@@ -145,9 +145,9 @@ def measure(attempt: Attempt, inputs: Inputs, batch: Batch, perturbed: Perturbed
     bound = attempt.parameters["epsilon"] * (1 + TOLERANCE) + TOLERANCE if attempt.threat.norm else math.inf
     finite = images.flatten(1).isfinite().all(1)
     budget = (l2 if attempt.threat.norm == "l2" else linf) <= bound
-    lawful = finite & inside & budget
-    if not lawful.all():  # what breaks the rules has achieved nothing: the image counts as it was
-        prediction = torch.where(lawful, prediction, inputs.scores(x, random).argmax(1))
+    valid = finite & inside & budget
+    if not valid.all():  # what breaks the rules has achieved nothing: the image counts as it was
+        prediction = torch.where(valid, prediction, inputs.scores(x, random).argmax(1))
     return Measured(
         correct=prediction == y,
         prediction=prediction,

@@ -51,7 +51,7 @@ class Measured:
         return cls(**joined)
 
     @property
-    def lawful(self) -> Tensor:
+    def valid(self) -> Tensor:
         """Whether the image keeps all rules, bool."""
         return self.finite & self.inside & self.budget
 
@@ -90,7 +90,8 @@ def summarise(
         attempt: what was run.
         measured: what it achieved.
         shared: the fields that all rows of the inputs share.
-        seconds, fingerprint: fields of the row.
+        seconds: wall time of the row.
+        fingerprint: the hash of all that the row depends on.
     """
     threat = attempt.threat
     share = float(measured.zero_gradient.double().nanmean())  # an image that was done at once needed no gradient
@@ -128,7 +129,7 @@ def summarise(
         seconds=seconds,
         zero_gradient_fraction=None if math.isnan(share) else share,
         masked=bool(masked),
-        out_of_budget=not bool(measured.lawful.all()),
+        out_of_budget=not bool(measured.valid.all()),
         unreliable=bool(masked),
         note="; ".join(filter(None, notes)),
         fingerprint=fingerprint,
@@ -159,10 +160,10 @@ def _masked(source: str, share: float) -> str:
 
 def _broken_rules(measured: Measured) -> str:
     """Count the images that break a rule; "" if none does."""
-    lawful = measured.lawful
-    if lawful.all():
+    valid = measured.valid
+    if valid.all():
         return ""
     rules = {"not finite": measured.finite, "outside [0, 1]": measured.inside, "beyond epsilon": measured.budget}
     counts = {words: int((~kept).sum()) for words, kept in rules.items()}
     details = ", ".join(f"{words}: {count}" for words, count in counts.items() if count)
-    return f"{int((~lawful).sum())} of {len(lawful)} images break the rules ({details})"
+    return f"{int((~valid).sum())} of {len(valid)} images break the rules ({details})"

@@ -6,152 +6,30 @@ function, by `@declare(AttackFacts(...))`. `attack` and `corruption` make the va
 constants of a configuration; the function may come from any package.
 """
 
-import functools
-import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, ParamSpec, final
+from typing import Any, final
 
 import hydra.utils
-from annotated_types import Interval
 from torch import Tensor
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.validation import MOST, Checked, Count, NonEmpty, Positive, checked, checked_arguments, choice
+from glr_lightning.threats.facts import (
+    GRADIENT_SOURCES,
+    NORMS,
+    GradientOptions,
+    Norm,
+    Source,
+    facts_of,
+    name_of,
+    require_package,
+)
+from glr_lightning.validation import Count, NonEmpty, Positive, checked, checked_arguments, choice
 
-P = ParamSpec("P")
-
-WHITE_BOX = ("autograd", "straight_through", "likelihood_ratio")
-"""Where the gradient of the attacked network itself can come from."""
-GRADIENT_SOURCES = ("none", "transfer", *WHITE_BOX)
-NORMS = ("linf", "l2")
-ARGUMENTS = ("model", "x", "y", "random", "target")
-"""What the evaluation hands to a threat function; its other arguments are parameters."""
-
-Norm = Literal["linf", "l2"]
-Source = Literal["none", "transfer", "autograd", "straight_through", "likelihood_ratio"]
 Parameters = Mapping[str, Any]
 Levels = Sequence[tuple[float | None, Parameters]]
-
-
-@final
-@dataclass(frozen=True)
-class GradientOptions(Checked):
-    """How an attack's gradients are computed.
-
-    Attributes:
-        smoothing: of straight-through slopes and of the likelihood ratio, see `attacks.input_gradient.scales`.
-        copies: of the noise in a likelihood-ratio gradient, an even number.
-        eot: where the network's own predictions are random, scores and gradients are means over at least this many
-            noisy passes: the expectation over the transformation (Athalye, Engstrom, Ilyas & Kwok, ICML 2018).
-
-    Raises:
-        ConfigurationError: a value out of range.
-    """
-
-    smoothing: Annotated[float, Interval(ge=1e-6, le=1e6)] = 0.25
-    copies: Annotated[int, Interval(ge=4, le=MOST)] = 64
-    eot: Count = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.copies % 2:
-            raise ConfigurationError(f"copies must be an even number, got {self.copies}.", option="copies")
-
-
-@final
-@dataclass(frozen=True)
-class AttackFacts:
-    """What an attack's function can do.
-
-    Attributes:
-        norms: the norms in which its parameter `epsilon` can bound the change, the usual one first; empty for a
-            function without that parameter.
-        gradient_sources: where its gradient can come from, some of GRADIENT_SOURCES, the usual one first.
-        searches: whether it follows the gradients or scores of the network it is given. Random points do not, and
-            say nothing about robustness.
-        requires: a package that has to be installed for it and is an extra of this one.
-
-    Raises:
-        ConfigurationError: an unknown norm or gradient source.
-    """
-
-    norms: tuple[str, ...] = ()
-    gradient_sources: tuple[str, ...] = ("none",)
-    searches: bool = True
-    requires: str = ""
-
-    def __post_init__(self) -> None:
-        for norm in self.norms:
-            choice("norm", norm, NORMS)
-        for source in self.gradient_sources:
-            choice("gradient_source", source, GRADIENT_SOURCES)
-
-
-def checked_parameters(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Check the parameters of every call of a threat function against their hints.
-
-    Raises:
-        ConfigurationError: (from the call) a parameter that its hint does not accept.
-    """
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        parameters = {name: value for name, value in kwargs.items() if name not in ARGUMENTS}
-        kwargs.update(checked_arguments(function, parameters))
-        return function(*args, **kwargs)
-
-    return call
-
-
-def declare(facts: AttackFacts) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
-    """Mark a function as an attack with these facts, and check its parameters as `checked_parameters` does."""
-
-    def mark(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-            require_package(function, facts)
-            return checking(*args, **kwargs)
-
-        checking = checked_parameters(function)
-        call.facts = facts  # type: ignore[attr-defined]
-        return call
-
-    return mark
-
-
-def require_package(function: Callable[..., Tensor], facts: AttackFacts) -> None:
-    """Refuse an attack whose package is not installed.
-
-    Raises:
-        ConfigurationError: says what to install.
-    """
-    try:
-        if facts.requires:
-            importlib.import_module(facts.requires)
-    except ImportError:
-        raise ConfigurationError(
-            f"{_name(function)} needs {facts.requires}, which is not installed; run pip install "
-            f'"glr-lightning[{facts.requires}]" (in a checkout ".[{facts.requires}]"), or leave {_name(function)} out '
-            "of threat=..."
-        ) from None
-
-
-def facts_of(function: Callable[..., Tensor]) -> AttackFacts:
-    """The declared facts of an attack's function.
-
-    Raises:
-        ConfigurationError: the function is not declared to be an attack.
-    """
-    facts = getattr(function, "facts", None)
-    if not isinstance(facts, AttackFacts):
-        raise ConfigurationError(
-            f"{_name(function)} does not say what it can do as an attack; put "
-            "@glr_lightning.threats.declare(AttackFacts(...)) above it."
-        )
-    return facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +73,7 @@ class Threat(ABC):
 
     def __post_init__(self) -> None:
         if not self.levels:
-            raise ConfigurationError(f"the threat {_name(self.function)} has no levels; give at least one.")
+            raise ConfigurationError(f"the threat {name_of(self.function)} has no levels; give at least one.")
         for _, parameters in self.levels:
             self._check_parameters(parameters)
 
@@ -206,7 +84,7 @@ class Threat(ABC):
             inspect.signature(self.function).bind(None, None, None, random=None, **target, **parameters)
         except TypeError as error:
             raise ConfigurationError(
-                f"{_name(self.function)} cannot be called as "
+                f"{name_of(self.function)} cannot be called as "
                 f"threat(model, x, y, random=..., **{dict(parameters)}): {error}."
             ) from error
 
@@ -252,12 +130,14 @@ class Attack(Threat):
         super().__post_init__()
         choice("norm", self.norm, ("", *NORMS))
         if not self.gradient_sources:
-            raise ConfigurationError(f"the attack {_name(self.function)} has no gradient_source; use 'none' for that.")
+            raise ConfigurationError(
+                f"the attack {name_of(self.function)} has no gradient_source; use 'none' for that."
+            )
         for source in self.gradient_sources:
             choice("gradient_source", source, GRADIENT_SOURCES)
         if self.norm and not all("epsilon" in parameters for _, parameters in self.levels):
             raise ConfigurationError(
-                f"{_name(self.function)} has norm={self.norm!r} but a level without epsilon; give every level its "
+                f"{name_of(self.function)} has norm={self.norm!r} but a level without epsilon; give every level its "
                 "epsilon."
             )
 
@@ -345,7 +225,7 @@ def attack(
             raise ConfigurationError("epsilon must be a number above 0, or a list of them; for example epsilon=0.1.")
         return Attack(function=found, levels=((None, parameters),), **settings)
     if "epsilon" not in known:
-        raise ConfigurationError(f"{_name(found)} has no bound, got epsilon={epsilon!r}; use epsilon=null.")
+        raise ConfigurationError(f"{name_of(found)} has no bound, got epsilon={epsilon!r}; use epsilon=null.")
     norm_of = choice("norm", norm or facts.norms[0], facts.norms)
     if "norm" in known:
         parameters["norm"] = norm_of
@@ -364,7 +244,3 @@ def _function(function: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
             f"there is no function {function!r}: {' '.join(str(error).split())}", option="function"
         ) from error
     return found
-
-
-def _name(function: Callable[..., Tensor]) -> str:
-    return getattr(function, "__name__", repr(function))

@@ -56,6 +56,7 @@ class AdversarialSet:
         return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
 
     def __call__(self, model: Any, x: Tensor, y: Tensor, *, random: ImageRandom, **_: Any) -> Tensor:
+        """Look the images up, by their positions in the data set."""
         index = random.index.cpu()
         inside = bool((index < len(self.images)).all())
         if not inside or not torch.equal(self.checksums[index], image_checksums(x, y)):

@@ -5,7 +5,7 @@ from torch import Tensor
 from glr_lightning.randomness import ImageRandom
 from glr_lightning.threats.attacks.input_gradient import Scores
 from glr_lightning.threats.attacks.query import Query
-from glr_lightning.threats.base import WHITE_BOX, AttackFacts, declare
+from glr_lightning.threats.facts import WHITE_BOX, AttackFacts, declare
 from glr_lightning.validation import Positive
 
 

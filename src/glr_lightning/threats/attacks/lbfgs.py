@@ -11,7 +11,7 @@ from glr_lightning.threats.attacks.input_gradient import Scores, cross_entropy
 from glr_lightning.threats.attacks.objective import Objective
 from glr_lightning.threats.attacks.quasi_newton import InverseHessian, dot
 from glr_lightning.threats.attacks.query import Query
-from glr_lightning.threats.base import WHITE_BOX, AttackFacts, declare
+from glr_lightning.threats.facts import WHITE_BOX, AttackFacts, declare
 from glr_lightning.validation import Positive
 
 HISTORY = 100  # and the tolerances: torch.optim.LBFGS's defaults

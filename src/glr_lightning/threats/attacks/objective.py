@@ -1,4 +1,4 @@
-"""What an attack wants of its images, and the best that it has found so far."""
+"""The objective of an attack, and the best images found so far."""
 
 from dataclasses import dataclass
 from typing import final
@@ -26,26 +26,28 @@ class Objective:
 
     @staticmethod
     def of(y: Tensor, target: Tensor | None) -> "Objective":
+        """Return the objective for labels, or for targets if there are any."""
         return Objective(y, 1.0) if target is None else Objective(target, -1.0)
 
     def take(self, rows: Tensor) -> "Objective":
+        """Return the objective of some of the images."""
         return Objective(self.classes[rows], self.sign)
 
     def copies(self, count: int) -> "Objective":
-        """The objective of so many copies of the batch, copy-major."""
+        """Return the objective of `count` copies of the batch, copy-major."""
         return Objective(self.classes.repeat(count), self.sign)
 
     def reached(self, scores: Tensor) -> Tensor:
-        """Is the prediction wrong, or the target? bool [B]."""
+        """Return whether the prediction is wrong, or is the target; bool [B]."""
         hit = scores.argmax(1) == self.classes
         return hit if self.sign < 0 else ~hit
 
     def height(self, scores: Tensor, loss: AttackLoss) -> Tensor:
-        """What the attack makes large, [B]: the loss against the label, or minus that against the target."""
+        """Return what the attack makes large, [B]: the loss against the label, or minus that against the target."""
         return self.sign * loss(scores, self.classes)
 
     def uphill(self, query: Query, x: Tensor, loss: AttackLoss) -> Tensor:
-        """The gradient of the height, [B, C, H, W]."""
+        """Return the gradient of the height, [B, C, H, W]."""
         return self.sign * query.gradient(x, self.classes, loss)
 
 
@@ -67,7 +69,7 @@ class Best:
 
     @property
     def open(self) -> Tensor:
-        """The images that are not there yet, int64 [m]."""
+        """The images that have not reached the objective, int64 [m]."""
         return (~self.reached).nonzero().squeeze(1)
 
     def offer(self, rows: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:

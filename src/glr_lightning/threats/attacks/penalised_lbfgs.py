@@ -8,7 +8,7 @@ from glr_lightning.threats.attacks.input_gradient import Scores, margin
 from glr_lightning.threats.attacks.objective import ROUNDING, Objective
 from glr_lightning.threats.attacks.quasi_newton import InverseHessian, dot
 from glr_lightning.threats.attacks.query import Query
-from glr_lightning.threats.base import WHITE_BOX, AttackFacts, declare
+from glr_lightning.threats.facts import WHITE_BOX, AttackFacts, declare
 from glr_lightning.validation import Count, Positive
 
 HISTORY = 10

@@ -10,7 +10,7 @@ from glr_lightning.threats.attacks.ball import direction, project, uniform_in_ba
 from glr_lightning.threats.attacks.input_gradient import ATTACK_LOSSES, AttackLoss, LossName, Scores
 from glr_lightning.threats.attacks.objective import Best, Objective
 from glr_lightning.threats.attacks.query import Query
-from glr_lightning.threats.base import WHITE_BOX, AttackFacts, Norm, declare
+from glr_lightning.threats.facts import WHITE_BOX, AttackFacts, Norm, declare
 from glr_lightning.validation import Count, NonEmpty, Positive
 
 

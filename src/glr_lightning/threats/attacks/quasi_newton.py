@@ -28,7 +28,7 @@ class InverseHessian:
         self._scale: Tensor | None = None
 
     def update(self, step: Tensor, change: Tensor) -> None:
-        """s and y of every row, [B, N]."""
+        """Add a pair: the step s and the change y of the gradient in every row, [B, N]."""
         curvature = dot(step, change)
         valid = curvature > (self._caution * dot(step, step)).clamp_min(1e-10)
         safe = torch.where(valid, curvature, 1.0)
@@ -38,12 +38,12 @@ class InverseHessian:
         self._scale = torch.where(valid, safe / dot(change, change), scale)
 
     def take(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Keep these rows only."""
         self._pairs = [(step[rows], change[rows], rho[rows]) for step, change, rho in self._pairs]
         self._scale = None if self._scale is None else self._scale[rows]
 
     def __matmul__(self, gradient: Tensor) -> Tensor:
-        """The product with a gradient, [B, N]: the two-loop recursion."""
+        """Multiply with a gradient, [B, N], by the two-loop recursion."""
         weights = []
         for step, change, rho in reversed(self._pairs):
             weight = rho * dot(step, gradient)

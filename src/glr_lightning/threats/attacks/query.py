@@ -18,14 +18,15 @@ from glr_lightning.threats.attacks.input_gradient import (
     likelihood_ratio_gradient,
     straight_through,
 )
-from glr_lightning.threats.base import GradientOptions
+from glr_lightning.threats.facts import GradientOptions
 
-FRESH = 0x9E3779B97F4A7C15  # odd: every query of a noisy network has a seed of its own, and none the judge's
+FRESH = 0x9E3779B97F4A7C15
+"""Odd: every query of a noisy network has a seed of its own, and none that of the evaluation's predictions."""
 
 
 @dataclass(frozen=True)
 class QueryCount:
-    """What an attack has cost, and met, so far. It is written by the `Query` and read by the harness.
+    """What an attack has cost, and met, so far. The `Query` writes it.
 
     queries: int64 [B], forward passes of each image.
     zero_gradient: float [B], 1 where the image's first gradient was exactly zero, or NaN, 0 where not, NaN before it.
@@ -45,13 +46,13 @@ class Query:
 
     Args:
         network: maps images to scores. A `NoiseAveraged` one draws fresh noise at every query.
-        images: int, B.
+        images: [B, C, H, W], of which the number and the device are read.
         source: "autograd", "straight_through" or "likelihood_ratio", of which the last two need an nn.Sequential.
         random: the randomness of these images; by default that of seed 0 and the images' places in the batch.
         options: how gradients are computed.
-        randomized: are the network's predictions random? Then scores and gradients are means over `draws` queries,
-            which make `options.eot` noisy passes or more; and an attack should not stop at its first success, a lucky
-            draw, as it is judged by another.
+        randomized: whether the network's predictions are random. Then scores and gradients are means over `draws`
+            queries, which make `options.eot` noisy passes or more; and an attack should not stop at its first success,
+            a lucky draw, as its images are classified under another.
     """
 
     def __init__(

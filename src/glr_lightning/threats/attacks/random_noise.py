@@ -8,7 +8,7 @@ from glr_lightning.threats.attacks.ball import direction, uniform_in_ball
 from glr_lightning.threats.attacks.input_gradient import Scores, margin
 from glr_lightning.threats.attacks.objective import Best, Objective
 from glr_lightning.threats.attacks.query import Query
-from glr_lightning.threats.base import AttackFacts, Norm, declare
+from glr_lightning.threats.facts import AttackFacts, Norm, declare
 from glr_lightning.validation import Count, Positive
 
 

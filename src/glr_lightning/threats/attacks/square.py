@@ -13,7 +13,7 @@ from glr_lightning.threats.attacks.ball import direction, length
 from glr_lightning.threats.attacks.input_gradient import Scores, cross_entropy, margin
 from glr_lightning.threats.attacks.objective import Best, Objective
 from glr_lightning.threats.attacks.query import Query
-from glr_lightning.threats.base import AttackFacts, Norm, declare
+from glr_lightning.threats.facts import AttackFacts, Norm, declare
 from glr_lightning.validation import MOST, Count, Positive
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 iterations; the paper's, section B.2
@@ -107,7 +107,7 @@ def _stripes(x: Tensor, epsilon: float, random: ImageRandom) -> Tensor:
 
 
 def _linf_step(x: Tensor, best: Tensor, epsilon: float, share: float, u: Tensor) -> Tensor:
-    """u [m, 2 + C]: the square's place and its signs."""
+    """Set one square; u [m, 2 + C] holds its place and its signs."""
     height, width = x.shape[2:]
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
     top, left = _corners(u, side, height, width)
@@ -134,10 +134,12 @@ def bump(side: int) -> Tensor:
         distance = torch.maximum(row.abs()[:, None], column.abs()[None, :])
         terms = 1.0 / torch.arange(1.0, max(height, width) // 2 + 2) ** 2
         pattern = terms.flip(0).cumsum(0).flip(0)[distance]
-        return pattern / pattern.norm().clamp_min(1e-12)
+        scaled: Tensor = pattern / pattern.norm().clamp_min(1e-12)
+        return scaled
 
     pattern = torch.cat([peak(side // 2, side), -peak(side - side // 2, side)])
-    return pattern / pattern.norm()
+    unit: Tensor = pattern / pattern.norm()
+    return unit
 
 
 def _bumps(x: Tensor, epsilon: float, random: ImageRandom) -> Tensor:
@@ -154,7 +156,7 @@ def _bumps(x: Tensor, epsilon: float, random: ImageRandom) -> Tensor:
 
 
 def _l2_step(x: Tensor, best: Tensor, epsilon: float, share: float, u: Tensor) -> Tensor:
-    """u [m, 5 + C]: the places of two windows, is the bump transposed, its signs.
+    """Move the change of one window to another; u [m, 5 + C]: their places, whether the bump is transposed, its signs.
 
     The norm that the change has in both windows, and has not used up, goes into the first, in the shape of a bump added
     to what was there; the second is emptied.

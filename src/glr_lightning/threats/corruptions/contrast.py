@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.base import checked_parameters
+from glr_lightning.threats.facts import checked_parameters
 from glr_lightning.validation import NonNegative
 
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.base import checked_parameters
 from glr_lightning.threats.corruptions.filters import correlate, gaussian_weights, pad
+from glr_lightning.threats.facts import checked_parameters
 from glr_lightning.validation import NonNegative, Positive
 
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.base import checked_parameters
 from glr_lightning.threats.corruptions.filters import gaussian_filter
+from glr_lightning.threats.facts import checked_parameters
 from glr_lightning.validation import NonNegative
 
 
@@ -51,7 +51,7 @@ def _pixels(height: int, width: int) -> Tensor:
 
 
 def _flow(random: ImageRandom, height: int, width: int, alpha: float, sigma: float) -> Tensor:
-    """d in pixels: [B, H, W, 2]; alpha and sigma in pixels."""
+    """The flow d in pixels: [B, H, W, 2]; alpha and sigma in pixels."""
     if alpha == 0.0:
         return torch.zeros(1, device=random.index.device)
     field = 2.0 * random.uniform((2, height, width), stream=0) - 1.0

@@ -8,8 +8,8 @@ from annotated_types import Interval
 from torch import Tensor
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.base import checked_parameters
 from glr_lightning.threats.corruptions.filters import gaussian_filter
+from glr_lightning.threats.facts import checked_parameters
 from glr_lightning.validation import MOST, Count, NonNegative, Share
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.base import checked_parameters
+from glr_lightning.threats.facts import checked_parameters
 from glr_lightning.validation import Share
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.base import checked_parameters
+from glr_lightning.threats.facts import checked_parameters
 
 
 @checked_parameters

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.base import checked_parameters
 from glr_lightning.threats.corruptions.filters import correlate, pad
+from glr_lightning.threats.facts import checked_parameters
 from glr_lightning.validation import Count, Positive
 
 STEEPEST = math.pi / 4

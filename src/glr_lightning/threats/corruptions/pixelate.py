@@ -7,7 +7,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.base import checked_parameters
+from glr_lightning.threats.facts import checked_parameters
 
 
 @checked_parameters

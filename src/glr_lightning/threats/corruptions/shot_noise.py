@@ -9,7 +9,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from glr_lightning.randomness import ImageRandom
-from glr_lightning.threats.base import checked_parameters
+from glr_lightning.threats.facts import checked_parameters
 
 MOST_PHOTONS = 1000
 """The table of `_quantiles` grows with the square; with more, gaussian_noise with std=0.03 is stronger."""
