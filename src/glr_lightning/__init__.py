@@ -6,7 +6,7 @@ The public names are imported when they are first used, so that `import glr_ligh
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 if TYPE_CHECKING:
     from glr_lightning import activations, estimators, losses, networks, noise
