@@ -13,6 +13,8 @@ from typing import Any
 import nbformat
 import yaml
 
+from glr_lightning.config import SHORT_FORMS
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 PACKAGE = ROOT / "src" / "glr_lightning"
@@ -204,6 +206,12 @@ def _group_comments(conf: Path) -> dict[str, str]:
     return found
 
 
+def short_form_table() -> str:
+    """A Markdown table of the short forms of options."""
+    lines = ["| short form | stands for |", "|---|---|"]
+    return "\n".join(lines + [f"| `{short}` | `{long}` |" for short, long in SHORT_FORMS.items()])
+
+
 def configuration_page(conf: Path = CONF) -> str:
     """The reference of every group and every option."""
     what = _group_comments(conf)
@@ -213,6 +221,9 @@ def configuration_page(conf: Path = CONF) -> str:
         "by `SETTING=VALUE`, both on the command line of [the commands](commands.md) or in an experiment file.",
         "## All groups",
         group_table(conf),
+        "## Short forms",
+        "On a command line a short form stands for the longer name.",
+        short_form_table(),
     ]
     for group in groups(conf):
         parts.append(f"## {group} {{ #{_anchor(group)} }}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from glr_lightning.cli import diagnose, evaluate, report, train
+from glr_lightning.config import SHORT_FORMS
 from tests.checks.cli_runner import run_cli
 from tests.checks.docs_scripts import docs_script
 
@@ -51,13 +52,13 @@ def test_every_option_that_the_text_names_exists() -> None:
     pytest.importorskip("nbformat")
     generated = docs_script("generated")
     groups = {group: {option.name for option in generated.options(group)} for group in generated.groups()}
-    groups |= {group.split("/")[-1]: names for group, names in groups.items() if group.startswith("estimator/")}
+    groups |= {short: groups[long] for short, long in SHORT_FORMS.items() if "/" in long}
     texts = [(generated.CONF / f"{command}.yaml").read_text(encoding="utf-8") for command in generated.COMMANDS]
     keys = {setting.path for text in texts for setting in generated.settings(text)}
     keys |= {
         each.path for group in generated.groups() for option in generated.options(group) for each in option.settings
     }
-    keys |= {key.removeprefix("estimator.") for key in keys if key.startswith("estimator.")}
+    keys |= {short for short, long in SHORT_FORMS.items() if long in keys}
     named = named_options()
     assert len(named) > 30
     for page, key, value in named:
