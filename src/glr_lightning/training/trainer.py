@@ -5,7 +5,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -14,7 +14,9 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.validation import checked_arguments
 
+Deterministic = bool | Literal["warn"]
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 _LENGTH = "the length of a training is given by epochs=NUMBER, which schedules and results count on"
 _OPTIMIZATION = "gradients are estimated and not differentiated, so Lightning does not see them"
@@ -97,10 +99,11 @@ def checked_options(node: Any) -> dict[str, Any]:
     if precision not in PRECISIONS:
         raise ConfigurationError(
             f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}. "
-            "(16-mixed cannot work: its gradient scaling needs a backward pass.)"
+            "(16-mixed cannot work: its gradient scaling needs a backward pass.)",
+            option="trainer.precision",
         )
     _require_devices(node.get("devices", 1))
-    return {str(key): value for key, value in node.items()}
+    return checked_arguments(pl.Trainer.__init__, node, "trainer", hints={"deterministic": Deterministic})
 
 
 def _require_devices(devices: Any) -> None:
@@ -110,5 +113,6 @@ def _require_devices(devices: Any) -> None:
     if not indices or not whole or len(set(indices)) < len(indices):
         raise ConfigurationError(
             f"devices must be how many devices to use, at least 1, or a list of the indices of GPUs, got {devices!r}; "
-            "use for example devices=1."
+            "use for example devices=1.",
+            option="trainer.devices",
         )
