@@ -231,7 +231,8 @@ def alignment(moments: Moments, truth: Reference) -> float | None:
     squared = float(moments.mean @ moments.mean) - noise  # noise is no length
     if not squared > noise or not truth.squared_length > 0:
         return None
-    cosine = float(moments.mean @ truth.mean) / (squared * truth.squared_length) ** 0.5
+    length: float = (squared * truth.squared_length) ** 0.5
+    cosine = float(moments.mean @ truth.mean) / length
     return max(-1.0, min(1.0, cosine))
 
 

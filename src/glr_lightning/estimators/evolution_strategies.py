@@ -122,4 +122,5 @@ def batch_losses(network: nn.Module, parameters: dict[str, Tensor], loss: Loss, 
     logits = vmap(lambda weights: functional_call(network, weights, (x,)))(parameters | buffers)
     # autocast may have lowered the logits; the difference of two losses needs the full precision
     logits = logits.to(next(iter(parameters.values())).dtype)
-    return loss(logits.flatten(0, 1), y.repeat(number)).unflatten(0, (number, len(y))).mean(1)
+    losses: Tensor = loss(logits.flatten(0, 1), y.repeat(number)).unflatten(0, (number, len(y)))
+    return losses.mean(1)

@@ -151,7 +151,8 @@ def directional_derivatives(
         def draw(v0: Tensor) -> Tensor:
             value = forward_ad.unpack_dual(v0).primal
             u = random_signs((copies, *v0.shape[1:]), value, generator)
-            return forward_ad.make_dual(torch.zeros_like(u), u)
+            dual: Tensor = forward_ad.make_dual(torch.zeros_like(u), u)
+            return dual
 
         logits, seen, _ = chain.noisy(clean, sites, (1.0,) * len(chain.sites), draw)
         slopes = forward_ad.unpack_dual(loss(logits.to(seen[0].v.dtype), y.repeat(copies))).tangent

@@ -101,7 +101,8 @@ class WithSlope(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         at = v.detach()
         # the value is phi(v) exactly, since v - at is 0; both modes of differentiation see only that difference
-        return self.activation(at) + smoothed_slope(self.activation, self.noise, self.sigma, at) * (v - at)
+        value: Tensor = self.activation(at)
+        return value + smoothed_slope(self.activation, self.noise, self.sigma, at) * (v - at)
 
 
 def smoothed_slope(activation: PiecewiseConstant, noise: Noise, sigma: float | Tensor, v: Tensor) -> Tensor:

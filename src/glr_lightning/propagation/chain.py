@@ -64,7 +64,8 @@ class Merge(Step):
 def plus(a: Tensor, b: Tensor) -> Tensor:
     """a + b, copy-major, where the rows of one may be common to all copies in the other."""
     few, many = sorted((a, b), key=len)
-    return (many.unflatten(0, (-1, len(few))) + few).flatten(0, 1)
+    total: Tensor = many.unflatten(0, (-1, len(few))) + few
+    return total.flatten(0, 1)
 
 
 @dataclass(frozen=True)

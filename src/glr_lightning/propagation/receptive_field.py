@@ -60,11 +60,12 @@ class Fields:
             fields = torch.einsum("nhwk,hp,wq->npqk", places, rows, columns)
             without = u[:, None] - fields.flatten(1, 2)
             losses.append(loss(without.flatten(0, 1), label.repeat_interleave(count)).view(-1, count))
-        return torch.cat(losses).unflatten(0, (-1, batch))
+        by_copy: Tensor = torch.cat(losses).unflatten(0, (-1, batch))
+        return by_copy
 
     def spread(self, values: Tensor) -> Tensor:
         """[copies, batch, fields] -> [copies, batch, 1, height, width]: each place gets its field's value."""
-        grid = values.unflatten(2, (self.members[0].shape[1], -1))
+        grid: Tensor = values.unflatten(2, (self.members[0].shape[1], -1))
         return grid.index_select(2, self.of_place[0]).index_select(3, self.of_place[1])[:, :, None]
 
 

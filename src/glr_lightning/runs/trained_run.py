@@ -111,10 +111,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"({first_line}). Nothing in it was run. Train again, or fetch the file again."
         ) from None
     needed = {"state_dict": dict, "epoch": int, "global_step": int, "cost": dict}
+    content: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
     for key, kind in needed.items():
-        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
+        if not isinstance(content.get(key), kind):
             raise CheckpointError(f"{path} is not a checkpoint of glr-train: it has no {key}.")
-    return checkpoint
+    return content
 
 
 def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:

@@ -10,7 +10,8 @@ from glr_lightning.randomness import ImageRandom
 
 def length(change: Tensor) -> Tensor:
     """Return the L2 norm of each image, [B, 1, 1, 1]."""
-    return torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)
+    return norms
 
 
 def direction(change: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class _Module(nn.Module):
 def _per_image(attack: Any) -> Any:
     """Derive the attack with normals of length 1 each, see `hopskipjump`."""
 
-    class PerImage(attack):
+    class PerImage(attack):  # type: ignore[misc]  # foolbox is imported by name, so its class is Any
         def approximate_gradients(self, *arguments: Any, **options: Any) -> Any:
             normals = super().approximate_gradients(*arguments, **options)
             flat = normals.flatten(start=1)

@@ -64,4 +64,5 @@ def _inverse_affine(random: ImageRandom, height: int, width: int, jitter: float)
     corner = torch.tensor([[s, s], [s, -s], [-s, -s]]) + torch.tensor([width // 2, height // 2])
     corner = corner.to(random.index.device, torch.float32)
     moved = corner + jitter * (2.0 * random.uniform((3, 2), stream=1) - 1.0)
-    return torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), corner)
+    inverse: Tensor = torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), corner)
+    return inverse

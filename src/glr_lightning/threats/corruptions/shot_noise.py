@@ -57,7 +57,7 @@ def _quantiles(most: int) -> Tensor:
     """2^24 rate + ceil(2^24 F(k)) for rates 0..most: int64 [most + 1, K], K so large that F there is 1 in 24 bits."""
     rate = torch.arange(most + 1)[:, None]
     k = torch.arange(most + math.ceil(6.0 * math.sqrt(most)) + 12)
-    below = torch.special.gammaincc(k + 1.0, rate.double()).clamp(0.0, 1.0)  # P(N <= k)
+    below: Tensor = torch.special.gammaincc(k + 1.0, rate.double()).clamp(0.0, 1.0)  # P(N <= k)
     return 2**24 * rate + (2**24 * below).ceil().long()
 
 
