@@ -105,13 +105,17 @@ def test_a_users_callback_is_chosen_by_its_file_or_named_on_the_command_line(
         assert state == {"steps": steps}
 
 
-def test_a_run_with_a_users_callback_resumes_if_its_package_is_trusted(package: Path) -> None:
+def test_a_run_with_a_users_callback_resumes_if_its_package_is_trusted(
+    package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = compose([*FAST, "+callbacks.mine={_target_:mine.Count,by:1}"])
     train(config, package / "run")
     (package / "run/result.json").unlink()
     with pytest.raises(ConfigurationError, match=r"add its package with trusted=\[PACKAGE\]"):
         train(config, package / "run", resume=True)
-    train(config, package / "run", resume=True, trusted=["mine"])
+    outcome = run_cli(main, ["resume=run", "trusted=[mine]", "progress=false"], monkeypatch, capsys)
+    assert outcome.code == 0, outcome.err
+    assert (package / "run/result.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,9 @@ OWN: list[tuple[str, Any, Any]] = [
     ("device", str, MISSING),
     ("repetitions", int, MISSING),
     ("reference", ReferenceConfig, field(default_factory=ReferenceConfig)),
-    ("trusted", list[str], MISSING),
     ("out", str, MISSING),
 ]
-SHARED = {"batch_size", "seed", "threads", "progress", "data.root"}
+SHARED = {"batch_size", "seed", "threads", "progress", "trusted", "data.root"}
 """Options of glr-train that have a meaning of their own here, so that they may stand beside run=FOLDER."""
 
 # The root of conf/diagnose.yaml: what glr-train takes, and `OWN`. It comes after conf/train.yaml and the experiment,

@@ -30,7 +30,7 @@ def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
         elif key in {"trainer.accelerator", "trainer.strategy"}:
             option = key.partition(".")[2]
             config["trainer"] = {**config["trainer"], option: composed.trainer[option]}
-        elif key != "resume":
+        elif key not in {"resume", "trusted"}:
             raise ConfigurationError(f"resume takes the run's own configuration; leave out {override}.")
     return config
 
@@ -66,7 +66,7 @@ def _train(composed: DictConfig) -> tuple[Path, dict[str, Any]]:
     if terminal.is_multirun():
         terminal.console.print(f"job {HydraConfig.get().job.num}: {run_dir.name}", highlight=False)
     with cpu_threads(config.get("threads")):
-        result = train(config, run_dir, resume=composed.resume is not None)
+        result = train(config, run_dir, resume=composed.resume is not None, trusted=list(composed.trusted))
     if result:
         _show(result, run_dir)
     return run_dir, result

@@ -39,6 +39,7 @@ class TrainConfig:
     progress: bool = True
     run_dir: str
     resume: str | None = None
+    trusted: list[str] = field(default_factory=list)
     data: Node
     network: Node
     activation: Node

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-PLACE = {"experiment", "run_dir", "resume", "logger", "progress", "threads"}
+PLACE = {"experiment", "run_dir", "resume", "trusted", "logger", "progress", "threads"}
 """Keys that say where a run is written, how it is shown, and on how many CPU threads it computes."""
 REPEATED = {"activation", "preprocess", "batch_size"}
 """Keys that the sections `network` and `data` repeat where they read them."""

@@ -18,7 +18,7 @@ from glr_lightning.reporting.columns import KIND_ORDER, Column
 from glr_lightning.reporting.runs import Run
 
 # Settings that are no part of what is compared, and those that the table of runs shows in columns of their own.
-UNCOMPARED = {"experiment", "run_dir", "resume", "progress", "seed", "data.seed"}
+UNCOMPARED = {"experiment", "run_dir", "resume", "trusted", "progress", "seed", "data.seed"}
 UNCOMPARED |= {"trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.deterministic"}
 UNCOMPARED |= {"data.root", "data.download", "data.cache"}
 UNCOMPARED |= {"data", "network", "activation", "loss", "estimator", "estimator.copies"}

@@ -62,9 +62,7 @@ def train(
         raise ConfigurationError(
             f"train takes a configuration or a list of overrides, got {config!r}; give [{config!r}]."
         )
-    config = dict(config) if isinstance(config, Mapping) else compose(config)
-    _require_whole(config)
-    config = checked_root(TrainConfig, config)
+    config = checked_root(TrainConfig, _whole(config if isinstance(config, Mapping) else compose(config)))
     checked_options(config["trainer"])
     folder = Path(config["run_dir"] if run_dir is None else run_dir)
     allowed = (*TRUSTED, *(f"{package}." for package in trusted)) if resume else None
@@ -104,13 +102,15 @@ def train(
     return write_result(folder, config, network, data, trainer.strategy.root_device)
 
 
-def _require_whole(config: Mapping[str, Any]) -> None:
-    missing = sorted({key.name for key in dataclasses.fields(TrainConfig)} - set(config))
+def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with all root keys. Raises ConfigurationError unless it has them, `trusted` aside."""
+    missing = sorted({key.name for key in dataclasses.fields(TrainConfig)} - {"trusted", *config})
     if missing:
         raise ConfigurationError(
             f"the configuration has no {', '.join(missing)}; it is damaged, or of an earlier glr-train. Train "
             "again, or go on with the version that began."
         )
+    return {"trusted": [], **config}
 
 
 def _check_callbacks(trainer: pl.Trainer, module: GLRModule) -> None:
