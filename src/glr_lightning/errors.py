@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. Each message says what was asked, what was got and what to do.
+"""User errors. Each message says what was asked, what was got and what to do.
 
 The command-line entry points print such an error as one line, without a traceback, and exit with code 2.
 """

@@ -86,6 +86,7 @@ def _diagnose(composed: DictConfig) -> None:
 
 
 def main() -> None:
+    """Run glr-diagnose."""
     _typed[:] = sys.argv[1:]  # before short forms are written out
     terminal.run_command("diagnose", _diagnose, own={name for name, _, _ in OWN})
 

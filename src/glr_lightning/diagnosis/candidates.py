@@ -18,7 +18,7 @@ from glr_lightning.losses import Loss
 from glr_lightning.randomness import generator_for
 
 LARGEST_ERROR = 0.3
-"""Of a reference; above it the user is told."""
+"""Relative error of a reference above which the notes advise more draws."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class References:
         self._known: dict[str, tuple[dict[str, Reference] | None, str]] = {}
 
     def of_candidate(self, candidate: Candidate) -> tuple[dict[str, Reference] | None, str]:
+        """The reference for a candidate's estimator, see `of`."""
         assert isinstance(candidate.built, Estimator)
         return self.of(candidate.built.objective, candidate.node, candidate.label)
 

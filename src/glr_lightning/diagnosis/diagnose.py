@@ -1,4 +1,4 @@
-"""TODO-DOC diagnosis.diagnose."""
+"""Diagnose estimators on one batch of one network: measure them in turns, judge their bias, write the findings."""
 
 import json
 import platform
@@ -259,6 +259,7 @@ def markdown(tables: Sequence[Table], subject: Subject, config: Mapping[str, Any
 
 
 def environment(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
+    """The versions, device, threads and command of a diagnosis, for environment.json."""
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": _device_in_words(device),

@@ -14,11 +14,11 @@ from glr_lightning.reporting.style import PANEL, STYLE, Look, handle, legend_abo
 
 
 def variance_against_time(findings: Sequence[Finding]) -> bytes:
-    """Of a diagnosis, a panel for each layer: relative variance against milliseconds, both logarithmic.
+    """Draw relative variance against milliseconds, both logarithmic, in a panel for each layer, as a PNG.
 
-    A line is an estimator, its points the numbers of copies, the larger the more. Averaging moves along the grey
-    diagonals of equal variance x time: whoever is on a lower one is better. Without variance there is no point, and a
-    panel without points says so.
+    A line is an estimator; its points are the numbers of copies, the larger the more. Averaging moves along the grey
+    diagonals of equal variance x time, of which a lower one is better. An estimator without variance has no point, and
+    a panel without points says so.
     """
     layers = layer_names(findings)
     labels = list(dict.fromkeys(f.estimator for f in findings if f.layer in layers))

@@ -49,6 +49,7 @@ class Finding:
 
     @property
     def refusal(self) -> str:
+        """The refusal in words."""
         return f"{self.estimator}{_at(self.copies)} refused: {self.note}"
 
 
@@ -56,6 +57,7 @@ FIELDS = tuple(field.name for field in fields(Finding))
 
 
 def findings_csv(findings: Sequence[Finding]) -> str:
+    """The findings as CSV, every number unrounded."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, FIELDS)
     writer.writeheader()
@@ -82,10 +84,12 @@ def _parsed(kind: Any, text: str) -> Any:
 
 
 def layer_names(findings: Sequence[Finding]) -> list[str]:
+    """The layers that were measured, in order."""
     return list(dict.fromkeys(f.layer for f in findings if f.verdict != REFUSED))
 
 
 def by_figure_of_merit(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings by variance x time, the smallest first."""
     return sorted(findings, key=lambda f: math.inf if f.variance_time is None else f.variance_time)
 
 

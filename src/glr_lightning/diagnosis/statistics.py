@@ -55,8 +55,10 @@ def vectors(estimate: Estimate, layers: Mapping[str, Sequence[str]]) -> dict[str
 
 
 class Moments:
-    """Streamed moments of independent draws of a vector [d]. Of a draw only its length and its products with the rows
-    of `probes` [p, d] are kept."""
+    """Streamed moments of independent draws of a vector [d].
+
+    Only the length of each draw and its products with the rows of `probes` [p, d] are kept.
+    """
 
     def __init__(self, probes: Tensor) -> None:
         self.probes = probes
@@ -66,6 +68,7 @@ class Moments:
         self._lengths: list[Tensor] = []
 
     def add(self, draw: Tensor) -> None:
+        """Add one draw [d]."""
         self._sum += draw
         self._squares += draw * draw
         self._products.append(self.probes @ draw)
@@ -73,27 +76,29 @@ class Moments:
 
     @property
     def n(self) -> int:
+        """The number of draws."""
         return len(self._lengths)
 
     @property
     def mean(self) -> Tensor:
+        """The mean of the draws, [d]."""
         return self._sum / self.n
 
     @property
     def variance(self) -> float:
         """The trace of the covariance of one draw, unbiased; n >= 2."""
         spread = float((self._squares - self._sum * self._sum / self.n).sum())
-        rounding = 1e-12 * float(self._squares.sum())  # an estimator without noise shall have no variance
+        rounding = 1e-12 * float(self._squares.sum())  # an estimator without noise has variance 0
         return spread / (self.n - 1) if spread > rounding else 0.0
 
     @property
     def products(self) -> Tensor:
-        """[n, p]"""
+        """The products of the draws with the probes, [n, p]."""
         return torch.stack(self._products)
 
     @property
     def lengths(self) -> Tensor:
-        """[n]"""
+        """The lengths of the draws, [n]."""
         return torch.stack(self._lengths)
 
 
@@ -122,6 +127,7 @@ class Reference:
 
     @staticmethod
     def exact(gradient: Tensor, generator: torch.Generator) -> "Reference":
+        """Build from an exact gradient [d], along its own and random directions."""
         directions = _directions(gradient, generator)
         return Reference(gradient, float(gradient @ gradient), directions, (directions @ gradient)[None])
 
@@ -197,7 +203,7 @@ def compare(moments: Moments, reference: Reference, rounding: float) -> Comparis
 
 
 def z_scores(draws: Tensor, reference: Tensor, rounding: float = 0.0) -> Tensor:
-    """For each column, is the mean of `draws` [n, p] that of `reference` [m, p]? Independent rows.
+    """Test, column by column, whether the means of `draws` [n, p] and `reference` [m, p] agree; rows are independent.
 
     Welch's t, as the normal quantile of the same tail probability: of few draws with an estimated error a large t
     says less. Differences up to `rounding` are none. An exact reference has one row.
@@ -220,7 +226,7 @@ def _mean_and_error(draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def critical_z(comparisons: int) -> float:
-    """The |z| that the largest of so many right comparisons exceeds with probability `FALSE_ALARM` (Sidak)."""
+    """Return what max |z| of unbiased comparisons exceeds with probability `FALSE_ALARM` (Sidak)."""
     each = 1 - (1 - FALSE_ALARM) ** (1 / comparisons)
     return float(-ndtri(each / 2))
 
@@ -259,7 +265,7 @@ class Measured:
 
     @property
     def milliseconds(self) -> float:
-        """Of one estimate, the median."""
+        """The median time of one estimate."""
         return 1000 * statistics.median(self.seconds)
 
 

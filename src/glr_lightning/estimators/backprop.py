@@ -38,16 +38,19 @@ class Backprop(Estimator):
     objective: ClassVar[Objective] = "noise_free"
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        """Every layer is backpropagated through."""
         owners = (name.rpartition(".")[0] for name, _ in network.named_parameters())
         return dict.fromkeys(owners, "backpropagation")
 
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        """Refuse a loss or module without a useful derivative."""
         if x is not None:
             observe(network, x)
         require_derivatives(network, loss)
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        """Differentiate the mean loss of one noise-free pass."""
         self.check(network, loss, x)
         logits = network(x)
         return differentiate(network, loss(logits, y).mean(), logits, forwards=len(y))

@@ -77,16 +77,19 @@ class EvolutionStrategies(Estimator):
         require_small_chunk(self.chunk, self.copies)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        """Every layer learns from loss values under noise on the weights."""
         owners = (name.rpartition(".")[0] for name, _ in network.named_parameters())
         return dict.fromkeys(owners, "evolution strategies, from loss values under noise on the weights")
 
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        """Refuse a network with modules that draw noise of their own."""
         if x is not None:
             observe(network, x)
         require_no_draws(network.named_modules())
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        """Sum the mirrored differences of the batch loss, weighted by the scores."""
         self.check(network, loss, x)
         parameters = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
         logits = network(x)

@@ -83,17 +83,21 @@ class ForwardGradient(Estimator):
 
     @property
     def objective(self) -> Objective:
+        """The noise-free loss, however the directions are injected."""
         return "noise_free"
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        """Every layer learns from directional derivatives."""
         return dict.fromkeys(Chain.of(network).site_names, "forward gradient, from directional derivatives")
 
     def bias(self, network: nn.Module) -> str:
+        """Biased where a slope replaces a derivative that is 0."""
         if not has_slopes(with_slopes(Chain.of(network), self.noise, self.sigma)):
             return ""
         return "forward-gradient smoothing: straight-through slopes stand in for derivatives that are 0"
 
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        """Refuse what the method cannot train, and settings without effect."""
         chain = Chain.of(network, x)
         self.check_chain(chain, loss)
         idle = {} if len(chain.sites) > 1 else {"injection": "the network has one layer with weights"}
@@ -111,6 +115,7 @@ class ForwardGradient(Estimator):
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        """Average directional derivatives times their directions over the copies."""
         plain = Chain.of(network, x)
         self.check_chain(plain, loss)
         clean = plain.clean(x)

@@ -70,6 +70,7 @@ class Hybrid(Estimator):
         return LikelihoodRatio(self.noise, self.sigma, self.copies, self.sampling, self.baseline, score=self.score)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        """Likelihood ratio below the split, derivatives above it."""
         chain = Chain.of(network)
         split = _below(chain)
         words = ["likelihood ratio, from loss values"] * split
@@ -81,6 +82,7 @@ class Hybrid(Estimator):
         return dict(zip(chain.site_names, words, strict=True))
 
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        """Refuse what the method cannot train, and settings without effect."""
         chain = Chain.of(network, x)
         self.check_chain(chain, loss)
         noisy = _noisy_sites(chain, loss)
@@ -88,6 +90,7 @@ class Hybrid(Estimator):
         require_defaults(self, self._ratio.idle(chain, [noisy], None))
 
     def check_chain(self, chain: Chain, loss: Loss) -> None:
+        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
         self._ratio.check_chain(chain)
         split, sites = _below(chain), len(chain.sites)
         if split == 0 and loss.differentiable:
@@ -107,6 +110,7 @@ class Hybrid(Estimator):
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        """Run one noisy pass over all copies, and differentiate above the split."""
         chain = Chain.of(network, x)
         self.check_chain(chain, loss)
         sigma = per_site(self.sigma, len(chain.sites))

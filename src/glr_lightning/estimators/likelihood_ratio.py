@@ -38,7 +38,7 @@ CHUNK_ELEMENTS = 2**22
 
 
 FEW_GROUPS = 4
-"""At least so many groups of copies are held at once, if there are as many."""
+"""The least number of groups of copies that are held at once, if there are as many."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class LikelihoodRatio(Estimator):
     lets b be subtracted. Where the score is conditional, so is this.
 
     Reach. In a convolutional network a unit reaches a few places of the map that the logits read. What the loss would
-    be if these had no noise is independent of its own, and is the first baseline (`reach.py`, from the losses that
-    follow): same mean, and the noise of units elsewhere is gone. The other baseline acts on what is left.
+    be if these had no noise is independent of its own, and is the first baseline (`receptive_field.py`, from the losses
+    that follow): same mean, and the noise of units elsewhere is gone. The other baseline acts on what is left.
 
     References. Peng, Xiao, Heidergott, Hong, Lam, INFORMS Journal on Computing 34(1), 2022 (joint injection);
     Jiang, Zhang, Xu, Yu, Peng, ICLR 2024 (layer-wise injection); Dong, Mnih, Tucker, DisARM, NeurIPS 2020 (the
@@ -154,18 +154,22 @@ class LikelihoodRatio(Estimator):
 
     @property
     def objective(self) -> Objective:
+        """Joint or layer-wise, as the injection is."""
         return "layerwise" if isinstance(self.injection, Layerwise) else "joint"
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        """Every layer learns from loss values."""
         return dict.fromkeys(Chain.of(network).site_names, "likelihood ratio, from loss values")
 
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        """Refuse what the method cannot train, and settings without effect."""
         chain = Chain.of(network, x)
         self.check_chain(chain)
         passes = self.injection.passes(len(chain.sites))
         require_defaults(self, self.idle(chain, passes, None if x is None else chain.clean(x)))
 
     def check_chain(self, chain: Chain) -> None:
+        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
         check_sites(chain, self.sigma, self.sampling)
         per_site(self.copies, len(chain.sites), "copies")
         require_separate_samples(chain)
@@ -216,6 +220,7 @@ class LikelihoodRatio(Estimator):
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        """Add up the estimates of the passes of the injection."""
         chain = Chain.of(network, x)
         self.check_chain(chain)
         sigma: tuple[float | Tensor, ...] = per_site(self.sigma, len(chain.sites))

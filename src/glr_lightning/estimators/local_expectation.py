@@ -30,7 +30,7 @@ from glr_lightning.validation import Count, ScalePerLayer
 
 DEFAULT_UNITS = 32
 MOVED_ELEMENTS = 2**22
-"""So many numbers of moved units are held at once (16 MiB)."""
+"""Numbers of moved units that are held at once (16 MiB)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class LocalExpectation(Estimator):
         sigma: its scale, one value or one per layer, in units of the pre-activation.
         copies: K, how often all noise is drawn.
         sampling: how the copies are drawn.
-        units: of a layer below the last hidden one, so many units are evaluated per sample and step; None: all.
+        units: how many units of a layer below the last hidden one are evaluated per sample and step, None for all.
 
     Raises:
         ConfigurationError: any of these is out of range, or the network does not fit.
@@ -91,6 +91,7 @@ class LocalExpectation(Estimator):
         self.sampling.check(self.noise, self.copies)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        """Local expectation at every layer, exact or by the measure-valued derivative."""
         chain = Chain.of(network)
         words = []
         for site in range(len(chain.sites)):
@@ -112,6 +113,7 @@ class LocalExpectation(Estimator):
         return f"{self.units} units a sample"
 
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        """Refuse what the method cannot train, and settings without effect."""
         chain = Chain.of(network, x)
         self.check_chain(chain)
         require_defaults(self, self._idle(chain, None if x is None else chain.clean(x)))
@@ -136,12 +138,14 @@ class LocalExpectation(Estimator):
         return {}
 
     def check_chain(self, chain: Chain) -> None:
+        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
         check_sites(chain, self.sigma, self.sampling)
         require_separate_samples(chain)
         require_logits_of_a_layer(chain)
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        """Average over the copies the derivatives of the local expectations."""
         chain = Chain.of(network, x)
         self.check_chain(chain)
         sigma = per_site(self.sigma, len(chain.sites))
@@ -164,8 +168,13 @@ class LocalExpectation(Estimator):
         return Estimate(gradients, total / (self.copies * len(y)), clean.logits, {"forwards": forwards})
 
     def parts(self, clean: CleanPass, copies: int, size: int) -> Iterator[int]:
-        """So many copies, whole groups of a size together, as even as can be, so that the moved logits of all units fit
-        in memory."""
+        """Split the copies into even parts, whole groups together, so that the moved logits of all units fit in memory.
+
+        Args:
+            clean: the noise-free pass.
+            copies: the number of copies.
+            size: of a dependence group.
+        """
         a_copy = max(v.numel() for v in clean.preactivations) * clean.logits.shape[1]
         return (size * groups for groups in even_parts(copies // size, MOVED_ELEMENTS // (size * a_copy)))
 
@@ -268,6 +277,7 @@ class Beyond:
         """The losses [copies, batch, m] with one unit moved at a time, all noise above being as it was drawn.
 
         Args:
+            at: the layer, as the noisy pass saw it.
             v: [copies, batch, units], the noisy pre-activations of the layer, flattened.
             chosen: [copies, batch, m] int64, the units to move.
             target: [copies, batch, m], where to.
@@ -285,7 +295,7 @@ class Beyond:
 
 
 def is_under_the_logits(chain: Chain, site: int) -> bool:
-    """Does a unit of this layer reach the logits through its own activation and what is affine alone?"""
+    """Whether nothing but its own activation and affine modules lies between a unit of this layer and the logits."""
     position = chain.sites[site]
     return chain.readout == position + 2 and facts_of(chain.modules[position + 1]).elementwise
 

@@ -41,15 +41,18 @@ class NoisyBackprop(Estimator):
         self.sampling.check(self.noise, self.copies)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        """Every layer is backpropagated through, under noise."""
         return dict.fromkeys(Chain.of(network).site_names, "pathwise: backpropagation through the noisy network")
 
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        """Refuse what has no useful derivative, and noise that does not fit."""
         chain = Chain.of(network, x)
         require_derivatives(network, loss)
         check_sites(chain, self.sigma, self.sampling)
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        """Differentiate the mean loss of one noisy pass over all copies."""
         chain = Chain.of(network, x)
         self.check(network, loss)
         sites = tuple(range(len(chain.sites)))

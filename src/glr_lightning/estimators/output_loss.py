@@ -79,12 +79,14 @@ class CrossEntropyOutput(OutputLoss):
     """
 
     def after_steps(self, u: Tensor, step: Tensor, columns: Tensor) -> Tensor:
+        """As `OutputLoss.after_steps`."""
         v = u + self.sigma * self.z
         moved = torch.addcmul(v.T[:, :, None], step, columns[:, None, :])  # classes first: the sum runs over long rows
         own = torch.addcmul(v.gather(1, self.labels[:, None]), step, columns[self.labels])
         return torch.logsumexp(moved, 0) - own
 
     def after_jumps(self, u: Tensor, up: Tensor, size: float, columns: Tensor) -> Tensor:
+        """As `OutputLoss.after_jumps`, by two matrix products."""
         log_p = torch.log_softmax(u + self.sigma * self.z, dim=1)
         p = log_p.exp()
         rise, fall = (_log_product(p, side * size * columns) for side in (1, -1))
@@ -105,7 +107,7 @@ class CrossEntropyOutput(OutputLoss):
 
 
 def _log_sum_of_others(v: Tensor) -> Tensor:
-    """log sum_{k != c} exp(v_k) for every c; v and result [rows, classes].
+    """Return log sum_{k != c} exp(v_k) for every c; v and result [rows, classes].
 
     It is log sum_k exp(v_k) + log(1 - p_c), where only the largest p_c may be near 1 and is summed by itself.
     """
@@ -126,10 +128,12 @@ class ZeroOneOutput(OutputLoss):
     """
 
     def values(self, u: Tensor) -> Tensor:
+        """The probability that the label loses, given the noise of its rivals."""
         label = self.labels[:, None].expand(*u.shape[:-1], 1)
         return self.noise.cdf((self._rivals(u).amax(-1) - u.gather(-1, label).squeeze(-1)) / self.sigma)
 
     def after_steps(self, u: Tensor, step: Tensor, columns: Tensor) -> Tensor:
+        """As `OutputLoss.after_steps`."""
         moved = torch.addcmul(self._rivals(u).T[:, :, None], step, columns[:, None, :])  # classes first, as above
         own = torch.addcmul(u.gather(1, self.labels[:, None]), step, columns[self.labels])
         return self.noise.cdf((moved.amax(0) - own) / self.sigma)
@@ -150,7 +154,7 @@ class ZeroOneOutput(OutputLoss):
         return density.scatter(1, label, -density.gather(1, label))
 
     def _rivals(self, u: Tensor) -> Tensor:
-        """v of every class but the label, which is -inf; [..., rows, classes]."""
+        """Return v of every class but the label, which is -inf; [..., rows, classes]."""
         v = u + self.sigma * self.z
         return v.scatter(-1, self.labels[:, None].expand(*v.shape[:-1], 1), -torch.inf)
 
@@ -161,7 +165,7 @@ def _only_rival(rivals: Tensor) -> Sequence[Tensor]:
 
 
 def _log_product(p: Tensor, exponents: Tensor) -> Tensor:
-    """log(p @ exp(exponents)): [rows, classes], [classes, units] -> [rows, units], p >= 0."""
+    """Return log(p @ exp(exponents)): [rows, classes], [classes, units] -> [rows, units], p >= 0."""
     largest = exponents.amax(0)
     total = p @ (exponents - largest).exp()
     # finite where all classes with a share in the sum underflow, in float32 some 87 nats below the largest logit

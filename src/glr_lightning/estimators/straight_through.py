@@ -21,7 +21,7 @@ from glr_lightning.validation import ScalePerLayer
 
 @dataclass(frozen=True)
 class StraightThrough(Estimator):
-    """Backpropagation that pretends: forward the hard activations, backward the slopes of their means under noise.
+    """Backpropagation with hard activations forward, and the slopes of their means under noise backward.
 
     Quantity. The gradient of the jointly smoothed objective, as `LikelihoodRatio` with joint injection has it,
     for networks with piecewise-constant activations and a loss with a derivative.
@@ -56,15 +56,18 @@ class StraightThrough(Estimator):
     objective: ClassVar[Objective] = "joint"
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        """Every layer is backpropagated through, with slopes at hard activations."""
         return dict.fromkeys(Chain.of(network).site_names, "backpropagation with straight-through slopes")
 
     def bias(self, network: nn.Module) -> str:
+        """Always biased: the loss is not linear in the units."""
         return (
             "straight-through: the slopes of the activations' means are multiplied along the hard path, as if "
             "the loss were linear in every unit"
         )
 
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        """Refuse what the method cannot train, and settings without effect."""
         plain = Chain.of(network, x)
         self.check_chain(plain, loss)
         require_read_scales(plain, self.sigma, sites_with_slopes(plain))
@@ -83,6 +86,7 @@ class StraightThrough(Estimator):
 
     @torch.enable_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        """Differentiate the mean loss of the noise-free network with slopes."""
         chain = Chain.of(network, x)
         self.check_chain(chain, loss)
         logits = with_slopes(chain, self.noise, self.sigma).clean(x).logits
@@ -99,6 +103,7 @@ class WithSlope(nn.Module):
         self.sigma = sigma
 
     def forward(self, v: Tensor) -> Tensor:
+        """Map v to phi(v), with the slope phi_bar'(v)."""
         at = v.detach()
         # the value is phi(v) exactly, since v - at is 0; both modes of differentiation see only that difference
         value: Tensor = self.activation(at)
@@ -160,7 +165,7 @@ def _refuse_without_cells(name: str, module: nn.Module) -> None:
 
 
 def has_slopes(chain: Chain) -> bool:
-    """Did `with_slopes` find an activation to give one to?"""
+    """Whether `with_slopes` found an activation that needs one."""
     return any(isinstance(module, WithSlope) for module in chain.modules)
 
 

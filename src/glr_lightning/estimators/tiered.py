@@ -46,8 +46,8 @@ class Tiered(Estimator):
         the layer under them        noise there alone; a moved unit is a rank-one change of the noise-free logits
 
     Every other layer gets the likelihood ratio of `LikelihoodRatio` with layer-wise injection: conditional score where
-    a threshold follows, what a unit cannot reach subtracted (`reach.py`), and the noise-free state below the layer
-    reused, so that the pass of a layer costs the forward pass from that layer on.
+    a threshold follows, what a unit cannot reach subtracted (`receptive_field.py`), and the noise-free state below the
+    layer reused, so that the pass of a layer costs the forward pass from that layer on.
 
     Unbiased layer by layer, since each tier is, for the objective of its own layer. Layer-wise objectives are not one
     function: see `Layerwise`.
@@ -89,6 +89,7 @@ class Tiered(Estimator):
         )
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
+        """Local expectation for the last two layers, likelihood ratio for those below."""
         chain = Chain.of(network)
         words = ["likelihood ratio, from loss values"] * len(chain.sites)
         words[-1] = f"local expectation at the logits, from loss values ({type(loss).__name__})"
@@ -97,6 +98,7 @@ class Tiered(Estimator):
         return dict(zip(chain.site_names, words, strict=True))
 
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
+        """Refuse what the method cannot train, and settings without effect."""
         chain = Chain.of(network, x)
         self.check_chain(chain)
         require_defaults(self, self._idle(chain, None if x is None else chain.clean(x)))
@@ -110,6 +112,7 @@ class Tiered(Estimator):
         return self._ratio(copies).idle(chain, below, clean)
 
     def check_chain(self, chain: Chain) -> None:
+        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
         check_sites(chain, self.sigma, self.sampling)
         for site, copies in enumerate(per_site(self.copies, len(chain.sites), "copies")):
             if _is_on_top(chain, site):
@@ -121,6 +124,7 @@ class Tiered(Estimator):
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+        """Add up the estimates of the layers, each under noise at that layer alone."""
         chain = Chain.of(network, x)
         self.check_chain(chain)
         batch = Prepared(chain, chain.clean(x), per_site(self.sigma, len(chain.sites)), loss, y, generator)

@@ -38,6 +38,7 @@ class Fork(Step):
     """Into a block: its input waits."""
 
     def step(self, state: State) -> State:
+        """The input becomes a waiting tensor as well."""
         return (state[0], *state)
 
 
@@ -45,6 +46,7 @@ class Swap(Step):
     """From the body to the shortcut."""
 
     def step(self, state: State) -> State:
+        """The shortcut works on what waited; the body's output waits."""
         return (state[1], state[0], *state[2:])
 
 
@@ -52,6 +54,7 @@ class Merge(Step):
     """Out of a block: body plus shortcut. Where one of them has no noise yet, it is common to all copies (Law 5)."""
 
     def step(self, state: State) -> State:
+        """Add the two. Raises ConfigurationError if their shapes differ."""
         a, b = state[:2]
         if a.shape[1:] != b.shape[1:]:
             raise ConfigurationError(
@@ -62,7 +65,7 @@ class Merge(Step):
 
 
 def plus(a: Tensor, b: Tensor) -> Tensor:
-    """a + b, copy-major, where the rows of one may be common to all copies in the other."""
+    """Return a + b, copy-major, where the rows of one may be common to all copies in the other."""
     few, many = sorted((a, b), key=len)
     total: Tensor = many.unflatten(0, (-1, len(few))) + few
     return total.flatten(0, 1)
@@ -98,7 +101,7 @@ class NoisySite:
         v0: the pre-activation without this site's noise, [1 or copies, batch, *site].
         v: the noisy pre-activation v0 + sigma z, [copies, batch, *site].
         z: the standardised noise, [copies, batch, *site].
-        waiting: what waits there, of so many rows as x.
+        waiting: what waits there, with as many rows as x.
     """
 
     site: int
@@ -110,8 +113,13 @@ class NoisySite:
 
 
 class NoisyPass(NamedTuple):
-    """A pass with noise: logits [copies * batch, classes], copy-major; what each noisy site saw; the input of
-    `Chain.readout`, [copies * batch, ...] or, below all noise, [batch, ...]."""
+    """A pass with noise.
+
+    Attributes:
+        logits: [copies * batch, classes], copy-major.
+        seen: what each noisy site saw.
+        readout: the input of `Chain.readout`, [copies * batch, ...] or, below all noise, [batch, ...].
+    """
 
     logits: Tensor
     seen: list[NoisySite]

@@ -55,7 +55,7 @@ def weight_vjp(layer: nn.Module, x: Tensor, signal: Tensor) -> dict[str, Tensor]
 
 @weight_vjp.register
 def _(layer: nn.Linear, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
-    """v = h W^T + b:  dW = signal^T h, db = sum of signal over rows (and over any inner axes)."""
+    """Linear layer, v = h W^T + b:  dW = signal^T h, db = sum of signal over rows (and over any inner axes)."""
     rows = rows_of(x, signal)
     cotangent = rows.reshape(-1, layer.out_features)
     gradient = {"weight": cotangent.T @ x.reshape(-1, layer.in_features).to(cotangent.dtype)}
@@ -81,14 +81,14 @@ def _(layer: nn.Conv2d, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
 
 @weight_vjp.register
 def _(layer: nn.GroupNorm, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
-    """v = weight h^ + bias by channel, h^ the input normalised over groups of channels:  dweight = sum of signal h^."""
+    """Group normalisation, v = weight h^ + bias by channel, h^ the normalised input:  dweight = sum of signal h^."""
     normalised = functional.group_norm(x, layer.num_groups, eps=layer.eps)
     return _scale_and_shift(layer, normalised, rows_of(x, signal), (0, *range(2, x.dim())))
 
 
 @weight_vjp.register
 def _(layer: nn.LayerNorm, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
-    """v = weight h^ + bias by element, h^ the input normalised over its last axes:  dweight = sum of signal h^."""
+    """Layer normalisation, v = weight h^ + bias by element, h^ the normalised input:  dweight = sum of signal h^."""
     normalised = functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
     return _scale_and_shift(layer, normalised, rows_of(x, signal), tuple(range(x.dim() - layer.weight.dim())))
 
@@ -106,7 +106,7 @@ def _in_dtype_of(layer: nn.Module, gradient: dict[str, Tensor]) -> dict[str, Ten
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Has it parameters and a weight gradient? A normalisation may have none."""
+    """Whether a module has parameters and a weight gradient; a normalisation may have none."""
     return has_weight_vjp(module) and next(module.parameters(recurse=False), None) is not None
 
 
@@ -131,5 +131,5 @@ def unit_norms(layer: nn.Module) -> Tensor:
 
 
 def has_weight_vjp(module: nn.Module) -> bool:
-    """Is a weight gradient registered for this kind of layer?"""
+    """Whether a weight gradient is registered for this kind of layer."""
     return weight_vjp.dispatch(type(module)) is not weight_vjp.dispatch(object)

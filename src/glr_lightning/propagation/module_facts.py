@@ -1,4 +1,4 @@
-"""Facts about modules that estimators rest on: is it elementwise, does it jump, has it a slope, does it draw.
+"""Facts about modules that estimators rest on: whether one is elementwise, jumps, is flat, draws.
 
 `facts_of` is their one source. In this order: what a module declares, what is known of torch's kinds and of those of
 this package, and what a probe finds (`probing.py`). `observe` probes the modules of a network on what they see of a

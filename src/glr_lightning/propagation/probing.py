@@ -1,4 +1,4 @@
-"""A probe of a module that nobody knows: values, and nothing but values, tell whether it is elementwise and jumps.
+"""Probe an unknown module: find from its values alone whether it is elementwise, jumps, is flat or draws.
 
     draws         two calls on the same input differ
     couples       another first sample changes the output of the others
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 NUMBERS = 2**20
-"""At most about so many numbers go through a module in one call."""
+"""About the most numbers that go through a module in one call."""
 HALVINGS = {torch.float64: 30, torch.float32: 12}
 CANDIDATES, FEW_CANDIDATES, LINES = 32, 8, 2
 """Intervals of the grid that are halved: of an elementwise module, of another; and the lines through another."""
 STEP = {torch.float64: 2.0**-20, torch.float32: 2.0**-14}
 """The small step, relative to the range of the grid."""
 SHAPES = ((12,), (4, 6, 6))
-"""Of a sample where none has been seen; an elementwise module takes any."""
+"""Shapes of a sample to try where none has been seen; an elementwise module takes any."""
 
 
 @dataclass(frozen=True)

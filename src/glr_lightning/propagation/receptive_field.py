@@ -1,4 +1,4 @@
-"""What a unit can reach: the losses that a likelihood ratio needs of a network whose logits read a map of places.
+"""Receptive fields: what a unit can reach of the map of places that the logits read, and the losses without it.
 
 A unit of a convolutional network reaches a few places of the map under the logits, and the noise of all other units
 only blurs what it does. The logits are affine in that map, so what they would be if the places R(i) that unit i can
@@ -27,7 +27,7 @@ from glr_lightning.propagation.chain import Chain, CleanPass, Fork, Merge, Noisy
 from glr_lightning.propagation.module_facts import facts_of
 
 AT_ONCE = 2**24
-"""So many logits, of fields or of places, are held at once (64 MiB)."""
+"""Logits, of fields or of places, that are held at once (64 MiB)."""
 
 Interval = tuple[Tensor, Tensor]
 """For each place of the noisy layer the first and the last that it reaches along an axis; none if first > last."""
@@ -70,8 +70,11 @@ class Fields:
 
 
 def fields_of(chain: Chain, clean: CleanPass, site: int) -> Fields | None:
-    """The fields of a layer, or None where they are of no use: from its output to the readout not all are maps of
-    places, the logits are not affine in the readout, or every place reaches every other."""
+    """Return the fields of a layer, or None where they are of no use.
+
+    That is where not all tensors from its output to the readout are maps of places, the logits are not affine in the
+    readout, or every place reaches every other.
+    """
     v0, start = clean.preactivations[site], chain.sites[site]
     last = chain.sites[-1] == len(chain.modules) - 1 and isinstance(chain.modules[-1], nn.Linear)
     if not last or start >= chain.readout or any(len(shape) != 3 for shape in clean.shapes[start : chain.readout]):
@@ -125,7 +128,7 @@ def _hull(a: Interval, b: Interval) -> Interval:
 
 @functools.singledispatch
 def dependent_places(module: nn.Module, low: Tensor, high: Tensor, axis: int) -> Interval:
-    """Which places of a module's output depend on the places low..high of its input, along an axis (0: height).
+    """Return which places of a module's output depend on the places low..high of its input, along an axis (0: height).
 
     The answer may be too large, never too small, and may go beyond the edges. A module that is neither
     known here nor elementwise mixes all. Adding one: register it.

@@ -13,7 +13,7 @@ PACKAGES = ("glr-lightning", "torch", "torchvision", "pytorch-lightning", "hydra
 
 @contextmanager
 def cpu_threads(number: int | None) -> Iterator[None]:
-    """Let torch use so many CPU threads within the block; None leaves it as it is. Raises ConfigurationError."""
+    """Set the number of CPU threads of torch within the block; None leaves it as it is. Raises ConfigurationError."""
     if number is None:
         yield
         return

@@ -29,8 +29,10 @@ BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A network rebuilt from its run folder, noise-free and in eval mode, with the data it was trained on and the
-    whole checkpoint that its weights are from."""
+    """A network rebuilt from its run folder, noise-free and in eval mode.
+
+    It comes with the data it was trained on and the whole checkpoint that its weights are from.
+    """
 
     folder: Path
     config: dict[str, Any]
