@@ -44,7 +44,7 @@ def test_models_are_told_by_what_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("estimator", ["forward_gradient", "evolution_strategies", "hybrid"])
 def test_other_methods_have_no_name_in_the_paper(estimator: str, tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", "experiment=lrt", f"estimator={estimator}")
+    folder = make_run(tmp_path / "run", "~experiment", "loss=cross_entropy", f"estimator={estimator}")
     assert [model_of(run) for run in read_runs([folder])] == [""]
 
 
