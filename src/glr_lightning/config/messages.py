@@ -16,6 +16,17 @@ NO_GROUP = re.compile(
     r"Could not (?:override|delete) '(?P<group>[^'=@]+)[^']*'\. ?No match in the defaults list"
 )
 
+MOVED = {
+    "revive": "callbacks=[class_collapse] callbacks.class_collapse.revive=VALUE",
+    "learn_sigma": "callbacks=[learned_sigma] callbacks.learned_sigma.per=VALUE",
+    "sigma_lr": "callbacks=[learned_sigma] callbacks.learned_sigma.lr=VALUE",
+    "lr_factors": "callbacks=[layer_rates] callbacks.layer_rates.factors=VALUE",
+    "diagnostics": "callbacks=[gradient_quality]",
+    "sigma_schedule": "callbacks=[annealing] callbacks.annealing.sigma.end=VALUE",
+    "copies_schedule": "callbacks=[annealing] with callbacks.annealing.copies",
+}
+"""Root keys and groups of version 0.4 that are callbacks now, and what to write in their place."""
+
 
 def in_one_line(error: Exception) -> str:
     """Return what a user has to know of an error that Hydra or OmegaConf raised.
@@ -56,7 +67,7 @@ def lacks(option: str, setting: str, origin: str, groups: Groups) -> str:
 
 def closest(name: str, known: Sequence[str]) -> str:
     """Return a question with the names that come close to one, or nothing."""
-    close = difflib.get_close_matches(name, known, n=2)
+    close = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=2)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
@@ -69,6 +80,8 @@ def _no_option(cause: Any, groups: Groups) -> str:
     if not above and name in SHORT_FORMS:
         long = SHORT_FORMS[name]
         return f"{name} is a short form of {long} for the command line; a file of the configuration has to name {long}."
+    if not above and name in MOVED:
+        return f"{name} is an option of 0.4; use {MOVED[name]} now. CHANGELOG.md has the others."
     if above == ["trainer"]:
         others = f"Other options of Lightning's Trainer are added with a plus: +trainer.{name}=VALUE."
         return f"there is no option {name!r} in trainer.{closest(name, known)} {others}"
@@ -95,5 +108,7 @@ def _no_group(group: str, file: str | None, groups: Groups) -> str:
     parent, _, setting = group.rpartition("/")
     if parent == "estimator" and groups.having("estimator", setting):
         return lacks(str(groups.choices.get("estimator")), setting, file or "", groups)
+    if groups.is_group(group):
+        return f"the group {group!r} is none that this command takes. --help lists those that it takes."
     known = [*groups.groups(), *SHORT_FORMS]
     return f"there is no group {group!r} here.{closest(group, known)} --help lists those that there are."

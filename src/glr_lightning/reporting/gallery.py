@@ -120,8 +120,9 @@ def _picture(run: Run, name: str, found: Sequence[Block]) -> Picture:
     left_out = fewer if len(found) > len(shown) else ""
     marked = "; † must not be read as robustness" if any(block.title.endswith("†") for block in shown) else ""
     caption = (
-        f"{run.name}{left_out}: the first images, the change (red up, blue down, of colour images grey for none; the "
-        f"strongest colour is the size at the left), the attacked images. Above them the predictions{marked}"
+        f"{run.name}{left_out}. From top to bottom: the first test images, the change, the attacked images with their "
+        "predictions above them. Red pixels went up and blue ones down; in colour images grey means no change. The "
+        f"number at the left is the change of the strongest colour{marked}"
     )
     with styled():
         return Picture(f"{GALLERY}/{name}", caption, png(gallery(shown)))

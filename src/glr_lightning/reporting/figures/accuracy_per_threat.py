@@ -14,8 +14,8 @@ MOST = 20
 
 
 @report_figure(
-    "Accuracy under each threat, with 95 % intervals; of a mean over severities, the mean of their bounds. Of more "
-    f"than {MOST} threats, attacks with an epsilon are left to the curves below",
+    "Accuracy under each threat, with 95 % intervals; for a mean over severities these are the means of their bounds. "
+    f"If there are more than {MOST} threats, attacks with an epsilon are only in the curves below",
     place=20,
 )
 def accuracy_per_threat(comparison: Comparison) -> Figure | None:
