@@ -27,7 +27,7 @@ ORDER = (
 """From the top down; a package imports from the lines below its own, and what stands on one line may not meet."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MOST_ROOT_MODULES = 14
-LONGEST = 300
+LONGEST = 300  # lines of a file
 LONGEST_NAME = 80  # of a test
 
 
@@ -67,6 +67,14 @@ def test_no_import_runs_up(path: Path) -> None:
 
 def test_the_root_is_small() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_ROOT_MODULES
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_long_file_says_why_it_is_long(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    why = [line for line in (ast.get_docstring(ast.parse(text)) or "").splitlines() if line.startswith("Long because ")]
+    lines = len(text.splitlines())
+    assert lines <= LONGEST or why, f"{path.name} has {lines} lines; split it, or say why in its docstring"
 
 
 def test_names_of_tests_are_short_enough_to_be_read_in_a_list() -> None:

@@ -29,6 +29,7 @@ from glr_lightning.estimators import (
     straight_through,
 )
 from glr_lightning.estimators import output_loss as output_losses
+from glr_lightning.estimators.moved_units import Beyond
 from glr_lightning.estimators.passes import Prepared
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
@@ -36,8 +37,9 @@ from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
 from glr_lightning.propagation import chain
 from glr_lightning.propagation import layer_vjp as layers
 from glr_lightning.propagation import receptive_field as reach
-from glr_lightning.propagation.chain import Chain, CleanPass, Merge, State
+from glr_lightning.propagation.chain import Chain, CleanPass
 from glr_lightning.propagation.receptive_field import Fields
+from glr_lightning.propagation.residual_steps import Merge, State
 from glr_lightning.sampling import Antithetic, Independent, Sobol
 from glr_lightning.training.callbacks import gradient_quality as diagnostics
 from glr_lightning.training.callbacks.gradient_quality import SignalToNoise
@@ -291,24 +293,24 @@ def slope_radius_of_another_density(patch: pytest.MonkeyPatch) -> None:
 
 
 def share_of_the_units_not_divided_by_its_probability(patch: pytest.MonkeyPatch) -> None:
-    right = local_expectation.Beyond.after_moves
+    right = Beyond.after_moves
 
     def wrong(self: Any, at: Any, v: Tensor, chosen: Tensor, target: Tensor) -> Tensor:
         change = right(self, at, v, chosen, target) - self.losses.view(*v.shape[:2], 1)
         return self.losses.view(*v.shape[:2], 1) + change * chosen.shape[2] / v.shape[2]
 
-    patch.setattr(local_expectation.Beyond, "after_moves", wrong)
+    patch.setattr(Beyond, "after_moves", wrong)
 
 
 def fresh_noise_above_a_moved_unit(patch: pytest.MonkeyPatch) -> None:
     """Unbiased still, but not under common random numbers: the enumeration sees it."""
-    right = local_expectation.Beyond.after_moves
+    right = Beyond.after_moves
 
     def wrong(self: Any, at: Any, *args: Tensor) -> Tensor:
         seen = tuple(replace(site, z=-site.z) for site in self.seen)
         return right(replace(self, seen=seen), at, *args)
 
-    patch.setattr(local_expectation.Beyond, "after_moves", wrong)
+    patch.setattr(Beyond, "after_moves", wrong)
 
 
 def jumps_the_other_way(patch: pytest.MonkeyPatch) -> None:

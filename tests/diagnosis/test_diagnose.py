@@ -30,10 +30,9 @@ from glr_lightning.diagnosis.finding import (
     findings_csv,
     read_findings,
 )
+from glr_lightning.diagnosis.measure import Contender, Measured, measure
 from glr_lightning.diagnosis.overrides import estimator_node
 from glr_lightning.diagnosis.statistics import (
-    Contender,
-    Measured,
     Moments,
     Reference,
     alignment,
@@ -41,7 +40,6 @@ from glr_lightning.diagnosis.statistics import (
     critical_z,
     estimated_reference,
     layers_of,
-    measure,
     z_scores,
 )
 from glr_lightning.errors import CheckpointError, ConfigurationError

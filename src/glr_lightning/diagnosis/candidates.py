@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from glr_lightning.config import build
+from glr_lightning.diagnosis.measure import drawing
 from glr_lightning.diagnosis.overrides import estimator_node, keys_of
-from glr_lightning.diagnosis.statistics import Reference, drawing, estimated_reference, layers_of, vectors
+from glr_lightning.diagnosis.statistics import Reference, estimated_reference, layers_of, vectors
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, Estimator
 from glr_lightning.estimators.base import IdleSettingError

@@ -26,19 +26,11 @@ from glr_lightning.diagnosis.finding import (
     UNBIASED,
     UNCLEAR,
     Finding,
-    finding_tables,
     findings_csv,
 )
-from glr_lightning.diagnosis.statistics import (
-    SIGNS,
-    Comparison,
-    Contender,
-    alignment,
-    compare,
-    critical_z,
-    layers_of,
-    measure,
-)
+from glr_lightning.diagnosis.measure import Contender, measure
+from glr_lightning.diagnosis.statistics import SIGNS, Comparison, alignment, compare, critical_z, layers_of
+from glr_lightning.diagnosis.tables import finding_tables
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator, Objective
 from glr_lightning.evaluation.plan import checkpoint_path

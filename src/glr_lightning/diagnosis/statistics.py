@@ -13,19 +13,14 @@ A reference is exact, or it is the mean of independent draws, and then its own n
 bias, and in every squared length, which comes from two independent halves since |mean|^2 is too large on average.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from scipy.special import ndtri, stdtr
 from torch import Tensor, nn
 
-from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators import Estimate, Estimator
-from glr_lightning.losses import Loss
-from glr_lightning.randomness import generator_for
+from glr_lightning.estimators import Estimate
 
 SIGNS = 8
 """Random directions, besides that of the reference, along which a bias is looked for."""
@@ -240,87 +235,3 @@ def alignment(moments: Moments, truth: Reference) -> float | None:
     length: float = (squared * truth.squared_length) ** 0.5
     cosine = float(moments.mean @ truth.mean) / length
     return max(-1.0, min(1.0, cosine))
-
-
-# ---- the estimators, in turns ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Contender:
-    """An estimator to be diagnosed, with the reference of its objective by layer; None if there is none."""
-
-    label: str
-    copies: int | list[int] | None
-    estimator: Estimator
-    reference: Mapping[str, Reference] | None = None
-
-
-@dataclass
-class Measured:
-    """What a contender delivered."""
-
-    moments: dict[str, Moments]
-    seconds: list[float] = field(default_factory=list)
-    forwards: int = 0
-
-    @property
-    def milliseconds(self) -> float:
-        """The median time of one estimate."""
-        return 1000 * statistics.median(self.seconds)
-
-
-def drawing(
-    estimator: Estimator, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator
-) -> Draw:
-    """One estimate per call. It refuses numbers that are not finite (ConfigurationError)."""
-
-    def draw() -> Estimate:
-        estimate = estimator.estimate(network, loss, x, y, generator=generator)
-        if not all(torch.isfinite(gradient).all() for gradient in estimate.gradients.values()):
-            raise ConfigurationError("its estimate is not finite.")
-        return estimate
-
-    return draw
-
-
-def measure(
-    contenders: Sequence[Contender],
-    network: nn.Module,
-    loss: Loss,
-    x: Tensor,
-    y: Tensor,
-    *,
-    repetitions: int,
-    seed: int,
-    tick: Callable[[], None] = lambda: None,
-) -> list[Measured]:
-    """Estimates of all contenders in turns, so that what disturbs the machine disturbs all of them alike."""
-    layers = layers_of(network)
-    draws = [
-        drawing(c.estimator, network, loss, x, y, generator_for(x.device, seed, "estimate", c.label, c.copies))
-        for c in contenders
-    ]
-    measured = []
-    for contender, draw in zip(contenders, draws, strict=True):
-        first = vectors(draw(), layers)  # not counted: the first call is a slow one
-        probes = {layer: contender.reference[layer].probes for layer in layers} if contender.reference else {}
-        measured.append(
-            Measured({layer: Moments(probes.get(layer, v.new_zeros(0, len(v)))) for layer, v in first.items()})
-        )
-    for _ in range(repetitions):
-        for draw, result in zip(draws, measured, strict=True):
-            _synchronize(x.device)
-            start = time.perf_counter()
-            estimate = draw()
-            _synchronize(x.device)
-            result.seconds.append(time.perf_counter() - start)
-            result.forwards = estimate.diagnostics["forwards"]
-            for layer, vector in vectors(estimate, layers).items():
-                result.moments[layer].add(vector)
-            tick()
-    return measured
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -12,8 +12,8 @@ from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
-from glr_lightning.propagation.chain import require_no_draws
 from glr_lightning.propagation.module_facts import observe
+from glr_lightning.propagation.requirements import require_no_draws
 from glr_lightning.validation import Count, Scale
 
 

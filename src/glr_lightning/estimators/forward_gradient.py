@@ -29,7 +29,8 @@ from glr_lightning.estimators.straight_through import (
 from glr_lightning.injection import Injection, Joint
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain, CleanPass, require_separate_samples
+from glr_lightning.propagation.chain import Chain, CleanPass
+from glr_lightning.propagation.requirements import require_separate_samples
 from glr_lightning.validation import Count, ScalePerLayer
 
 
@@ -111,7 +112,7 @@ class ForwardGradient(Estimator):
         """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
         require_loss_with_derivative(loss)
         require_cells(chain)
-        require_separate_samples(with_slopes(chain, self.noise, self.sigma))
+        require_separate_samples(with_slopes(chain, self.noise, self.sigma).named_modules)
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:

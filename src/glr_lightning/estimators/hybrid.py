@@ -17,7 +17,8 @@ from glr_lightning.estimators.base import (
     require_defaults,
     require_read_scales,
 )
-from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
+from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
+from glr_lightning.estimators.score import Score
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +23,18 @@ from glr_lightning.estimators.base import (
 )
 from glr_lightning.estimators.coupled_score import coupled_score
 from glr_lightning.estimators.passes import Drawn, PassEstimate, Prepared, added_up
+from glr_lightning.estimators.score import Score, has_cells, mean_over_cell, require_cells_for
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
-from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite, require_separate_samples
+from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite
 from glr_lightning.propagation.receptive_field import Fields, fields_of
+from glr_lightning.propagation.requirements import require_separate_samples
 from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import Count, CountPerLayer, NonEmpty, ScalePerLayer
 
-Score = Literal["plain", "conditional", "coupled", "auto"]
-
 CHUNK_ELEMENTS = 2**22
 """Without a `chunk`, as many copies at once as keep the widest noisy layer below this many numbers (16 MiB)."""
-
-
 FEW_GROUPS = 4
 """The least number of groups of copies that are held at once, if there are as many."""
 
@@ -172,8 +170,8 @@ class LikelihoodRatio(Estimator):
         """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
         check_sites(chain, self.sigma, self.sampling)
         per_site(self.copies, len(chain.sites), "copies")
-        require_separate_samples(chain)
-        self._check_score(chain)
+        require_separate_samples(chain.named_modules)
+        require_cells_for(self.score, chain, self.injection.passes(len(chain.sites)))
 
     @torch.no_grad()
     def idle(self, chain: Chain, passes: Sequence[tuple[int, ...]], clean: CleanPass | None) -> dict[str, str]:
@@ -181,7 +179,7 @@ class LikelihoodRatio(Estimator):
         idle: dict[str, str] = {}
         if len(chain.sites) == 1:
             idle["injection"] = "the network has one layer with weights"
-        if not any(self._has_cells(chain, site) for sites in passes for site in sites):
+        if not any(has_cells(chain, site) for sites in passes for site in sites):
             idle["score"] = "no piecewise-constant activation follows a noisy layer"
         read = [site for sites in passes for site in sites if self._reads_baseline(chain, sites, site)]
         if not read:
@@ -196,27 +194,10 @@ class LikelihoodRatio(Estimator):
             idle["baseline"] = "what estimator.reach subtracts is 0 without noise, so this is baseline=none"
         return idle
 
-    def _has_cells(self, chain: Chain, site: int) -> bool:
-        return isinstance(chain.follower(site), PiecewiseConstant)
-
     def _reads_baseline(self, chain: Chain, sites: tuple[int, ...], site: int) -> bool:
         """Whether a baseline common to mirrored copies matters: not where their scores are opposite, x being common."""
-        conditional = self._has_cells(chain, site) and self.score in ("conditional", "auto")
+        conditional = has_cells(chain, site) and self.score in ("conditional", "auto")
         return not self.sampling.mirrored or bool(self._learned) or site != sites[0] or conditional
-
-    def _check_score(self, chain: Chain) -> None:
-        passes = self.injection.passes(len(chain.sites))
-        if self.score == "conditional":
-            sites, where = [site for noisy in passes for site in noisy], "right after a layer"
-        elif self.score == "coupled":
-            sites, where = [noisy[0] for noisy in passes], "right after the first noisy layer"
-        else:
-            return
-        if not any(isinstance(chain.follower(site), PiecewiseConstant) for site in sites):
-            raise ConfigurationError(
-                f"score={self.score} needs a piecewise-constant activation (activation=threshold or sign) {where}; "
-                "this network has none. Use estimator.score=plain or auto."
-            )
 
     @torch.no_grad()
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
@@ -289,22 +270,14 @@ class LikelihoodRatio(Estimator):
         if self.score == "coupled" and len(at.v0) == 1:  # the partners share v0
             return coupled_score(self.noise, [(cut - at.v0) / sigma for cut in activation.cuts], at.z)
         # v0 of the first noisy layer is common to all copies, so this costs 1 / copies of a score per draw
-        per_cell = [
-            self.noise.conditional_score(*(None if cut is None else (cut - at.v0) / sigma for cut in cell))
-            for cell in activation.cells
-        ]
-        return activation.select(at.v, per_cell)
+        return mean_over_cell(self.noise.conditional_score, activation, at, sigma)
 
     def _scale_score(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
         """s(z) z - 1 of each draw, [copies, batch, *site]: plain, or its mean over the activation's cell."""
         activation = chain.follower(at.site)
         if self.score == "plain" or not isinstance(activation, PiecewiseConstant):
             return self.noise.score(at.z) * at.z - 1
-        per_cell = [
-            self.noise.conditional_scale_score(*(None if cut is None else (cut - at.v0) / sigma for cut in cell))
-            for cell in activation.cells
-        ]
-        return activation.select(at.v, per_cell)
+        return mean_over_cell(self.noise.conditional_scale_score, activation, at, sigma)
 
     def _chunk_for(self, clean: CleanPass, first: int, copies: int) -> int:
         """The number of copies to hold at once in a pass that starts at a site."""

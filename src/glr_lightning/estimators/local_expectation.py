@@ -1,6 +1,6 @@
 """Local expectation: every unit's own noise is integrated out, given the noise of all others."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,11 +20,13 @@ from glr_lightning.estimators.base import (
     per_site,
     require_defaults,
 )
-from glr_lightning.estimators.output_loss import OutputLoss, density_at_0, output_loss_for
+from glr_lightning.estimators.moved_units import Beyond
+from glr_lightning.estimators.output_loss import density_at_0
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
-from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite, State, plus, require_separate_samples
+from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite
 from glr_lightning.propagation.module_facts import facts_of
+from glr_lightning.propagation.requirements import require_separate_samples
 from glr_lightning.sampling import Independent, Sampler
 from glr_lightning.validation import Count, ScalePerLayer
 
@@ -140,7 +142,7 @@ class LocalExpectation(Estimator):
     def check_chain(self, chain: Chain) -> None:
         """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
         check_sites(chain, self.sigma, self.sampling)
-        require_separate_samples(chain)
+        require_separate_samples(chain.named_modules)
         require_logits_of_a_layer(chain)
 
     @torch.no_grad()
@@ -178,7 +180,7 @@ class LocalExpectation(Estimator):
         a_copy = max(v.numel() for v in clean.preactivations) * clean.logits.shape[1]
         return (size * groups for groups in even_parts(copies // size, MOVED_ELEMENTS // (size * a_copy)))
 
-    def _signal(self, beyond: "Beyond", at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
+    def _signal(self, beyond: Beyond, at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
         """dE[L]/dv0 [copies, batch, *site] at a site, and how many samples went through the layers above for it."""
         if at is beyond.seen[-1]:
             return beyond.output_loss.signal(beyond.u, generator).view_as(at.z), 0
@@ -209,7 +211,7 @@ class LocalExpectation(Estimator):
             yield weight, at.v0 + r
             yield -weight, at.v0 - r
 
-    def all_units(self, beyond: "Beyond", at: NoisySite, generator: torch.Generator) -> Tensor:
+    def all_units(self, beyond: Beyond, at: NoisySite, generator: torch.Generator) -> Tensor:
         """The signal [copies, batch, *site] of the last hidden layer: every move is a rank-one change of the logits."""
         activation = beyond.chain.follower(at.site)
         columns = beyond.chain.readout_weight(at.v0[0]).flatten(1)
@@ -228,7 +230,7 @@ class LocalExpectation(Estimator):
             signal += weight * (losses - beyond.losses[:, None]).view_as(at.v)
         return signal
 
-    def _some_units(self, beyond: "Beyond", at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
+    def _some_units(self, beyond: Beyond, at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
         """The signal [copies, batch, *site] of a deeper layer, and how many samples were sent through the rest.
 
         Unit j of a sample is chosen with probability m / n, so its term counts n / m times.
@@ -250,48 +252,6 @@ class LocalExpectation(Estimator):
                 signal.scatter_add_(2, some, weight.gather(2, some) * change * (n / m))
                 forwards += losses.numel()
         return signal.view_as(at.v), forwards
-
-
-@dataclass(frozen=True)
-class Beyond:
-    """What lies above a layer: the chain, the noise that was drawn in it, and the loss as it was drawn."""
-
-    chain: Chain
-    seen: tuple[NoisySite, ...]
-    sigma: Mapping[int, float]  # by site
-    output_loss: OutputLoss
-    u: Tensor  # [copies * batch, classes], the logits without their own noise
-    losses: Tensor  # [copies * batch]
-
-    @staticmethod
-    def of(
-        chain: Chain, seen: Sequence[NoisySite], sigma: tuple[float, ...], loss: Loss, noise: Noise, y: Tensor
-    ) -> "Beyond":
-        """From a noisy pass with noise at all sites."""
-        top = seen[-1]
-        head = output_loss_for(loss, noise, sigma[-1], top.z.flatten(0, 1), y.repeat(len(top.z)))
-        u = top.v0.expand_as(top.z).flatten(0, 1)
-        return Beyond(chain, tuple(seen), dict(enumerate(sigma)), head, u, head.values(u))
-
-    def after_moves(self, at: NoisySite, v: Tensor, chosen: Tensor, target: Tensor) -> Tensor:
-        """The losses [copies, batch, m] with one unit moved at a time, all noise above being as it was drawn.
-
-        Args:
-            at: the layer, as the noisy pass saw it.
-            v: [copies, batch, units], the noisy pre-activations of the layer, flattened.
-            chosen: [copies, batch, m] int64, the units to move.
-            target: [copies, batch, m], where to.
-        """
-        m = chosen.shape[2]
-        moved = v.repeat(m, 1, 1, 1)
-        moved.scatter_(3, chosen.permute(2, 0, 1)[..., None], target.permute(2, 0, 1)[..., None])
-        state: State = (moved.view(-1, *at.v.shape[2:]), *at.waiting)
-        for position in range(self.chain.sites[at.site] + 1, len(self.chain.modules)):
-            state = self.chain.step(position, state)
-            if position in self.chain.sites[:-1]:
-                site = self.chain.sites.index(position)
-                state = (plus(state[0], self.sigma[site] * self.seen[site].z.flatten(0, 1)), *state[1:])
-        return self.output_loss.values(state[0].unflatten(0, (m, -1))).view(m, *v.shape[:2]).permute(1, 2, 0)
 
 
 def is_under_the_logits(chain: Chain, site: int) -> bool:

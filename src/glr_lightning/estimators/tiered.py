@@ -18,19 +18,21 @@ from glr_lightning.estimators.base import (
     require_defaults,
     require_small_chunk,
 )
-from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio, Score
+from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
 from glr_lightning.estimators.local_expectation import (
-    Beyond,
     LocalExpectation,
     is_under_the_logits,
     require_logits_of_a_layer,
 )
+from glr_lightning.estimators.moved_units import Beyond
 from glr_lightning.estimators.output_loss import noise_free_output, output_loss_for
 from glr_lightning.estimators.passes import PassEstimate, Prepared, added_up
+from glr_lightning.estimators.score import Score
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain, CleanPass, require_separate_samples
+from glr_lightning.propagation.chain import Chain, CleanPass
+from glr_lightning.propagation.requirements import require_separate_samples
 from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import Count, CountPerLayer, ScalePerLayer
 
@@ -119,7 +121,7 @@ class Tiered(Estimator):
                 self.sampling.check(self.noise, copies)
             else:
                 self._ratio(copies).check_chain(chain)
-        require_separate_samples(chain)
+        require_separate_samples(chain.named_modules)
         require_logits_of_a_layer(chain)
 
     @torch.no_grad()

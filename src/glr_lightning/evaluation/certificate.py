@@ -50,7 +50,9 @@ from torch import Tensor, nn
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.networks import Shift, Standardise
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain, CleanPass, Step, require_separate_samples
+from glr_lightning.propagation.chain import Chain, CleanPass
+from glr_lightning.propagation.requirements import require_separate_samples
+from glr_lightning.propagation.residual_steps import Step
 from glr_lightning.randomness import ImageRandom
 
 NORMS = {
@@ -200,7 +202,7 @@ def _votes(
 
 def _require_affine_start(chain: Chain) -> None:
     """Refuse a network whose first layer is not an affine function of the image, image by image."""
-    require_separate_samples(chain)
+    require_separate_samples(chain.named_modules)
     before = chain.modules[: chain.sites[0]]
     allowed = (*ISOMETRIES, Standardise, nn.Linear, nn.Conv2d)
     foreign = [module for module in (*before, chain.layer(0)) if type(module) not in allowed]

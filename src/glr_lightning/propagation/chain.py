@@ -3,72 +3,23 @@
 The network stays an ordinary nn.Sequential (nested ones and residual blocks allowed): no wrappers, no hooks, no armed
 state. Its state dict, its evaluation and every attack on it are plain torch; noise exists only in the functions below.
 
-A residual block is a stretch of the chain in which a second tensor waits: `Fork` keeps what the block was given, `Swap`
-turns to it for the modules of the shortcut, `Merge` adds the two. So what travels along the chain is a `State`, the
-present tensor and those that wait, and every position of it can be a start or an end of a pass.
+What travels along the chain is a `State`: the present tensor, and those that wait for the end of a residual block (see
+`residual_steps.py`). Every position can be a start or an end of a pass.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.networks.modules import Residual, Shift
-from glr_lightning.propagation.layer_vjp import has_weight_vjp, has_weights, weight_vjp
-from glr_lightning.propagation.module_facts import facts_of, named, observe
-
-State = tuple[Tensor, ...]
-"""The present tensor, and behind it those that wait for the end of a residual block, the innermost first."""
-
-
-class Step(nn.Module, ABC):
-    """A step of a residual block: of the state, not of a tensor."""
-
-    @abstractmethod
-    def step(self, state: State) -> State:
-        """The state behind it."""
-
-
-class Fork(Step):
-    """Into a block: its input waits."""
-
-    def step(self, state: State) -> State:
-        """The input becomes a waiting tensor as well."""
-        return (state[0], *state)
-
-
-class Swap(Step):
-    """From the body to the shortcut."""
-
-    def step(self, state: State) -> State:
-        """The shortcut works on what waited; the body's output waits."""
-        return (state[1], state[0], *state[2:])
-
-
-class Merge(Step):
-    """Out of a block: body plus shortcut. Where one of them has no noise yet, it is common to all copies (Law 5)."""
-
-    def step(self, state: State) -> State:
-        """Add the two. Raises ConfigurationError if their shapes differ."""
-        a, b = state[:2]
-        if a.shape[1:] != b.shape[1:]:
-            raise ConfigurationError(
-                f"a residual block adds tensors of one shape, got {list(a.shape[1:])} and {list(b.shape[1:])} of a "
-                "sample; give it a shortcut whose output is shaped like the body's, such as a 1 x 1 convolution."
-            )
-        return (plus(a, b), *state[2:])
-
-
-def plus(a: Tensor, b: Tensor) -> Tensor:
-    """Return a + b, copy-major, where the rows of one may be common to all copies in the other."""
-    few, many = sorted((a, b), key=len)
-    total: Tensor = many.unflatten(0, (-1, len(few))) + few
-    return total.flatten(0, 1)
+from glr_lightning.propagation.layer_vjp import has_weights, weight_vjp
+from glr_lightning.propagation.module_facts import observe
+from glr_lightning.propagation.requirements import require_own_output, require_own_parameters
+from glr_lightning.propagation.residual_steps import Fork, Merge, State, Step, Swap
 
 
 @dataclass(frozen=True)
@@ -161,8 +112,8 @@ class Chain:
                 "nn.Sequential (nested ones are fine, and glr_lightning.networks.Residual for residual blocks)."
             )
         pairs = list(_leaves("", network))
-        _check_inplace(pairs)
-        _check_parameters(pairs)
+        require_own_output(pairs)
+        require_own_parameters(pairs)
         sites = tuple(i for i, (_, module) in enumerate(pairs) if has_weights(module))
         if not sites:
             raise ConfigurationError("the network has no layer with weights, so there is nothing to train.")
@@ -173,6 +124,11 @@ class Chain:
     def layer(self, site: int) -> nn.Module:
         """The layer at a site."""
         return self.modules[self.sites[site]]
+
+    @property
+    def named_modules(self) -> tuple[tuple[str, nn.Module], ...]:
+        """The modules with their names, in order."""
+        return tuple(zip(self.names, self.modules, strict=True))
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -297,34 +253,6 @@ class _Chained(nn.Module):
         return state[0]
 
 
-def require_separate_samples(chain: Chain) -> None:
-    """Refuse layers through which a sample's loss depends on other samples or on noise of their own (Law 3).
-
-    Raises:
-        ConfigurationError: batch normalisation by the batch's own statistics, or a module that draws.
-    """
-    inner = [(n, m) for n, leaf in zip(chain.names, chain.modules, strict=True) for m in leaf.modules()]
-    for name, module in inner:
-        if facts_of(module).couples:
-            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            how = " is in train mode or keeps no statistics, and" if batch_norm else ""
-            raise ConfigurationError(
-                f"module {named(name, module)}{how} couples the samples of a batch, which breaks an estimate from each "
-                "sample's own loss; remove it, use a per-sample normalisation (nn.GroupNorm), or put it in eval mode."
-            )
-    require_no_draws(inner)
-
-
-def require_no_draws(modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Refuse modules that draw noise of their own. Raises ConfigurationError."""
-    for name, module in modules:
-        if facts_of(module).draws:
-            raise ConfigurationError(
-                f"module {named(name, module)} draws noise of its own from the global generator; "
-                "remove it: the injected noise already regularises."
-            )
-
-
 def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if type(module) is Residual:
         yield prefix, Fork()
@@ -343,39 +271,3 @@ def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-
-def _check_inplace(pairs: list[tuple[str, nn.Module]]) -> None:
-    """Refuse modules that write into their input, which a pass keeps. Raises ConfigurationError."""
-    for name, module in pairs:
-        if any(getattr(inner, "inplace", False) for inner in module.modules()):
-            raise ConfigurationError(
-                f"module '{name}' ({type(module).__name__}) writes into its input, the pre-activation that noise is "
-                "added to; use inplace=False."
-            )
-
-
-def _check_parameters(pairs: list[tuple[str, nn.Module]]) -> None:
-    """Refuse parameters whose gradient would be missing or incomplete. Raises ConfigurationError."""
-    owner: dict[Tensor, str] = {}
-    for name, module in pairs:
-        kind = f"module '{name}' ({type(module).__name__})"
-        own = {parameter_name for parameter_name, _ in module.named_parameters(recurse=False)}
-        if is_parametrized(module) or (has_weight_vjp(module) and not own <= {"weight", "bias"}):
-            raise ConfigurationError(
-                f"{kind} computes its weight from other parameters, whose gradient is not estimated; remove that "
-                "(torch.nn.utils.parametrize.remove_parametrizations)."
-            )
-        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if trainable and not has_weight_vjp(module):
-            raise ConfigurationError(
-                f"{kind} holds parameters, and no weight gradient is registered for it; replace it, freeze it "
-                "(requires_grad=False), or register one with glr_lightning.propagation.layer_vjp.weight_vjp.register."
-            )
-        for parameter in trainable:
-            if parameter in owner:
-                raise ConfigurationError(
-                    f"{kind} shares a parameter with module '{owner[parameter]}', and the gradients of the two uses "
-                    "are not added up; give each layer parameters of its own."
-                )
-            owner[parameter] = name

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.losses import Loss
-from glr_lightning.propagation.chain import Chain, CleanPass, Fork, Merge, NoisyPass, Swap
+from glr_lightning.propagation.chain import Chain, CleanPass, NoisyPass
 from glr_lightning.propagation.module_facts import facts_of
+from glr_lightning.propagation.residual_steps import Fork, Merge, Swap
 
 AT_ONCE = 2**24
 """Logits, of fields or of places, that are held at once (64 MiB)."""

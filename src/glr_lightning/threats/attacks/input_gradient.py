@@ -18,8 +18,9 @@ from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
 from glr_lightning.estimators.straight_through import with_slopes
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain, State
+from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import unit_norms
+from glr_lightning.propagation.residual_steps import State
 from glr_lightning.randomness import ImageRandom
 from glr_lightning.sampling import Antithetic
 

@@ -1,0 +1,56 @@
+"""The kinds of score by which a likelihood ratio weights each draw, and where a network allows them."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.propagation.chain import Chain, NoisySite
+
+Score = Literal["plain", "conditional", "coupled", "auto"]
+"""The plain score; its mean given the cell of a draw; given the cells of both mirrored partners; by the layer."""
+
+
+def has_cells(chain: Chain, site: int) -> bool:
+    """Whether the loss depends on a layer's pre-activations only through the cells of a piecewise-constant function."""
+    return isinstance(chain.follower(site), PiecewiseConstant)
+
+
+def require_cells_for(score: Score, chain: Chain, passes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse a score that no layer of these passes can have. Raises ConfigurationError."""
+    if score == "conditional":
+        sites, where = [site for noisy in passes for site in noisy], "right after a layer"
+    elif score == "coupled":
+        sites, where = [noisy[0] for noisy in passes], "right after the first noisy layer"
+    else:
+        return
+    if not any(has_cells(chain, site) for site in sites):
+        raise ConfigurationError(
+            f"score={score} needs a piecewise-constant activation (activation=threshold or sign) {where}; "
+            "this network has none. Use estimator.score=plain or auto."
+        )
+
+
+def mean_over_cell(
+    mean_between: Callable[[Tensor | None, Tensor | None], Tensor],
+    activation: PiecewiseConstant,
+    at: NoisySite,
+    sigma: float | Tensor,
+) -> Tensor:
+    """Replace a function of each draw by its mean over the activation's cell that the draw fell in.
+
+    Args:
+        mean_between: the mean of the function over lower < z < upper, None for a side without a bound.
+        activation: what reads the pre-activation.
+        at: the draws.
+        sigma: the noise scale there.
+
+    Returns:
+        [copies, batch, *site].
+    """
+    per_cell = [
+        mean_between(*(None if cut is None else (cut - at.v0) / sigma for cut in cell)) for cell in activation.cells
+    ]
+    return activation.select(at.v, per_cell)

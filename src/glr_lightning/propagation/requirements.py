@@ -1,0 +1,77 @@
+"""Requirements on a network before noise is injected: each check refuses the modules that do not fit."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from glr_lightning.errors import ConfigurationError
+from glr_lightning.propagation.layer_vjp import has_weight_vjp
+from glr_lightning.propagation.module_facts import facts_of, named
+
+Modules = Iterable[tuple[str, nn.Module]]
+"""Modules with their names in the network."""
+
+
+def require_separate_samples(modules: Modules) -> None:
+    """Refuse layers through which a sample's loss depends on other samples or on noise of their own (Law 3).
+
+    Raises:
+        ConfigurationError: batch normalisation by the batch's own statistics, or a module that draws.
+    """
+    inner = [(name, part) for name, module in modules for part in module.modules()]
+    for name, module in inner:
+        if facts_of(module).couples:
+            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            how = " is in train mode or keeps no statistics, and" if batch_norm else ""
+            raise ConfigurationError(
+                f"module {named(name, module)}{how} couples the samples of a batch, which breaks an estimate from each "
+                "sample's own loss; remove it, use a per-sample normalisation (nn.GroupNorm), or put it in eval mode."
+            )
+    require_no_draws(inner)
+
+
+def require_no_draws(modules: Modules) -> None:
+    """Refuse modules that draw noise of their own. Raises ConfigurationError."""
+    for name, module in modules:
+        if facts_of(module).draws:
+            raise ConfigurationError(
+                f"module {named(name, module)} draws noise of its own from the global generator; "
+                "remove it: the injected noise already regularises."
+            )
+
+
+def require_own_output(modules: Modules) -> None:
+    """Refuse modules that write into their input, which a pass keeps. Raises ConfigurationError."""
+    for name, module in modules:
+        if any(getattr(inner, "inplace", False) for inner in module.modules()):
+            raise ConfigurationError(
+                f"module '{name}' ({type(module).__name__}) writes into its input, the pre-activation that noise is "
+                "added to; use inplace=False."
+            )
+
+
+def require_own_parameters(modules: Modules) -> None:
+    """Refuse parameters whose gradient would be missing or incomplete. Raises ConfigurationError."""
+    owner: dict[Tensor, str] = {}
+    for name, module in modules:
+        kind = f"module '{name}' ({type(module).__name__})"
+        own = {parameter_name for parameter_name, _ in module.named_parameters(recurse=False)}
+        if is_parametrized(module) or (has_weight_vjp(module) and not own <= {"weight", "bias"}):
+            raise ConfigurationError(
+                f"{kind} computes its weight from other parameters, whose gradient is not estimated; remove that "
+                "(torch.nn.utils.parametrize.remove_parametrizations)."
+            )
+        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if trainable and not has_weight_vjp(module):
+            raise ConfigurationError(
+                f"{kind} holds parameters, and no weight gradient is registered for it; replace it, freeze it "
+                "(requires_grad=False), or register one with glr_lightning.propagation.layer_vjp.weight_vjp.register."
+            )
+        for parameter in trainable:
+            if parameter in owner:
+                raise ConfigurationError(
+                    f"{kind} shares a parameter with module '{owner[parameter]}', and the gradients of the two uses "
+                    "are not added up; give each layer parameters of its own."
+                )
+            owner[parameter] = name
