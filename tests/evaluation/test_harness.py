@@ -245,11 +245,19 @@ class TestMaskedGradients:
 
     def test_a_masked_surrogate_spoils_a_transfer_attack(self) -> None:
         x, y = images()
-        surrogate = nn.Sequential(linear((1, 8, 8)), HardThreshold(), nn.Linear(4, 4)).eval()
+        saturated = nn.Hardtanh(-1e-9, 1e-9)
+        surrogate = nn.Sequential(linear((1, 8, 8)), saturated, nn.Linear(4, 4)).eval()
         transfer = {"fgsm": attack(fgsm, epsilon=0.1, gradient_source="transfer")}
         row = only(evaluate(linear((1, 8, 8)), x, y, transfer, seed=0, surrogate=surrogate))
         assert row.unreliable
         assert "no white-box claim; 100 % of" in row.note
+
+    def test_a_surrogate_that_jumps_and_can_be_given_no_slope_is_refused_by_name(self) -> None:
+        x, y = images()
+        surrogate = nn.Sequential(linear((1, 8, 8)), HardThreshold(), nn.Linear(4, 4)).eval()
+        transfer = {"fgsm": attack(fgsm, epsilon=0.1, gradient_source="transfer")}
+        with pytest.raises(ConfigurationError, match=r"'1' \(HardThreshold, found to be .*derive it from"):
+            only(evaluate(linear((1, 8, 8)), x, y, transfer, seed=0, surrogate=surrogate))
 
     def test_an_attack_that_asks_for_no_gradient_does_not_pass_for_one(self) -> None:
         x, y = images()

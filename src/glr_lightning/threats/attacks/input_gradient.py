@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import LeaveOneOut
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import even_parts
@@ -20,6 +19,7 @@ from glr_lightning.losses import CrossEntropy
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import unit_norms
+from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.propagation.residual_steps import State
 from glr_lightning.randomness import ImageRandom
 from glr_lightning.sampling import Antithetic
@@ -88,11 +88,8 @@ def straight_through(network: nn.Module, smoothing: float) -> nn.Module:
 
 
 def is_piecewise_constant(network: nn.Module) -> bool:
-    """Whether an activation of it declares itself piecewise constant, by cells from which it can be given a slope.
-
-    One that declares nothing is attacked through autograd: its zero gradients are counted, and flag the row.
-    """
-    return any(isinstance(module, PiecewiseConstant) for module in network.modules())
+    """Whether a module of the network has a derivative of 0, so that autograd finds no way past it."""
+    return any(facts_of(module).flat for module in network.modules())
 
 
 @torch.no_grad()
