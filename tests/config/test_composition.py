@@ -182,7 +182,7 @@ def test_the_options_of_lightning_are_a_section_with_short_forms_and_presets() -
     config = compose(["device=cpu", "devices=2", "strategy=ddp_spawn", "precision=64-true"])
     chosen = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn", "precision": "64-true"}
     assert config["trainer"] == chosen | {"deterministic": False}
-    assert compose(["trainer=fast", "+trainer.limit_test_batches=1"])["trainer"]["limit_train_batches"] == 5
+    assert compose(["trainer=fast", "+trainer.num_nodes=1"])["trainer"]["limit_train_batches"] == 5
     for name in options("trainer"):
         assert checked_options(compose([f"trainer={name}"])["trainer"])
     for name, reason in FIXED.items():

@@ -34,13 +34,31 @@ def test_each_key_counts_if_it_changes_the_network(key: str) -> None:
         ("data", "download", False),
         ("data", "cache", False),
         ("data", "crop", True),
-        ("callbacks", "gradient_quality", False),
         ("callbacks", "class_collapse", True),
     ],
 )
 def test_a_place_does_not_count(section: str, name: str, counts: bool) -> None:
     changed = {**BASE, section: {**BASE[section], name: "another"}}
     assert (config_hash(changed) != config_hash(BASE)) == counts
+
+
+def test_a_callback_that_only_watches_is_known_by_its_class() -> None:
+    quality = compose(["callbacks=[gradient_quality]"])["callbacks"]["gradient_quality"]
+    for name in ("gradient_quality", "mine"):
+        for node, counts in ((quality, False), ({"_target_": "mine.Pruning"}, True)):
+            changed = {**BASE, "callbacks": {**BASE["callbacks"], name: node}}
+            assert (config_hash(changed) != config_hash(BASE)) == counts
+
+
+def test_one_batch_and_all_batches_are_two_trainings() -> None:
+    one, whole = (config_hash(compose([f"+trainer.limit_train_batches={value}"])) for value in ("1", "1.0"))
+    assert one != whole == config_hash(compose([]))
+    averaged = "pytorch_lightning.callbacks.StochasticWeightAveraging"
+    after_one, never = (
+        config_hash({**BASE, "callbacks": {"average": {"_target_": averaged, "swa_epoch_start": value}}})
+        for value in (1, 1.0)
+    )
+    assert after_one != never
 
 
 def test_spelling_does_not_count() -> None:

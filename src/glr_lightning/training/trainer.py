@@ -20,6 +20,7 @@ Deterministic = bool | Literal["warn"]
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 _LENGTH = "the length of a training is given by epochs=NUMBER, which schedules and results count on"
 _OPTIMIZATION = "gradients are estimated and not differentiated, so Lightning does not see them"
+_ONLY_TRAINED = "a training neither tests nor predicts in batches of Lightning's"
 _EVERY_EPOCH = "every epoch is validated, since the best checkpoint is chosen among all"
 FIXED = {
     "gradient_clip_val": f"{_OPTIMIZATION}; use clip_norm=NUMBER",
@@ -33,6 +34,8 @@ FIXED = {
     "fast_dev_run": "it writes no checkpoint; use trainer=fast epochs=1",
     "barebones": "it writes no checkpoint; use trainer=fast epochs=1",
     "overfit_batches": "it changes what is validated; use +trainer.limit_train_batches=NUMBER",
+    "limit_test_batches": f"{_ONLY_TRAINED}; use glr-evaluate limit=NUMBER",
+    "limit_predict_batches": f"{_ONLY_TRAINED}; use glr-evaluate limit=NUMBER",
     "limit_val_batches": "the size of the validation is data.validation=SHARE",
     "check_val_every_n_epoch": _EVERY_EPOCH,
     "val_check_interval": _EVERY_EPOCH,
