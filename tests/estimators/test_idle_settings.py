@@ -78,6 +78,8 @@ def make(network: str) -> nn.Sequential:
     for module in built:
         if isinstance(module, nn.Linear):  # the logits of units at 0.5 are even, so that noise moves the 0-1 loss
             module.bias.data = -0.5 * module.weight.data.sum(1)
+    if network == "convolutional":  # its units are not at 0.5 on average
+        built[-1].get_parameter("bias").data -= built(batch()[0]).mean(0).detach()
     return built
 
 
