@@ -25,7 +25,7 @@ from glr_lightning.runs.environment import cpu_threads
 
 @dataclass
 class ReferenceConfig:
-    """How the gradient of an objective is found that has no exact one."""
+    """How the reference gradient is estimated for an objective without an exact one."""
 
     copies: Any = MISSING
     repetitions: Any = MISSING

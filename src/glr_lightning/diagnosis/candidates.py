@@ -1,4 +1,4 @@
-"""What a diagnosis tries, on what, and against what: the candidates, the network with its batch, the references."""
+"""Inputs of a diagnosis: the network with its batch, the candidate estimators, the reference gradients."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ LARGEST_ERROR = 0.3
 
 @dataclass(frozen=True)
 class Subject:
-    """What the estimators are tried on. `base` is the training configuration that they are relative to."""
+    """The network, loss and batch that estimators are tried on, relative to the training configuration `base`."""
 
     name: str
     base: dict[str, Any]
@@ -35,7 +35,7 @@ class Subject:
     trusted: tuple[str, ...] | None
 
     def built(self, node: Mapping[str, Any]) -> Estimator:
-        """An estimator that takes this network and loss and has made one estimate. Raises ConfigurationError."""
+        """Build an estimator, check it on this network and loss, and try one estimate. Raises ConfigurationError."""
         estimator: Estimator = build(node, where="estimator", trusted=self.trusted)
         with suppress(IdleSettingError):  # a comparison may name a setting that matters on other networks
             estimator.check(self.network, self.loss)
@@ -46,7 +46,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An entry of `estimators` at one number of copies, and what was built of it: an estimator, or a refusal."""
+    """An entry of `estimators` at one number of copies, and the estimator built from it, or the refusal."""
 
     label: str
     node: dict[str, Any]
@@ -54,7 +54,7 @@ class Candidate:
 
     @property
     def copies(self) -> int | list[int] | None:
-        """One number, or one per layer; None of an estimator that has none."""
+        """One number, or one per layer; None for an estimator without copies."""
         return self.node.get("copies")
 
 

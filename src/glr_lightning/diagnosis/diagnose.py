@@ -72,7 +72,7 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
     with progress_bar(*columns, enabled=config["progress"]) as bar:
         task = bar.add_task("references", total=None)
         references = References(subject, config, lambda: bar.advance(task))
-        # only for the alignment, and by far the dearest with many classes: not for noise-free gradients alone
+        # only for the alignment, and the most costly with many classes: left out if all gradients are noise-free
         smoothed = any(c.built.objective != "noise_free" for c in runnable)  # type: ignore[union-attr]
         truth = references.of("joint", {})[0] if smoothed else None
         found = [references.of_candidate(c) for c in runnable]
@@ -122,7 +122,7 @@ def _judged(finding: Finding, compared: Comparison, critical: float, bias: str) 
 
 @dataclass(kw_only=True)
 class _Options:
-    """What a diagnosis reads at the root of its configuration."""
+    """The options at the root of the configuration that a diagnosis reads."""
 
     seed: Seed
     batch_size: Count
@@ -179,9 +179,9 @@ def _subject(config: dict[str, Any]) -> Subject:
 
 
 def with_trained_sigma(run: TrainedRun, trusted: tuple[str, ...]) -> dict[str, Any]:
-    """A run's configuration with the noise scales that its checkpoint was trained with, learned or scheduled ones.
+    """Return a run's configuration with the noise scales of its checkpoint, learned or scheduled ones.
 
-    Of scales learned per neuron, which no option can hold, the mean of each layer.
+    Scales learned per neuron, which no option can hold, are replaced by the mean of their layer.
     """
     node = run.config.get("estimator")
     if not isinstance(node, dict) or "sigma" not in node:
@@ -265,7 +265,7 @@ def _device_in_words(device: torch.device) -> str:
 
 
 def write_diagnosis(config: dict[str, Any], out: Path, command: Sequence[str]) -> list[Table]:
-    """Diagnose and write everything into `out`; the tables, for the screen."""
+    """Diagnose, write everything into `out`, and return the tables for the screen."""
     require_folder(out)  # before everything is measured
     findings, notes, subject = diagnose(config)
     tables = finding_tables(findings, notes)

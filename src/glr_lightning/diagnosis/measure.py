@@ -27,7 +27,7 @@ class Contender:
 
 @dataclass
 class Measured:
-    """What a contender delivered."""
+    """The estimates of a contender: moments by layer, and costs."""
 
     moments: dict[str, Moments]
     seconds: list[float] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Measured:
 def drawing(
     estimator: Estimator, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator
 ) -> Draw:
-    """One estimate per call. It refuses numbers that are not finite (ConfigurationError)."""
+    """Return a function that makes one estimate per call, and raises ConfigurationError if it is not finite."""
 
     def draw() -> Estimate:
         estimate = estimator.estimate(network, loss, x, y, generator=generator)
@@ -64,7 +64,7 @@ def measure(
     seed: int,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Measured]:
-    """Estimates of all contenders in turns, so that what disturbs the machine disturbs all of them alike."""
+    """Draw estimates of all contenders in turns, so that a busy machine slows all of them alike."""
     layers = layers_of(network)
     draws = [
         drawing(c.estimator, network, loss, x, y, generator_for(x.device, seed, "estimate", c.label, c.copies))

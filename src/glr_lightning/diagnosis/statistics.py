@@ -1,4 +1,4 @@
-"""What an estimator delivers on one batch, layer by layer: bias, variance, direction and cost.
+"""Bias, variance and direction of gradient estimates on one batch, layer by layer.
 
 For independent estimates g_1 .. g_n of a layer's gradient and a reference with mean r, |r|^2 its squared length:
 
@@ -25,9 +25,9 @@ from glr_lightning.estimators import Estimate
 SIGNS = 8
 """Random directions, besides that of the reference, along which a bias is looked for."""
 FALSE_ALARM = 0.01
-"""The probability that a diagnosis of nothing but unbiased estimators flags one."""
+"""The probability that a diagnosis of unbiased estimators flags one (family-wise error)."""
 LARGEST_Z = 37.0
-"""Its tail probability is about the smallest that a float64 holds."""
+"""The largest z that is returned; its tail probability is about the smallest that a float64 holds."""
 
 Draw = Callable[[], Estimate]
 
@@ -99,7 +99,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a layer's gradient is compared with.
+    """The gradient of a layer that estimates are compared with.
 
     Attributes:
         mean: [d].
@@ -117,7 +117,7 @@ class Reference:
 
     @property
     def probes(self) -> Tensor:
-        """What the draws to be compared are multiplied with: the directions, then the mean."""
+        """The rows that draws are multiplied with: the directions, then the mean."""
         return torch.cat([self.directions, self.mean[None]])
 
     @staticmethod
@@ -128,7 +128,7 @@ class Reference:
 
     @staticmethod
     def estimated(pilot: Moments, rest: Moments) -> "Reference":
-        """From two independent halves: the first chose the directions, which are the second's probes."""
+        """Build from two independent halves: the first chose the directions, which are the second's probes."""
         mean = (pilot.n * pilot.mean + rest.n * rest.mean) / (pilot.n + rest.n)
         squared_length = max(float(pilot.mean @ rest.mean), 0.0)
         squared_error = rest.variance / (pilot.n + rest.n)

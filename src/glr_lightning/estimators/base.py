@@ -1,4 +1,4 @@
-"""What every gradient estimator is: a frozen value that turns a batch into gradients."""
+"""The interface of gradient estimators, frozen values that turn a batch into gradients, and checks they share."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -20,8 +20,8 @@ from glr_lightning.validation import Checked
 Value = TypeVar("Value")
 
 Objective = Literal["noise_free", "joint", "layerwise", "discontinuities", "weights"]
-"""What an estimate is the gradient of: the plain loss; E[L] under noise at all sites; per layer E[L] under noise at
-that layer alone; E[L] under noise where something jumps (`Hybrid`); E[L] under noise on the weights."""
+"""The objective that an estimate is the gradient of: the plain loss; E[L] under noise at all sites; per layer E[L]
+under noise at that layer alone; E[L] under noise where something jumps (`Hybrid`); E[L] under noise on the weights."""
 
 OBJECTIVES: dict[Objective, str] = {
     "noise_free": "the loss itself, without noise",
@@ -76,23 +76,23 @@ class Estimator(Checked, ABC):
     family: ClassVar[Family]
     """The kind of method."""
     needs_derivatives: ClassVar[bool]
-    """Whether it differentiates the loss, and what lies between the loss and some layer."""
+    """Whether it differentiates the loss and the modules between the loss and some layer."""
 
     @property
     @abstractmethod
     def objective(self) -> Objective:
-        """What its mean is the gradient of."""
+        """The objective whose gradient is the mean of the estimates."""
 
     @abstractmethod
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
-        """For each layer with weights, by name, where its gradient comes from, in a few words."""
+        """Return in a few words where the gradient of each layer with weights comes from, by the layer's name."""
 
     def bias(self, network: nn.Module) -> str:
-        """Why the mean is not the gradient of the objective on such a network; "" where it is."""
+        """Return why the mean is not the gradient of the objective on this network, or "" if it is."""
         return ""
 
     def describe(self, network: nn.Module, loss: Loss) -> list[str]:
-        """What a training with this estimator does, in a few lines for the screen.
+        """Describe training with this estimator in a few lines for the screen.
 
         The objective, where each layer's gradient comes from, why it is biased, if it is, and what was found of the
         modules that had to be probed.

@@ -67,7 +67,7 @@ class Hybrid(Estimator):
 
     @property
     def _ratio(self) -> LikelihoodRatio:
-        """What serves the layers below the split; it also refuses combinations that cannot work."""
+        """The estimator of the layers below the split; it also refuses combinations that cannot work."""
         return LikelihoodRatio(self.noise, self.sigma, self.copies, self.sampling, self.baseline, score=self.score)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:

@@ -195,7 +195,7 @@ class LikelihoodRatio(Estimator):
         return idle
 
     def _reads_baseline(self, chain: Chain, sites: tuple[int, ...], site: int) -> bool:
-        """Whether a baseline common to mirrored copies matters: not where their scores are opposite, x being common."""
+        """Whether a baseline common to mirrored copies has an effect: not where x is common and scores are opposite."""
         conditional = has_cells(chain, site) and self.score in ("conditional", "auto")
         return not self.sampling.mirrored or bool(self._learned) or site != sites[0] or conditional
 

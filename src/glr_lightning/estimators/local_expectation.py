@@ -108,7 +108,7 @@ class LocalExpectation(Estimator):
         return dict(zip(chain.site_names, words, strict=True))
 
     def _share(self, layer: nn.Module) -> str:
-        """In words, how many units of a deeper layer are evaluated."""
+        """Return in words how many units of a deeper layer are evaluated."""
         width = layer.out_features if isinstance(layer, nn.Linear) else None  # of a convolution known with an input
         if self.units is None or (width is not None and width <= self.units):
             return "all units, one at a time"

@@ -14,7 +14,7 @@ from glr_lightning.propagation.residual_steps import State, plus
 
 @dataclass(frozen=True)
 class Beyond:
-    """What lies above a layer: the chain, the noise that was drawn in it, and the loss as it was drawn."""
+    """The part of a network above a layer: the chain, the noise drawn in it, and the losses under that noise."""
 
     chain: Chain
     seen: tuple[NoisySite, ...]
@@ -27,7 +27,7 @@ class Beyond:
     def of(
         chain: Chain, seen: Sequence[NoisySite], sigma: tuple[float, ...], loss: Loss, noise: Noise, y: Tensor
     ) -> "Beyond":
-        """From a noisy pass with noise at all sites."""
+        """Build from a pass with noise at all sites."""
         top = seen[-1]
         head = output_loss_for(loss, noise, sigma[-1], top.z.flatten(0, 1), y.repeat(len(top.z)))
         u = top.v0.expand_as(top.z).flatten(0, 1)

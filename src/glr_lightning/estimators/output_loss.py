@@ -178,7 +178,7 @@ def density_at_0(noise: Noise, like: Tensor) -> Tensor:
 
 
 OUTPUT_LOSSES: dict[type[Loss], type[OutputLoss]] = {CrossEntropy: CrossEntropyOutput, ZeroOne: ZeroOneOutput}
-"""By the very class of the loss: what derives from one of these may be another function."""
+"""Output losses by the exact class of the loss; a subclass may be another function."""
 
 
 def noise_free_output(loss: Loss, noise: Noise, like: Tensor, labels: Tensor) -> OutputLoss:

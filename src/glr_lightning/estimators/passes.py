@@ -1,4 +1,4 @@
-"""What a batch needs for its noisy passes, and what one pass returns."""
+"""A batch prepared for noisy passes, and the estimate from one pass."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -62,7 +62,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class PassEstimate:
-    """What the copies of one noisy pass say.
+    """The estimate from the copies of one noisy pass.
 
     Attributes:
         gradients: by the network's names of the parameters.

@@ -84,7 +84,7 @@ class Tiered(Estimator):
             self.sampling.check(self.noise, copies)
 
     def _ratio(self, copies: int) -> LikelihoodRatio:
-        """What serves a layer below the last two; it also validates the options."""
+        """Return the estimator of a layer below the last two, which also checks the options."""
         injection, chunk = Layerwise(), None if self.chunk is None else min(self.chunk, copies)
         return LikelihoodRatio(
             self.noise, self.sigma, copies, self.sampling, self.baseline, injection, self.score, self.reach, chunk

@@ -44,7 +44,7 @@ class CleanPass:
 
 @dataclass(frozen=True)
 class NoisySite:
-    """What one noisy site saw.
+    """Input, noise and pre-activations at one noisy site.
 
     Attributes:
         site: its number.
@@ -151,7 +151,7 @@ class Chain:
 
     @property
     def readout(self) -> int:
-        """Where the affine end of the network begins: the last layer, with what precedes it of `AFFINE`."""
+        """Position at which the affine end begins: the last layer and the modules of `AFFINE` right before it."""
         start = self.sites[-1]
         while start > 0 and isinstance(self.modules[start - 1], AFFINE):
             start -= 1

@@ -1,4 +1,4 @@
-"""The local product that every estimator here rests on: one layer's vector-Jacobian product with its weights.
+"""Vector-Jacobian products of single layers with respect to their weights, on which every estimator rests.
 
     weight_vjp(layer, x, signal) = VJP_A(signal),   A(h; theta) the layer's affine map
 
@@ -101,7 +101,7 @@ def _scale_and_shift(layer: nn.Module, normalised: Tensor, rows: Tensor, axes: t
 
 
 def _in_dtype_of(layer: nn.Module, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Under bf16 autocast products come out in bfloat16; an optimizer needs the parameter's own dtype."""
+    """Convert to the parameters' dtypes, which an optimizer needs; under bf16 autocast products are bfloat16."""
     return {name: value.to(layer.get_parameter(name).dtype) for name, value in gradient.items()}
 
 

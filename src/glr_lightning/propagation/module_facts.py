@@ -33,12 +33,12 @@ ELEMENTWISE: frozenset[type[nn.Module]] = frozenset(
 """Kinds of torch and of this package that are elementwise and continuous; a test holds a probe of each against it."""
 
 NOT_PROBED = ("torch.nn.", "torch.ao.", "glr_lightning.")
-"""Where forward passes come from of which what is not said here is smooth, and takes no probe."""
+"""Packages whose modules are smooth unless stated here, and are not probed."""
 
 _found: WeakKeyDictionary[nn.Module, dict[bool, tuple[bool, ModuleFacts]]] = WeakKeyDictionary()
-"""By module and train mode: whether it was observed, and what was found."""
+"""Results of probes by module and train mode: whether the module was observed, and its facts."""
 _observed: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
-"""Networks, with the modes in which they were."""
+"""Observed networks, with the train modes in which they were observed."""
 
 
 def facts_of(module: nn.Module) -> ModuleFacts:
@@ -95,7 +95,7 @@ def named(name: str, module: nn.Module) -> str:
 
 
 def _without_probe(module: nn.Module) -> ModuleFacts | None:
-    """What is declared or known of a module, None if nothing is."""
+    """Return what is declared or known of a module, None if nothing is."""
     declared = module.__dict__.get("facts", getattr(type(module), "facts", None))
     if isinstance(declared, ModuleFacts):
         return declared
@@ -138,7 +138,7 @@ def _twin(module: nn.Module) -> nn.Module | None:
 
 @torch.no_grad()
 def _inputs(network: nn.Module, modules: list[nn.Module], x: Tensor) -> dict[nn.Module, Tensor]:
-    """What modules of a network see of a batch, of those that take one tensor."""
+    """Return the inputs that modules of a network get for a batch, for those that take one tensor."""
     seen: dict[nn.Module, Tensor] = {}
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:

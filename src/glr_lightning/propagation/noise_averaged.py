@@ -11,7 +11,7 @@ from glr_lightning.propagation.chain import Chain
 from glr_lightning.randomness import ImageRandom
 
 STREAMS = 2**20
-"""Where the streams of the neurons' noise begin: a threat's own are small numbers."""
+"""First random stream of the neurons' noise; a threat's own streams have small numbers."""
 
 
 class NoiseAveraged(nn.Module):

@@ -131,7 +131,7 @@ class _Probe:
         return True
 
     def _along_lines(self, elementwise: bool) -> tuple[float | None, bool]:
-        """Where it jumps, if it does; whether it is piecewise constant, or constant."""
+        """Return a point at which it jumps, or None, and whether it is piecewise constant."""
         size = int(np.clip(NUMBERS // self.numbers, 33, 2049))
         jump, moving, changing, points = None, 0, False, 0
         for start, direction, low, high in self._lines(elementwise, size):

@@ -15,15 +15,15 @@ State = tuple[Tensor, ...]
 
 
 class Step(nn.Module, ABC):
-    """A step of a residual block: of the state, not of a tensor."""
+    """A step of a residual block; it acts on the state, not on a tensor."""
 
     @abstractmethod
     def step(self, state: State) -> State:
-        """The state behind it."""
+        """Return the state after this step."""
 
 
 class Fork(Step):
-    """Into a block: its input waits."""
+    """Enter a block: its input waits."""
 
     def step(self, state: State) -> State:
         """The input becomes a waiting tensor as well."""
@@ -31,7 +31,7 @@ class Fork(Step):
 
 
 class Swap(Step):
-    """From the body to the shortcut."""
+    """Turn from the body to the shortcut."""
 
     def step(self, state: State) -> State:
         """The shortcut works on what waited; the body's output waits."""
@@ -39,7 +39,7 @@ class Swap(Step):
 
 
 class Merge(Step):
-    """Out of a block: body plus shortcut. Where one of them has no noise yet, it is common to all copies (Law 5)."""
+    """Leave a block: add body and shortcut. One that has no noise yet is common to all copies (Law 5)."""
 
     def step(self, state: State) -> State:
         """Add the two. Raises ConfigurationError if their shapes differ."""
