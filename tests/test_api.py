@@ -59,6 +59,7 @@ def test_a_network_of_another_kind_is_evaluated_in_three_lines() -> None:
     rows = glr_lightning.evaluate(network, images, labels, threats=["clean", "fgsm", "fgsm.gradient_source=autograd"])
     assert {row.threat for row in rows} >= {"clean", "fgsm"}
     assert network.training  # as it was
+    assert {row.threat for row in glr_lightning.evaluate(network, images[:5], labels[:5])} >= {"clean", "pgd_linf"}
     clean = next(row for row in rows if row.threat == "clean")
     with torch.no_grad():
         expected = (network.eval()(images).argmax(1) == labels).float().mean()

@@ -29,7 +29,7 @@ def evaluate(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    threats: Sequence[str | Threat | Certification] | Mapping[str, Tested] = ("standard",),
+    threats: Sequence[str | Threat | Certification] | Mapping[str, Tested] = ("clean", "pgd_linf"),
     *,
     surrogates: Mapping[str, nn.Module] | nn.Module | None = None,
     seed: int = 0,
