@@ -105,6 +105,7 @@ def quiet_libraries() -> None:
     """Keep Lightning's banners and its advice about options that this package sets on purpose off the screen."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # logs what it raises too
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.script. is deprecated.*")  # torch's own forward mode

@@ -147,6 +147,10 @@ REFUSED = {
     "a group of 0.4": (["sigma_schedule=geometric"], "use callbacks=[annealing] callbacks.annealing.sigma.end=VALUE"),
     "a typo of an option that is a group too": (["schedule=step"], "Did you mean scheduler?"),
     "a group of another command": (["threat=paper"], "the group 'threat' is none that this command takes"),
+    "a class that cannot be imported": (
+        ["+callbacks.a={_target_: mine.Count}"],
+        "_target_ 'mine.Count' does not exist",
+    ),
     "a typo of a group": (["nois=laplace"], "Did you mean noise"),
     "an option of a short group": (["noise=laplce"], "there is no noise=laplce. Did you mean laplace?"),
     "in a sweep": (["--multirun", "experiment=lrs,bp", "sigma=0.5,1"], "estimator=backprop has no sigma; leave it out"),

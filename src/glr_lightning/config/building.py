@@ -56,10 +56,7 @@ def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
     if "_target_" not in options:
         return options
     name, partial = str(options.pop("_target_")), options.pop("_partial_", False)
-    try:
-        target = hydra.utils.get_object(name)
-    except Exception as error:
-        raise ConfigurationError(f"_target_ {name!r} does not exist: {error}") from error
+    target = _found(name)
     ranges = next((ranges for module, ranges in RANGES.items() if name.startswith(module)), {})
     arguments = checked_arguments(target, options | keywords, where, hints=ranges, complete=not partial)
     if partial:
@@ -97,15 +94,20 @@ def _require_trusted(node: Any, trusted: tuple[str, ...]) -> None:
             )
 
 
+def _found(target: str) -> Any:
+    """Return the object that a `_target_` names. Raises ConfigurationError if it cannot be imported."""
+    try:
+        return hydra.utils.get_object(target)
+    except Exception as error:
+        raise ConfigurationError(f"_target_ {target!r} does not exist: {' '.join(str(error).split())}") from error
+
+
 def _is_trusted(target: str, trusted: tuple[str, ...]) -> bool:
     """Is the target defined in a trusted module? A module's imports are not its own, so the object is asked."""
     packages = tuple({f"{prefix.split('.')[0]}." for prefix in trusted})
     if not target.startswith(packages):  # do not even import it
         return False
-    try:
-        found = hydra.utils.get_object(target)
-    except Exception as error:
-        raise ConfigurationError(f"_target_ {target!r} does not exist: {error}") from error
+    found = _found(target)
     home = f"{getattr(found, '__module__', '')}."
     kind = isinstance(found, type) or home.startswith("glr_lightning.networks.") or not home.startswith(TRUSTED)
     return kind and home.startswith(trusted)
@@ -120,7 +122,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigurationError(f"there is no {path}; a run folder holds the config.yaml of its training.") from None
+        raise ConfigurationError(
+            f"there is no {path}; name a run folder that glr-train left: it holds {path.name}."
+        ) from None
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(config, dict):
