@@ -146,7 +146,7 @@ REFUSED = {
     "an option of 0.4": (["revive=0.5"], "use callbacks=[class_collapse] callbacks.class_collapse.revive=VALUE now"),
     "a group of 0.4": (["sigma_schedule=geometric"], "use callbacks=[annealing] callbacks.annealing.sigma.end=VALUE"),
     "a typo of an option that is a group too": (["schedule=step"], "Did you mean scheduler?"),
-    "a group of another command": (["threat=paper"], "the group 'threat' is none that this command takes"),
+    "a group of another command": (["threat=paper"], "this command does not take threat=OPTION. --help"),
     "a class that cannot be imported": (
         ["+callbacks.a={_target_: mine.Count}"],
         "_target_ 'mine.Count' does not exist",

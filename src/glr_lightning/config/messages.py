@@ -109,6 +109,6 @@ def _no_group(group: str, file: str | None, groups: Groups) -> str:
     if parent == "estimator" and groups.having("estimator", setting):
         return lacks(str(groups.choices.get("estimator")), setting, file or "", groups)
     if groups.is_group(group):
-        return f"the group {group!r} is none that this command takes. --help lists those that it takes."
+        return f"this command does not take {group}=OPTION. --help lists the groups that it takes, and how."
     known = [*groups.groups(), *SHORT_FORMS]
     return f"there is no group {group!r} here.{closest(group, known)} --help lists those that there are."
