@@ -58,7 +58,8 @@ def test_the_example_runs_and_help_documentation_and_report_have_it(
     for name, _ in files:
         if name.startswith("conf/"):
             group, option = Path(name).relative_to("conf").parent.as_posix(), Path(name).stem
-            listed = run_cli(train.main, ["--config-dir", "conf", "--help"], monkeypatch, capsys).out
+            chooser = evaluate.main if group == "threat" else train.main
+            listed = run_cli(chooser, ["--config-dir", "conf", "--help"], monkeypatch, capsys).out
             line = next(line for line in listed.splitlines() if line.strip().startswith(f"{group}:"))
             assert option in line
             assert f"`{group}={option}`" in docs_script("generated").configuration_page(folder / "conf")
