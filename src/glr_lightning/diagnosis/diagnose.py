@@ -64,7 +64,7 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
     candidates = [
         c for label, overrides in entries_of(config["estimators"]) for c in tried(subject, label, overrides, config)
     ]
-    runnable = [c for c in candidates if isinstance(c.built, Estimator)]
+    runnable = [(c, c.built) for c in candidates if isinstance(c.built, Estimator)]
     if not runnable:
         refusals = "\n".join(f"  {finding.refusal}" for finding in _refused(candidates))
         raise ConfigurationError(f"every estimator refuses this network and loss:\n{refusals}")
@@ -73,10 +73,13 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
         task = bar.add_task("references", total=None)
         references = References(subject, config, lambda: bar.advance(task))
         # only for the alignment, and the most costly with many classes: left out if all gradients are noise-free
-        smoothed = any(c.built.objective != "noise_free" for c in runnable)  # type: ignore[union-attr]
+        smoothed = any(estimator.objective != "noise_free" for _, estimator in runnable)
         truth = references.of("joint", {})[0] if smoothed else None
-        found = [references.of_candidate(c) for c in runnable]
-        contenders = [Contender(c.label, c.copies, c.built, r) for c, (r, _) in zip(runnable, found, strict=True)]  # type: ignore[arg-type]
+        found = [references.of_candidate(c) for c, _ in runnable]
+        contenders = [
+            Contender(c.label, c.copies, estimator, reference)
+            for (c, estimator), (reference, _) in zip(runnable, found, strict=True)
+        ]
         bar.update(task, description="estimators", completed=0, total=len(contenders) * config["repetitions"])
         options = {"repetitions": config["repetitions"], "seed": config["seed"], "tick": lambda: bar.advance(task)}
         measured = measure(contenders, subject.network, subject.loss, subject.x, subject.y, **options)
