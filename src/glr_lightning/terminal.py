@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn
 
-from glr_lightning.config import CONF_DIR, in_one_line, long_forms, short_overrides
+from glr_lightning.config import CONF_DIR, group_without_name, in_one_line, long_forms, short_overrides
 from glr_lightning.errors import GLRError
 
 console = Console(stderr=True)
@@ -68,8 +68,9 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
     try:
         with _errors_of_hydra():
             hydra.main(config_path=CONF_DIR, config_name=config_name, version_base="1.3")(guarded)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if FULL_ERROR in os.environ:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        ours = isinstance(error, HydraException | OmegaConfBaseException) or group_without_name(error) is not None
+        if FULL_ERROR in os.environ or not ours:
             raise
         _show_error(in_one_line(error))
         sys.exit(2)
@@ -85,7 +86,8 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
 
 
 def _show_error(words: str) -> None:
-    console.print(f"[bold red]error:[/] {_escape(words)}", highlight=False, soft_wrap=True)
+    in_line = " ".join(words.split())  # a library's own words may have several
+    console.print(f"[bold red]error:[/] {_escape(in_line)}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -192,3 +192,21 @@ def test_the_options_of_lightning_are_a_section_with_short_forms_and_presets() -
     for name, reason in FIXED.items():
         with pytest.raises(ConfigurationError, match=re.escape(reason)):
             checked_options(compose([f"+trainer.{name}=1"])["trainer"])
+
+
+@pytest.mark.parametrize("override", ["noise=null", "experiment=null", "callbacks=3", "data=true"])
+def test_a_value_that_can_name_no_option_of_a_group_is_refused(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run_cli(train.main, [override, "run_dir=run"], monkeypatch, capsys)
+    assert outcome.code == 2
+    assert f"error: {override} names no option of the group; leave it out, or choose from " in outcome.err
+    assert "Traceback" not in outcome.err
+    with pytest.raises(ConfigurationError, match="names no option of the group"):
+        compose([override])
+
+
+def test_an_option_without_a_name_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^=3 names no option; write OPTION=VALUE"):
+        compose(["=3"])

@@ -134,6 +134,13 @@ def test_what_is_no_callback_is_refused(node: str, words: str, package: Path) ->
     assert not (package / "run").exists()
 
 
+def test_a_callback_of_another_package_that_fails_is_named(tmp_path: Path) -> None:
+    stopping = "+callbacks.stop={_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:nope}"
+    with pytest.raises(ConfigurationError, match=r"^callbacks\.stop failed in the training: .*nope") as refusal:
+        train(compose([*FAST, stopping]), tmp_path / "run")
+    assert "\n" not in str(refusal.value)
+
+
 # ---- in a Trainer of one's own --------------------------------------------------------------------------------------
 
 

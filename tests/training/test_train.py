@@ -19,6 +19,7 @@ from glr_lightning.losses import CrossEntropy
 from glr_lightning.randomness import step_generator
 from glr_lightning.runs.trained_run import load_checkpoint, load_run
 from glr_lightning.threats import Clean
+from glr_lightning.training import fit
 from glr_lightning.training.fit import train
 from tests.checks.cli_runner import run_cli
 from tests.checks.harness_cases import evaluate
@@ -32,6 +33,7 @@ EXPERIMENTS = sorted(
 LIKELIHOOD_RATIO = ["estimator=likelihood_ratio", "sampling=antithetic", "copies=8"]
 LEARNING = [*LIKELIHOOD_RATIO, "callbacks=learned_sigma", "callbacks.learned_sigma.per=neuron"]
 COPIES = "callbacks.annealing.copies={_target_:glr_lightning.schedules.Geometric,end:%s}"
+MILESTONES = ["scheduler=step", "scheduler._target_=torch.optim.lr_scheduler.MultiStepLR", "~scheduler.step_size"]
 FAST = ["progress=false", "copies=8", "epochs=2", "data.validation=0.1"]
 
 
@@ -432,6 +434,7 @@ import json, sys, torch
 from pathlib import Path
 import pytorch_lightning as pl
 from glr_lightning.training import module as training
+from glr_lightning.training import fit
 from glr_lightning.training.fit import train
 
 class Witness(training.GLRModule):
@@ -505,3 +508,56 @@ def test_the_estimator_of_a_configuration_is_what_it_says() -> None:
     names = [type(part).__name__ for part in (estimator.noise, estimator.sampling, estimator.baseline)]
     assert names == ["Laplace", "Independent", "NoBaseline"]
     assert isinstance(build(config["loss"]), CrossEntropy)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+network.classes=3"], "network.classes cannot be set: it follows from the rest"),
+        (["+logger.csv.save_dir=elsewhere"], "logger.csv.save_dir cannot be set: it follows from the rest"),
+        (["loss._target_=torch.nn.ReLU"], "loss must be a Loss, which ReLU() is not"),
+        (["loss._target_=glr_lightning.losses"], "'glr_lightning.losses' is no class or function"),
+        (["+loss._partial_=true"], "loss must be a Loss, which functools.partial"),
+        (["+loss._partial_=3"], "loss: _partial_ must be true or false, got 3"),
+        (["~data"], "data must be a ImageDataModule"),
+        (["+logger.x=3"], "logger.x must be a Logger, which 3 is not"),
+        (
+            ["logger.csv.flush_logs_every_n_steps=0"],
+            "logger.csv.flush_logs_every_n_steps must be a whole number from 1",
+        ),
+        (["activation._target_=torch.nn.MaxPool2d", "+activation.kernel_size=2"], "does not take images of shape"),
+        (["preprocess._target_=torch.nn.AvgPool2d", "+preprocess.kernel_size=2"], "does not take images of shape"),
+        (["+optimizer.differentiable=true"], "torch refuses the options of optimizer or scheduler"),
+        (["+scheduler.last_epoch=3"], "torch refuses the options of optimizer or scheduler"),
+        (
+            [*MILESTONES, "+scheduler.milestones=abc"],
+            "scheduler.milestones must be a list of which each is a whole number, got 'abc'",
+        ),
+        (["callbacks=annealing", "callbacks.annealing.sigma=null"], "changes neither sigma nor copies"),
+        (["threads=99999"], "threads must be a whole number from 1 to 1,024"),
+        (["+callbacks.x={_target_:mine.nope}"], "_target_ 'mine.nope' does not exist"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line_before_anything_is_written(
+    overrides: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_dir = tmp_path / "run"
+    outcome = run_cli(main, [*FAST, *overrides, f"run_dir={run_dir}"], monkeypatch, capsys)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert len(outcome.err.splitlines()) == 1
+    assert words in outcome.err
+    assert not run_dir.exists()
+
+
+def test_the_network_is_tried_out_without_a_change(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    fit._require_logits(network, torch.rand(8, 1, 2, 2), 2)
+    assert network[1].num_batches_tracked == 0
+    assert network.training
+    with pytest.raises(ConfigurationError, match=r"must return \[8, 3\] logits .* got \[8, 2\]"):
+        fit._require_logits(network, torch.rand(8, 1, 2, 2), 3)

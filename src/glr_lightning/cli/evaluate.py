@@ -15,7 +15,7 @@ from glr_lightning.reporting.tables import show
 from glr_lightning.reporting.tables.robustness import robustness_tables
 from glr_lightning.runs.environment import cpu_threads
 from glr_lightning.runs.trained_run import find_runs
-from glr_lightning.validation import Count, Seed
+from glr_lightning.validation import Count, Seed, Threads
 
 
 @dataclass(kw_only=True)
@@ -31,7 +31,7 @@ class EvaluateConfig:
     inference_noise: bool = False
     batch_size: Count = 1000
     device: str = "auto"
-    threads: Count | None = 1
+    threads: Threads | None = 1
     progress: bool = True
     trusted: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)

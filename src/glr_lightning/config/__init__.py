@@ -13,7 +13,7 @@ from glr_lightning.config.composition import (
 )
 from glr_lightning.config.groups import CONF_DIR, Groups
 from glr_lightning.config.identity import config_hash
-from glr_lightning.config.messages import in_one_line
+from glr_lightning.config.messages import group_without_name, in_one_line
 from glr_lightning.config.short_forms import SHORT_FORMS, long_form, long_forms, short_name, short_overrides
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "composing",
     "config_hash",
     "experiment_name",
+    "group_without_name",
     "in_one_line",
     "keys_of",
     "load_yaml",

@@ -5,7 +5,7 @@ torch define, so a crafted config.yaml cannot name a function to run.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ TRUSTED = (*(f"glr_lightning.{family}." for family in _OWN), "torch.nn.modules."
 """The modules whose classes a configuration read from a run folder may call; of networks, functions too."""
 
 RANGES: dict[str, dict[str, Any]] = {
+    "pytorch_lightning.loggers.": {"flush_logs_every_n_steps": Count},
     "torch.optim.lr_scheduler.": {"T_max": Count, "step_size": Count, "total_iters": Count, "gamma": NonNegative},
     "torch.optim.": {"lr": NonNegative, "weight_decay": NonNegative, "momentum": NonNegative},
 }
-"""What torch's own hints leave open and torch refuses late or never."""
+"""What the hints of torch and Lightning leave open, and they refuse late or never."""
 
 
 def build(node: Any, *, where: str = "", trusted: Sequence[str] | None = TRUSTED, **keywords: Any) -> Any:
@@ -52,11 +53,17 @@ def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
         return [_built(child, f"{where}[{number}]", {}) for number, child in enumerate(node)]
     if not isinstance(node, dict):
         return node
-    options = {str(key): _built(child, f"{where}.{key}" if where else str(key), {}) for key, child in node.items()}
-    if "_target_" not in options:
-        return options
+    built = {key: _built(child, f"{where}.{key}" if where else str(key), {}) for key, child in node.items()}
+    if "_target_" not in built:
+        return built
+    options = {str(key): value for key, value in built.items()}
+    _require_free(options, keywords, where)
     name, partial = str(options.pop("_target_")), options.pop("_partial_", False)
     target = _found(name)
+    if not callable(target):
+        raise ConfigurationError(f"_target_ {name!r} is no class or function; {where or name} has to name one.")
+    if not isinstance(partial, bool):
+        raise ConfigurationError(f"{where or name}: _partial_ must be true or false, got {partial!r}.")
     ranges = next((ranges for module, ranges in RANGES.items() if name.startswith(module)), {})
     arguments = checked_arguments(target, options | keywords, where, hints=ranges, complete=not partial)
     if partial:
@@ -72,6 +79,15 @@ def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
     except Exception as error:
         words = " ".join(str(error).split())
         raise ConfigurationError(f"{where or name} is refused by {name}: {words}", option=where or None) from error
+
+
+def _require_free(options: Mapping[str, Any], keywords: Mapping[str, Any], where: str) -> None:
+    """Refuse an option that is worked out from others: its value would have no effect."""
+    for name in options.keys() & keywords.keys():
+        option = f"{where}.{name}" if where else name
+        raise ConfigurationError(
+            f"{option} cannot be set: it follows from the rest of the configuration; leave it out.", option=option
+        )
 
 
 def _require_trusted(node: Any, trusted: tuple[str, ...]) -> None:

@@ -18,10 +18,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from glr_lightning.config.groups import CONF_DIR, Groups, as_url, listing, user_folders
-from glr_lightning.config.messages import in_one_line, lacks
+from glr_lightning.config.messages import group_without_name, in_one_line, lacks
 from glr_lightning.config.short_forms import long_forms, short_name, short_overrides
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.validation import Count, Positive, Seed, checked_arguments
+from glr_lightning.validation import Count, Positive, Seed, Threads, checked_arguments
 
 Node = dict[str, Any]
 """What becomes an object, or several by name; `build` checks it."""
@@ -35,7 +35,7 @@ class TrainConfig:
     epochs: Count
     batch_size: Count
     clip_norm: Positive | None = None
-    threads: Count | None = 1
+    threads: Threads | None = 1
     progress: bool = True
     run_dir: str
     resume: str | None = None
@@ -151,6 +151,10 @@ def composing(
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
             yield hydra.compose(root, overrides=_with_folders(long_forms(overrides), folders))
     except HydraException as error:
+        raise ConfigurationError(in_one_line(error)) from None
+    except ValueError as error:
+        if group_without_name(error) is None:
+            raise
         raise ConfigurationError(in_one_line(error)) from None
     finally:
         Singleton.set_state(state)

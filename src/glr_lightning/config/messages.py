@@ -3,13 +3,16 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from traceback import walk_tb
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 
 from glr_lightning.config.groups import Groups
 from glr_lightning.config.short_forms import SHORT_FORMS, short_name
+from glr_lightning.validation.words import shown
 
 NO_GROUP = re.compile(
     r"(?:In '(?P<file>[^']+)': )?"
@@ -34,6 +37,15 @@ def in_one_line(error: Exception) -> str:
     (Hydra advises a plus sign before an option that does not exist, which would add it for nobody to read.)
     """
     groups = Groups.of_error(error)
+    group = group_without_name(error)
+    if group is not None:
+        name, value = group
+        if not name:
+            return f"{name}={shown(value)} names no option; write OPTION=VALUE. --help lists the options."
+        choices = ", ".join(groups.options(name))
+        return (
+            f"{short_name(name)}={shown(value)} names no option of the group; leave it out, or choose from {choices}."
+        )
     cause: Any = error.__cause__ or error
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _no_option(cause, groups)
@@ -45,6 +57,18 @@ def in_one_line(error: Exception) -> str:
     if no_group is not None:
         return _no_group(no_group["group"], no_group["file"], groups)
     return " ".join(str(error).split())
+
+
+def group_without_name(error: BaseException) -> tuple[str, Any] | None:
+    """Return the group and the value that Hydra refused, if it is a value that can be no name, such as null.
+
+    (Hydra raises a plain ValueError, which does not say which group it is about.)
+    """
+    if not isinstance(error, ValueError) or not str(error).startswith("Config group override must be"):
+        return None
+    given = [value for frame, _ in walk_tb(error.__traceback__) for value in frame.f_locals.values()]
+    found = [each for each in given if isinstance(each, Override)]
+    return (found[-1].key_or_group, found[-1].value()) if found else None
 
 
 def lacks(option: str, setting: str, origin: str, groups: Groups) -> str:

@@ -42,7 +42,7 @@ from glr_lightning.runs.trained_run import TrainedRun, build_data, build_network
 from glr_lightning.storage import require_folder, write_files
 from glr_lightning.terminal import progress_bar
 from glr_lightning.training.trained_noise import learned_per, trained_sigma
-from glr_lightning.validation import Count, CountPerLayer, Seed, checked_arguments
+from glr_lightning.validation import Count, CountPerLayer, Seed, Threads, checked_arguments
 
 TEXT, TABLE, FIGURE = "diagnosis.md", "diagnosis.csv", "diagnosis.png"
 
@@ -129,7 +129,7 @@ class _Options:
 
     seed: Seed
     batch_size: Count
-    threads: Count | None
+    threads: Threads | None
     progress: bool
     copies: CountPerLayer
     repetitions: Repetitions

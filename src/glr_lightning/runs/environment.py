@@ -17,7 +17,7 @@ def cpu_threads(number: int | None) -> Iterator[None]:
     if number is None:
         yield
         return
-    if number < 1:
+    if type(number) is not int or number < 1:
         raise ConfigurationError(f"threads must be at least 1, or null for torch's own choice, got {number}.")
     before = torch.get_num_threads()
     torch.set_num_threads(number)

@@ -1,17 +1,25 @@
 """Train what a configuration describes, and leave a run folder."""
 
+import copy
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from torch import Tensor, nn
 
 from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root, compose
-from glr_lightning.errors import ConfigurationError
+from glr_lightning.data import ImageDataModule
+from glr_lightning.errors import ConfigurationError, GLRError
+from glr_lightning.estimators import Estimator
+from glr_lightning.losses import Loss
 from glr_lightning.runs.trained_run import LAST, create_run_folder
 from glr_lightning.training.callbacks import (
     ClassCollapse,
@@ -27,6 +35,7 @@ from glr_lightning.training.module import GLRModule, require_working_optimizer
 from glr_lightning.training.result import write_result
 from glr_lightning.training.resume import require_resumable, restore_metrics, start_metrics
 from glr_lightning.training.trainer import checked_options, make_trainer
+from glr_lightning.validation.words import shown
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +79,20 @@ def train(
         require_resumable(folder)
 
     pl.seed_everything(config["seed"], verbose=False)
-    data = build(config["data"], where="data", trusted=allowed)
+    data = _of_kind(ImageDataModule, build(config["data"], where="data", trusted=allowed), "data")
     data.prepare_data()
     data.setup()  # the test files too: damage shows now and not after hours
     kind = {"image_shape": data.image_shape, "classes": data.classes}
-    network = build(config["network"], where="network", trusted=allowed, **kind)
+    network = _of_kind(nn.Module, build(config["network"], where="network", trusted=allowed, **kind), "network")
     parts = {key: config[key] for key in ("estimator", "loss", "optimizer", "scheduler", "callbacks")}
     built = build(parts, trusted=allowed)
     chosen = built.pop("callbacks")
+    _of_kind(Estimator, built["estimator"], "estimator")
+    _of_kind(Loss, built["loss"], "loss")
+    images = data.split("train", 8)[0]
+    _require_logits(network, images, data.classes)
     module = GLRModule(network, **built, seed=config["seed"])
-    module.estimator.check(network, module.loss, data.split("train", 8)[0])  # with images, some of it depends on them
+    module.estimator.check(network, module.loss, images)  # with images, some of it depends on them
     require_working_optimizer(module)
     has_validation = data.val_dataloader() != []
     callbacks = [*_callbacks(config, chosen), *run_checkpoints(folder, has_validation)]
@@ -93,13 +106,70 @@ def train(
             start_metrics(loggers)
         for line in module.estimator.describe(network, module.loss):
             log.info(line)
+    added = {f"callbacks.{name}": callback for name, callback in chosen.items()}
+    added |= {f"logger.{name}": logger for name, logger in zip(config["logger"], loggers, strict=False)}
     try:
-        trainer.fit(module, data, ckpt_path=str(folder / LAST) if resume else None, weights_only=True)
+        with _naming(added):
+            trainer.fit(module, data, ckpt_path=str(folder / LAST) if resume else None, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt(f"Go on with: glr-train resume={folder}") from None
     if not trainer.is_global_zero:
         return {}
     return write_result(folder, config, network, data, trainer.strategy.root_device)
+
+
+def _of_kind(kind: type, built: Any, section: str) -> Any:
+    """Return what a section of the configuration became. Raises ConfigurationError unless it is of this kind."""
+    if not isinstance(built, kind):
+        raise ConfigurationError(
+            f"{section} must be a {kind.__name__}, which {shown(built)} is not; choose another {section}, or "
+            "a _target_ that makes one.",
+            option=section,
+        )
+    return built
+
+
+@torch.no_grad()
+def _require_logits(network: nn.Module, images: Tensor, classes: int) -> None:
+    """Run the network once. Raises ConfigurationError unless it takes the images and returns a logit for each class."""
+    try:
+        logits = copy.deepcopy(network).eval()(images.to(next(network.parameters(), images).dtype))
+    except Exception as error:  # torch's modules raise many
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigurationError(
+            f"the network does not take images of shape {list(images.shape[1:])}: {words}. Change network, activation "
+            "or preprocess, or the data."
+        ) from error
+    shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != [len(images), classes]:
+        raise ConfigurationError(
+            f"the network must return {[len(images), classes]} logits for {len(images)} images of {classes} classes, "
+            f"got {shape}; change network, activation or preprocess."
+        )
+
+
+@contextmanager
+def _naming(added: Mapping[str, Any]) -> Iterator[None]:
+    """Name the callback or logger of another package in which an error is raised within the block.
+
+    Raises:
+        ConfigurationError: instead of the error.
+    """
+    try:
+        yield
+    except GLRError:
+        raise
+    except Exception as error:
+        inside = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
+        for option, each in added.items():
+            if not type(each).__module__.startswith("glr_lightning.") and any(each is other for other in inside):
+                words = " ".join(str(error).split()) or type(error).__name__
+                raise ConfigurationError(
+                    f"{option} failed in the training: {type(error).__name__}: {words}; change its options, or leave "
+                    f"it out: ~{option}",
+                    option=option,
+                ) from error
+        raise
 
 
 def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,9 +215,13 @@ def _callbacks(config: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[Cal
 def _loggers(config: Mapping[str, Any], folder: Path, resume: bool) -> list[Logger]:
     # of a run folder's loggers only the choice is taken, since a logger may write anywhere
     chosen = compose([f"logger={list(config['logger'])[-1]}"])["logger"] if resume else config["logger"]
-    loggers: list[Logger] = [
-        build(node, where=f"logger.{name}", trusted=None, save_dir=str(folder)) for name, node in chosen.items()
-    ]
+    built = {
+        f"logger.{name}": build(
+            node, where=f"logger.{name}", trusted=None, **({"save_dir": str(folder)} if isinstance(node, dict) else {})
+        )
+        for name, node in chosen.items()
+    }
+    loggers: list[Logger] = [_of_kind(Logger, each, name) for name, each in built.items()]
     if resume:
         restore_metrics(loggers, folder)
     return loggers

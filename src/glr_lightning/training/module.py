@@ -184,5 +184,6 @@ def require_working_optimizer(module: GLRModule) -> None:
             warnings.simplefilter("ignore")
             if isinstance(made, dict):
                 made["lr_scheduler"].step()
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise ConfigurationError(f"torch refuses the options of optimizer or scheduler: {error}") from None
+    except Exception as error:  # torch has no type of its own for these
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigurationError(f"torch refuses the options of optimizer or scheduler: {words}") from error

@@ -25,6 +25,7 @@ from glr_lightning.validation.constraints import (
     Seed,
     Share,
     Size,
+    Threads,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Seed",
     "Share",
     "Size",
+    "Threads",
     "checked",
     "checked_arguments",
     "choice",

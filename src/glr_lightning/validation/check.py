@@ -15,6 +15,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _LARGEST_INTEGER = 2**63 - 1
+_TYPING = {name: getattr(typing, name) for name in typing.__all__}
+"""Names that torch's schedulers use in hints and import for type checkers only."""
 
 
 class Checked:
@@ -160,7 +162,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     """The hints of a function, or of a class's constructor; none where they cannot be resolved."""
     function = getattr(target, "__init__") if isinstance(target, type) else target  # noqa: B009  # of the class itself
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(function, localns=_TYPING, include_extras=True)
     except (NameError, TypeError, AttributeError):
         return {}
 

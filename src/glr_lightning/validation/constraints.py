@@ -11,6 +11,8 @@ Count = Annotated[int, Interval(ge=1, le=MOST)]
 """A number of things, at least one."""
 Size = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 """A length in memory, such as the width of a layer or the side of an image."""
+Threads = Annotated[int, Interval(ge=1, le=1024)]
+"""Threads of the CPU: many more than there are cores end the process."""
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
 """A seed that every generator takes, those of numpy included."""
 Scale = Annotated[float, Interval(ge=1e-12, le=1e12)]

@@ -1,5 +1,6 @@
 """Checkers of hints: pydantic's, in strict mode. Importing this module does not import pydantic."""
 
+from collections.abc import Iterable, Sequence
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -31,6 +32,8 @@ def _strict(hint: Any) -> Any:
     if origin is tuple:
         inner = GenericAlias(tuple, tuple(each if each is ... else _strict(each) for each in arguments))
         return Annotated[inner, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+    if origin is Iterable:  # pydantic looks at its items only when it is iterated over
+        origin = Sequence
     if origin in CONTAINERS:
         return GenericAlias(origin, tuple(_strict(each) for each in arguments))
     if hint is float:  # pydantic takes whatever float() takes, such as a tensor

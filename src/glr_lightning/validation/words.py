@@ -1,6 +1,6 @@
 """What a hint accepts, in words for an error."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -14,6 +14,7 @@ CONTAINERS: dict[Any, str] = {
     list: "a list",
     Sequence: "a list",
     Collection: "a list",
+    Iterable: "a list",
     dict: "a mapping",
     Mapping: "a mapping",
 }

@@ -81,6 +81,11 @@ class Annealing(TrainingCallback):
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
         """Try out all epochs. Raises ConfigurationError."""
+        if self.sigma is None and self.copies is None:
+            raise ConfigurationError(
+                "callbacks.annealing changes neither sigma nor copies; give it a schedule for one of them, or leave it "
+                "out: ~callbacks.annealing"
+            )
         initial, epochs = module.estimator, _epochs(trainer)
         self.check_epochs(initial, epochs)
         changed: Any = initial
