@@ -315,7 +315,7 @@ class TestRefusals:
             ({"y": torch.zeros(59, dtype=torch.int64)}, "labels must be int64"),
             ({"y": torch.zeros(60)}, "labels must be int64"),
             ({"index": torch.arange(3)}, "index must be int64"),
-            ({"batch_size": 0}, "batch_size must be at least 1"),
+            ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
             ({"threats": {}}, "no threats"),
             ({"threats": {"f": attack(fgsm, epsilon=0.1, gradient_source="transfer")}}, "f needs a surrogate"),
             ({"model": linear((1, 8, 8)).train()}, "network must be in eval mode"),

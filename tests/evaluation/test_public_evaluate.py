@@ -152,3 +152,42 @@ def test_what_cannot_be_used_is_refused_in_words(change: dict[str, Any], words: 
     good: dict[str, Any] = {"network": linear((1, 8, 8)), "images": x, "labels": y, "threats": ["clean"]}
     with pytest.raises(ConfigurationError, match=words):
         evaluate(**(good | change))
+
+
+class Returns(nn.Module):
+    """A network whose answer is made by a function."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.answer = answer
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.answer(x.flatten(1)[:, :3])
+
+
+PIXELS, CLASSES = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("network", "images", "labels", "options", "words"),
+    [
+        (Returns(lambda x: (x, 1)), PIXELS, CLASSES, {}, "must return scores, a float tensor .* got tuple"),
+        (Returns(lambda x: {"logits": x}), PIXELS, CLASSES, {}, "must return scores, .* got dict"),
+        (Returns(lambda x: x.long()), PIXELS, CLASSES, {}, "must return scores, .* got torch.int64"),
+        (Returns(lambda x: {}["none"]), PIXELS, CLASSES, {}, "does not take images of shape"),
+        (lambda x: x, PIXELS, CLASSES, {}, "must be a torch module"),
+        (None, PIXELS, CLASSES, {}, "must be a torch module"),
+        (Returns(lambda x: x), PIXELS.numpy(), CLASSES, {}, "images must be a tensor, got ndarray"),
+        (Returns(lambda x: x), PIXELS, CLASSES.tolist(), {}, "labels must be a tensor, got list"),
+        (Returns(lambda x: x), PIXELS, CLASSES, {"batch_size": 2.5}, "batch_size must be a whole number"),
+        (Returns(lambda x: x), PIXELS, CLASSES, {"surrogates": "relu"}, "surrogates must be a network or networks"),
+        (Returns(lambda x: x), PIXELS, CLASSES, {"surrogates": {"a": None}}, "must be a torch module, got None"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_one_line(
+    network: Any, images: Any, labels: Any, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words) as refusal:
+        evaluate(network, images, labels, ["clean"], **options)
+    assert "\n" not in str(refusal.value)

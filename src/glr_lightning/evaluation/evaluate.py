@@ -60,6 +60,8 @@ def evaluate(
     Raises:
         ConfigurationError: a network, images, or threats that cannot be used.
     """
+    if isinstance(surrogates, str | list | tuple):
+        raise ConfigurationError(f"surrogates must be a network or networks by name, got {surrogates!r}.")
     at_hand = {"surrogate": surrogates} if isinstance(surrogates, nn.Module) else dict(surrogates or {})
     with _in_eval_mode(network, *at_hand.values()):
         inputs = Inputs(network, images, labels, seed=seed, batch_size=batch_size)
@@ -74,6 +76,9 @@ def evaluate(
 @contextmanager
 def _in_eval_mode(*networks: nn.Module) -> Iterator[None]:
     """Switch networks to eval mode within the block, and each of their modules back afterwards."""
+    for network in networks:
+        if not isinstance(network, nn.Module):
+            raise ConfigurationError(f"a network must be a torch module, got {network!r}.")
     training = [module for network in networks for module in network.modules() if module.training]
     for module in training:
         module.training = False

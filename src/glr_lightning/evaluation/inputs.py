@@ -63,11 +63,18 @@ class Inputs:
         """Refuse images that the network cannot take, before anything is run."""
         try:
             scores = self.scores(*self.batch(slice(1))[::2])
-        except RuntimeError as error:
+        except Exception as error:  # a network may raise anything
+            words = " ".join(str(error).split()) or type(error).__name__
             raise ConfigurationError(
-                f"the network does not take images of shape {list(self.images.shape[1:])} "
-                f"({str(error).splitlines()[0]}); test it on the data it was trained on."
-            ) from None
+                f"the network does not take images of shape {list(self.images.shape[1:])} ({words}); "
+                "test it on the data it was trained on."
+            ) from error
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+            raise ConfigurationError(
+                f"the network must return scores, a float tensor [B, classes], got {kind}; wrap it in a module that "
+                "returns them."
+            )
         low, high = int(self.labels.amin()), int(self.labels.amax())
         if scores.dim() != 2 or low < 0 or high >= scores.shape[1]:
             raise ConfigurationError(
@@ -153,6 +160,8 @@ def check_network(name: str, network: nn.Module, place: Tensor) -> None:
     Raises:
         ConfigurationError: says which network and what to call.
     """
+    if not isinstance(network, nn.Module):
+        raise ConfigurationError(f"the {name} must be a torch module, got {network!r}.")
     if any(module.training for module in network.modules()):
         raise ConfigurationError(
             f"the {name} must be in eval mode, but a module of it is training; call {name}.eval() first."
@@ -170,6 +179,11 @@ def check_network(name: str, network: nn.Module, place: Tensor) -> None:
 
 
 def _check_data(x: Tensor, y: Tensor, index: Tensor, batch_size: int) -> None:
+    for name, values in (("images", x), ("labels", y)):
+        if not isinstance(values, Tensor):
+            raise ConfigurationError(
+                f"{name} must be a tensor, got {type(values).__name__}; convert it with torch.as_tensor({name})."
+            )
     if not x.is_floating_point() or x.dim() != 4 or not len(x):
         raise ConfigurationError(f"images must be a float tensor [n >= 1, C, H, W], got {x.dtype} {list(x.shape)}.")
     if not (x.amin() >= 0 and x.amax() <= 1):  # also false for NaN
@@ -182,5 +196,5 @@ def _check_data(x: Tensor, y: Tensor, index: Tensor, batch_size: int) -> None:
             raise ConfigurationError(
                 f"{name} must be int64 [{len(x)}], one an image, got {values.dtype} {list(values.shape)}."
             )
-    if batch_size < 1:
-        raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}.")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ConfigurationError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
