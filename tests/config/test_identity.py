@@ -42,6 +42,12 @@ def test_a_place_does_not_count(section: str, name: str, counts: bool) -> None:
     assert (config_hash(changed) != config_hash(BASE)) == counts
 
 
+@pytest.mark.parametrize("validation", [0, 0.1])
+def test_a_split_counts_where_images_are_held_out(validation: float) -> None:
+    one, two = (compose([f"data.validation={validation}", f"data.split_seed={seed}"]) for seed in (0, 1))
+    assert (config_hash(one) != config_hash(two)) == bool(validation)
+
+
 def test_a_callback_that_only_watches_is_known_by_its_class() -> None:
     quality = compose(["callbacks=[gradient_quality]"])["callbacks"]["gradient_quality"]
     for name in ("gradient_quality", "mine"):

@@ -39,6 +39,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     for section, place in (("data", PLACE_OF_DATA), ("trainer", PLACE_OF_TRAINER)):
         if isinstance(what.get(section), Mapping):
             what[section] = {key: value for key, value in what[section].items() if key not in place}
+    if isinstance(what.get("data"), Mapping) and not what["data"].get("validation"):
+        what["data"].pop("split_seed", None)  # it chooses which images are held out, and none are
     if isinstance(what.get("trainer"), Mapping):
         what["trainer"] = _trainer(what["trainer"])
     if isinstance(what.get("callbacks"), Mapping):
