@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn
+from yaml import YAMLError
 
 from glr_lightning.config import CONF_DIR, group_without_name, in_one_line, long_forms, short_overrides
 from glr_lightning.errors import GLRError
@@ -68,8 +69,9 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
     try:
         with _errors_of_hydra():
             hydra.main(config_path=CONF_DIR, config_name=config_name, version_base="1.3")(guarded)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        ours = isinstance(error, HydraException | OmegaConfBaseException) or group_without_name(error) is not None
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        known = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
+        ours = known or group_without_name(error) is not None
         if FULL_ERROR in os.environ or not ours:
             raise
         _show_error(in_one_line(error))

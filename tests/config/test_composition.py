@@ -210,3 +210,16 @@ def test_a_value_that_can_name_no_option_of_a_group_is_refused(
 def test_an_option_without_a_name_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"^=3 names no option; write OPTION=VALUE"):
         compose(["=3"])
+
+
+def test_a_users_file_that_is_no_yaml_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/bad.yaml").write_text("a: [1,\nb: }")
+    outcome = run_cli(train.main, [f"--config-dir={tmp_path}", "callbacks=bad"], monkeypatch, capsys)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert "callbacks/bad.yaml" in outcome.err
+    with pytest.raises(ConfigurationError, match=r"callbacks/bad\.yaml"):
+        compose(["callbacks=bad"], [tmp_path])

@@ -16,6 +16,7 @@ from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from glr_lightning.config.groups import CONF_DIR, Groups, as_url, listing, user_folders
 from glr_lightning.config.messages import group_without_name, in_one_line, lacks
@@ -150,7 +151,7 @@ def composing(
     try:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
             yield hydra.compose(root, overrides=_with_folders(long_forms(overrides), folders))
-    except HydraException as error:
+    except (HydraException, YAMLError) as error:
         raise ConfigurationError(in_one_line(error)) from None
     except ValueError as error:
         if group_without_name(error) is None:
