@@ -4,6 +4,7 @@ Expected gradients come from tests/oracles.py and from closed forms, samples fro
 independent estimates in one call. Everything statistical is in float64; tests/zscores.py states the convention.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -19,6 +20,7 @@ from glr_lightning.estimators import (
     LikelihoodRatio,
     StraightThrough,
 )
+from glr_lightning.estimators.base import IdleSettingError
 from glr_lightning.injection import Injection
 from glr_lightning.losses import Loss, ZeroOne
 from glr_lightning.noise import Noise
@@ -80,6 +82,24 @@ LABELS = torch.tensor([1, 0])
 
 def estimate(estimator: Estimator, network: nn.Module, loss: Loss, x: Tensor = X, y: Tensor = Y, seed: int = 0) -> Any:
     return estimator.estimate(network, loss, x, y, generator=torch.Generator(x.device).manual_seed(seed))
+
+
+def effective(estimator: Any, network: nn.Module, loss: Loss) -> Any:
+    """The estimator with the settings that have no effect on this network and loss at their defaults.
+
+    Raises:
+        ConfigurationError: it cannot train them at all.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(estimator)}
+    while True:
+        try:
+            estimator.check(network, loss)
+        except IdleSettingError as idle:
+            name = (idle.option or "").removeprefix("estimator.")
+            assert getattr(estimator, name) != defaults[name]
+            estimator = replace(estimator, **{name: defaults[name]})
+        else:
+            return estimator
 
 
 def flat(gradient: dict[str, Tensor], names: Sequence[str]) -> Tensor:

@@ -41,6 +41,7 @@ from tests.checks.estimator_cases import (
     check_gradient,
     check_unbiased,
     check_unbiased_with_stride,
+    effective,
     enumerated,
     estimate,
     every_density,
@@ -230,12 +231,14 @@ def test_a_configured_estimator_is_unbiased_or_says_why_not(name: str, injection
     wanted = {"noise": "logistic", "injection": injection, "sigma": list(SIGMA), "copies": 4}
     if name == "evolution_strategies":
         del wanted["sigma"]  # which is that of the weights, one for all
+    elif name in ("hybrid", "straight_through"):
+        wanted["sigma"] = SIGMA[0]  # below the threshold, where alone it is read
     known = Groups.present().settings("estimator", name)
     config = compose(["~experiment", f"estimator={name}", *(f"{k}={v}" for k, v in wanted.items() if k in known)])
-    estimator, noise, loss = build(config["estimator"]), member("noise", "logistic"), CrossEntropy()
+    configured, noise, loss = build(config["estimator"]), member("noise", "logistic"), CrossEntropy()
     for network in (small_network(nn.Tanh()), small_network(HardThreshold())):
         try:
-            estimator.check(network, loss)
+            estimator = effective(configured, network, loss)
         except ConfigurationError:
             continue
         if isinstance(network[1], HardThreshold) and estimator.objective in ("noise_free", "weights"):
@@ -360,7 +363,7 @@ def test_where_the_noise_vanishes_the_loss_is_that_of_the_network(estimator: Any
     if any(field.name == "sigma" for field in dataclasses.fields(estimator)):
         estimator = dataclasses.replace(estimator, sigma=1e-9)
     try:
-        estimator.check(network, loss)
+        estimator = effective(estimator, network, loss)
     except ConfigurationError:
         assert not loss.differentiable
         return
