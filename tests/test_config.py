@@ -59,7 +59,7 @@ def test_the_hash_identifies_what_is_trained_and_not_where() -> None:
     for same in ("run_dir=elsewhere", "progress=false", "logger=tensorboard", "threads=2", "device=cpu"):
         assert config_hash(compose([same])) == base, same
     assert config_hash(compose(["data=mnist"])) == config_hash(compose(["data=mnist", "data.root=/there"]))
-    for other in ("seed=1", "sigma=0.7", "copies=32", "optimizer.lr=0.1", "loss=cross_entropy", "data.split_seed=1"):
+    for other in ("seed=1", "sigma=0.7", "copies=32", "optimizer.lr=0.1", "loss=cross_entropy", "data.crop=1"):
         assert config_hash(compose([other])) != base, other
 
 

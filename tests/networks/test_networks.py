@@ -313,12 +313,12 @@ def test_each_layer_is_averaged_over_its_own_copies(kind: Any) -> None:
             "copies has 2 values but the network has 6 layers with weights; give one value, or 6",
         ),
         (lambda: LikelihoodRatio(copies=[4, 4]), "use one number, or estimator=likelihood_ratio injection=layerwise"),
-        (lambda: Tiered(copies=[]), "copies is an empty list"),
-        (lambda: Tiered(copies=[4, 0]), "copies must be a whole number of at least 1"),
+        (lambda: Tiered(copies=[]), "or a non-empty list of them, got \\[\\]"),
+        (lambda: Tiered(copies=[4, 0]), "copies must be a whole number from 1"),
         (lambda: Tiered(copies=[4, 3]), "antithetic sampling needs copies to be a positive multiple of 2"),
         (lambda: Tiered(copies=[4, 4.0]), "copies must be a whole number"),
         (lambda: Tiered(copies="44"), "copies must be a whole number"),
-        (lambda: LocalExpectation(copies=[4, 4]), "takes one number of copies"),  # type: ignore[arg-type]
+        (lambda: LocalExpectation(copies=[4, 4]), "copies must be a whole number from 1 .* got \\[4, 4\\]"),  # type: ignore[arg-type]
         (
             lambda: Tiered().check(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), CrossEntropy()),
             "local expectation needs logits that are a layer's output, but '1' .* estimator=likelihood_ratio",

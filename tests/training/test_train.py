@@ -186,7 +186,7 @@ REFUSED = {
         "there is no option 'unit' in estimator. Did you mean",
     ),
     "unknown group": (["experment=lrt"], "there is no option 'experment'. Did you mean experiment?"),
-    "a group of another command": (["threat=fgsm"], "there is no group 'threat' here"),
+    "a group of another command": (["threat=fgsm"], "this command does not take threat=OPTION"),
     "an option added for nobody": (["+foo=3"], "there is no option 'foo'"),
     "unknown choice": (["loss=hinge"], "there is no loss=hinge. Choose from cross_entropy, zero_one."),
     "unknown choice in a folder": (["experiment=wide/lrtt"], "Did you mean wide/lrt or wide/lrtz?"),
