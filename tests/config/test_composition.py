@@ -194,6 +194,13 @@ def test_the_options_of_lightning_are_a_section_with_short_forms_and_presets() -
             checked_options(compose([f"+trainer.{name}=1"])["trainer"])
 
 
+@pytest.mark.parametrize("override", ["noise=[gaussian,laplace]", "data=[digits,mnist]"])
+def test_several_options_of_a_group_that_takes_one_are_refused(override: str) -> None:
+    with pytest.raises(ConfigurationError, match="takes one; choose one of them") as caught:
+        compose([override])
+    assert caught.value.option == override.partition("=")[0]
+
+
 @pytest.mark.parametrize("override", ["noise=null", "experiment=null", "callbacks=3", "data=true"])
 def test_a_value_that_can_name_no_option_of_a_group_is_refused(
     override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

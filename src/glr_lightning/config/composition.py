@@ -24,6 +24,9 @@ from glr_lightning.config.short_forms import long_forms, short_name, short_overr
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.validation import Count, Positive, Seed, Threads, checked_arguments
 
+SEVERAL = {"callbacks", "logger", "threat"}
+"""The groups of which several options can be chosen at once."""
+
 Node = dict[str, Any]
 """What becomes an object, or several by name; `build` checks it."""
 
@@ -116,6 +119,7 @@ def resolve(config: Any, overrides: Sequence[str] | None = None) -> dict[str, An
     if overrides is None:
         overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     _require_one_description(overrides)
+    _require_one_option(overrides)
     if isinstance(plain.get("estimator"), dict):
         _require_settings(plain["estimator"], overrides)
     return {str(key): value for key, value in plain.items()}
@@ -199,6 +203,19 @@ def _require_one_description(overrides: Sequence[str]) -> None:
             f"experiment=NAME stands for a method, a setting and what suits the two; leave out {' and '.join(parts)}, "
             "or in place of the experiment give method=NAME setting=NAME."
         )
+
+
+def _require_one_option(overrides: Sequence[str]) -> None:
+    """Raise ConfigurationError for a list of options of a group of which one is chosen; Hydra would merge them."""
+    groups = Groups.present()
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if value.startswith("[") and key not in SEVERAL and groups.is_group(key):
+            raise ConfigurationError(
+                f"{short_name(key)}={value} are several options of a group that takes one; choose one of them, or try "
+                f"each in a sweep: --multirun {short_name(key)}={value.strip('[]')}.",
+                option=short_name(key),
+            )
 
 
 def _require_settings(node: Mapping[str, Any], overrides: Sequence[str]) -> None:
