@@ -1,5 +1,6 @@
 """The options of conf/: tests enumerate them, so that a YAML file is all it takes to be tested with its family."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def folder(group: str) -> Path:
     return Path(CONF_DIR) / SHORT_FORMS.get(group, group)
 
 
+@functools.cache
 def configured(estimator: str) -> Any:
-    """The estimator of a name, with the settings of conf/ and few copies where it has them."""
+    """The estimator of a name, with the settings of conf/: a frozen value, composed once."""
     return build(compose(["~experiment", f"estimator={estimator}"])["estimator"])
