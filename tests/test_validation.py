@@ -28,6 +28,7 @@ from glr_lightning.validation import (
     checked_arguments,
 )
 from glr_lightning.validation.words import describe
+from tests.checks.refusals import refused
 
 HUGE = 99999999999999999999
 WRONG: tuple[Any, ...] = (
@@ -143,7 +144,7 @@ def test_a_long_value_is_cut() -> None:
 
 
 def test_replacing_a_field_checks_it_too() -> None:
-    with pytest.raises(ConfigurationError, match="count"):
+    with refused("count"):
         replace(Example(), count=0)
 
 
@@ -162,19 +163,17 @@ def test_calls_of_a_checked_function_are_checked() -> None:
 
 
 def test_arguments_are_named_with_their_path() -> None:
-    with pytest.raises(ConfigurationError, match=r"^shape\.width must be") as refusal:
+    with refused("shape.width", "shape.width must be"):
         checked_arguments(area, {"width": 0}, "shape")
-    assert refusal.value.option == "shape.width"
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(ConfigurationError, match=r"no option 'example\.cuont'\. Did you mean 'count'\?") as refusal:
+    with refused("example.cuont", "Did you mean 'count'?"):
         checked_arguments(Example, {"cuont": 1}, "example")
-    assert refusal.value.option == "example.cuont"
 
 
 def test_a_missing_option_is_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"shape\.width must be given"):
+    with refused("shape.width", "must be given"):
         checked_arguments(area, {}, "shape", complete=True)
     assert checked_arguments(area, {}, "shape") == {}
 

@@ -65,11 +65,14 @@ class ImageRandom:
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ConfigurationError(f"seed must be an integer, got {self.seed!r}; give for example seed=0.")
+            raise ConfigurationError(
+                f"seed must be an integer, got {self.seed!r}; give for example seed=0.", option="seed"
+            )
         if self.index.dtype != torch.int64 or self.index.dim() != 1:
             raise ConfigurationError(
                 f"index must be an int64 vector [B], got {self.index.dtype} {list(self.index.shape)}; "
-                "give the images' positions in the data set, for example torch.arange(len(x))."
+                "give the images' positions in the data set, for example torch.arange(len(x)).",
+                option="index",
             )
 
     def uniform(self, shape: Sequence[int], stream: int) -> Tensor:

@@ -61,7 +61,8 @@ class Sampler(Checked, ABC):
             raise ConfigurationError(
                 f"{type(self).__name__.lower()} sampling needs copies to be a positive multiple of "
                 f"{size}, got copies={copies}; use copies={max(copies + copies % size, 4)} "
-                "or sampling=independent."
+                "or sampling=independent.",
+                option="copies",
             )
 
     def check_site(self, dimensions: int) -> None:
@@ -73,7 +74,8 @@ class Sampler(Checked, ABC):
         if dimensions > self.max_dimensions:
             raise ConfigurationError(
                 f"{type(self).__name__.lower()} sampling has at most {self.max_dimensions:,} dimensions, and one "
-                f"sample has {dimensions:,} pre-activations at a noisy layer; use sampling=independent or antithetic."
+                f"sample has {dimensions:,} pre-activations at a noisy layer; use sampling=independent or antithetic.",
+                option="estimator.sampling",
             )
 
     @abstractmethod
@@ -142,7 +144,8 @@ class Antithetic(Sampler):
         if not noise.symmetric:
             raise ConfigurationError(
                 f"antithetic sampling needs a symmetric density, {type(noise).__name__} is not; "
-                "use sampling=independent."
+                "use sampling=independent.",
+                option="sampling",
             )
 
     def group(self, copies: int, device: torch.device) -> Tensor:
@@ -205,7 +208,8 @@ class Sobol(Sampler):
             raise ConfigurationError(
                 f"sobol sampling needs a power of two of copies in each of its sampling.randomisations="
                 f"{self.randomisations}, got copies={copies}; use copies={points * self.randomisations} "
-                f"({works}, ... work) or sampling=independent."
+                f"({works}, ... work) or sampling=independent.",
+                option="copies",
             )
 
     def group(self, copies: int, device: torch.device) -> Tensor:

@@ -131,4 +131,6 @@ def damaged(path: Path, why: str) -> CheckpointError:
 
 
 def _not_writable(out: Path, reason: str) -> ConfigurationError:
-    return ConfigurationError(f"out={out} must be a folder that can be written, but {reason}; choose another out.")
+    return ConfigurationError(
+        f"out={out} must be a folder that can be written, but {reason}; choose another out.", option="out"
+    )

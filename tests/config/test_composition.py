@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from glr_lightning.runs.upgrade import upgrade
 from glr_lightning.training.trainer import FIXED, checked_options
 from tests.checks.cli_runner import run_cli
 from tests.checks.groups import options
+from tests.checks.refusals import refused
 
 OLD = json.loads((Path(__file__).parents[1] / "runs/v0_4_experiments.json").read_text(encoding="utf-8"))
 """What version 0.4 composed for its experiments: lrtz whole, of the others the sections that differ from it."""
@@ -47,7 +47,7 @@ def test_a_method_and_a_setting_are_combined_without_an_experiment() -> None:
     assert config["network"]["hidden"] == [500]
     assert config["loss"]["_target_"].endswith("ZeroOne")
     assert compose(["method=lrtz", "setting=mlp", "run_dir=x"]) == compose(["experiment=lrtz", "run_dir=x"])
-    with pytest.raises(ConfigurationError, match="leave out method"):
+    with refused(None, "leave out method"):
         compose(["experiment=bp", "method=lrt"])
 
 
@@ -190,15 +190,16 @@ def test_the_options_of_lightning_are_a_section_with_short_forms_and_presets() -
     for name in options("trainer"):
         assert checked_options(compose([f"trainer={name}"])["trainer"])
     for name, reason in FIXED.items():
-        with pytest.raises(ConfigurationError, match=re.escape(reason)):
+        with refused(f"trainer.{name}", reason):
             checked_options(compose([f"+trainer.{name}=1"])["trainer"])
 
 
 @pytest.mark.parametrize("override", ["noise=[gaussian,laplace]", "data=[digits,mnist]"])
 def test_several_options_of_a_group_that_takes_one_are_refused(override: str) -> None:
-    with pytest.raises(ConfigurationError, match="takes one; choose one of them") as caught:
+    with refused(
+        override.partition("=")[0], "choose one of them", f"--multirun {override.replace('[', '').rstrip(']')}"
+    ):
         compose([override])
-    assert caught.value.option == override.partition("=")[0]
 
 
 @pytest.mark.parametrize("override", ["noise=null", "experiment=null", "callbacks=3", "data=true"])
@@ -210,12 +211,12 @@ def test_a_value_that_can_name_no_option_of_a_group_is_refused(
     assert outcome.code == 2
     assert f"error: {override} names no option of the group; leave it out, or choose from " in outcome.err
     assert "Traceback" not in outcome.err
-    with pytest.raises(ConfigurationError, match="names no option of the group"):
+    with refused(override.partition("=")[0], "choose from"):
         compose([override])
 
 
 def test_an_option_without_a_name_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"^=3 names no option; write OPTION=VALUE"):
+    with refused(None, "=3 names no option; write OPTION=VALUE"):
         compose(["=3"])
 
 

@@ -28,14 +28,16 @@ def _patterns(runs: Any) -> list[str]:
     patterns = [runs] if isinstance(runs, str | int) else runs
     if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str | int) for p in patterns):
         raise ConfigurationError(
-            f'runs must be a folder, a glob such as "runs=runs/*", or a list of them, got runs={runs!r}.'
+            f'runs must be a folder, a glob such as "runs=runs/*", or a list of them, got runs={runs!r}.', option="runs"
         )
     return [str(pattern) for pattern in patterns]
 
 
 def _report(composed: DictConfig) -> None:
     if "runs" not in composed or composed.runs is None:
-        raise ConfigurationError('which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.')
+        raise ConfigurationError(
+            'which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.', option="runs"
+        )
     from glr_lightning.reporting.report import PAGE, REPORT, report
     from glr_lightning.reporting.tables import show
     from glr_lightning.runs.trained_run import find_runs

@@ -31,7 +31,7 @@ def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
             option = key.partition(".")[2]
             config["trainer"] = {**config["trainer"], option: composed.trainer[option]}
         elif key not in {"resume", "trusted"}:
-            raise ConfigurationError(f"resume takes the run's own configuration; leave out {override}.")
+            raise ConfigurationError(f"resume takes the run's own configuration; leave out {override}.", option=key)
     return config
 
 

@@ -59,11 +59,15 @@ def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
     options = {str(key): value for key, value in built.items()}
     _require_free(options, keywords, where)
     name, partial = str(options.pop("_target_")), options.pop("_partial_", False)
-    target = _found(name)
+    target = _found(name, where)
     if not callable(target):
-        raise ConfigurationError(f"_target_ {name!r} is no class or function; {where or name} has to name one.")
+        raise ConfigurationError(
+            f"_target_ {name!r} is no class or function; {where or name} has to name one.", option=where or None
+        )
     if not isinstance(partial, bool):
-        raise ConfigurationError(f"{where or name}: _partial_ must be true or false, got {partial!r}.")
+        raise ConfigurationError(
+            f"{where or name}: _partial_ must be true or false, got {partial!r}.", option=where or None
+        )
     ranges = next((ranges for module, ranges in RANGES.items() if name.startswith(module)), {})
     arguments = checked_arguments(target, options | keywords, where, hints=ranges, complete=not partial)
     if partial:
@@ -110,12 +114,14 @@ def _require_trusted(node: Any, trusted: tuple[str, ...]) -> None:
             )
 
 
-def _found(target: str) -> Any:
-    """Return the object that a `_target_` names. Raises ConfigurationError if it cannot be imported."""
+def _found(target: str, where: str = "") -> Any:
+    """Return the object that the `_target_` of an option names. Raises ConfigurationError if it cannot be imported."""
     try:
         return hydra.utils.get_object(target)
     except Exception as error:
-        raise ConfigurationError(f"_target_ {target!r} does not exist: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(
+            f"_target_ {target!r} does not exist: {' '.join(str(error).split())}", option=where or None
+        ) from error
 
 
 def _is_trusted(target: str, trusted: tuple[str, ...]) -> bool:

@@ -112,7 +112,7 @@ def resolve(config: Any, overrides: Sequence[str] | None = None) -> dict[str, An
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         name = short_name(str(error.full_key))
-        raise ConfigurationError(f"{name} must be given: {name}=VALUE.") from None
+        raise ConfigurationError(f"{name} must be given: {name}=VALUE.", option=name) from None
     except OmegaConfBaseException as error:
         raise ConfigurationError(in_one_line(error)) from None
     assert isinstance(plain, dict)
@@ -158,9 +158,10 @@ def composing(
     except (HydraException, YAMLError) as error:
         raise ConfigurationError(in_one_line(error)) from None
     except ValueError as error:
-        if group_without_name(error) is None:
+        group = group_without_name(error)
+        if group is None:
             raise
-        raise ConfigurationError(in_one_line(error)) from None
+        raise ConfigurationError(in_one_line(error), option=short_name(group[0]) or None) from None
     finally:
         Singleton.set_state(state)
 
@@ -229,10 +230,10 @@ def _require_settings(node: Mapping[str, Any], overrides: Sequence[str]) -> None
         return
     given = [key for key in extra if f"estimator.{key}" in {".".join(k.split(".")[:2]) for k in keys_of(overrides)}]
     if given:
-        raise ConfigurationError(lacks(option, given[0], "", groups))
+        raise ConfigurationError(lacks(option, given[0], "", groups), option=f"estimator.{given[0]}")
     having = {name for key in extra for name in groups.having("estimator", key)}
     if not having:
-        raise ConfigurationError(f"{lacks(option, extra[0], '', groups)}")
+        raise ConfigurationError(f"{lacks(option, extra[0], '', groups)}", option=f"estimator.{extra[0]}")
     left_out = " ".join(f"~{short_name(f'estimator.{key}')}" for key in extra)
     raise ConfigurationError(
         f"estimator={option} has no {', '.join(extra)}, which the experiment or the method sets; leave that out "

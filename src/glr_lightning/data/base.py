@@ -152,7 +152,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if data is None:
             raise ConfigurationError(
                 f"The validation images of {self.name} were asked for, but data.validation=0 holds none out. "
-                "Set data.validation=0.1, or use the split train or test."
+                "Set data.validation=0.1, or use the split train or test.",
+                option="data.validation",
             )
         return data
 
@@ -207,7 +208,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if not 0 < count < len(data):
             raise ConfigurationError(
                 f"data.validation={self.validation} of {len(data)} training images leaves {count} for validation and "
-                f"{len(data) - count} for training. Choose a share that leaves both, or 0 for no validation."
+                f"{len(data) - count} for training. Choose a share that leaves both, or 0 for no validation.",
+                option="data.validation",
             )
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(self.split_seed))
         held_out, kept = order[:count].sort().values, order[count:].sort().values
@@ -229,7 +231,9 @@ class PublishedImages(ImageDataModule):
     def __init__(self, *, root: Folder | None, download: bool = True, **options: Any) -> None:
         super().__init__(root=root, **options)
         if root is None:
-            raise ConfigurationError(f"{self.name} is read from files, but data.root is null. Set data.root=DIR.")
+            raise ConfigurationError(
+                f"{self.name} is read from files, but data.root is null. Set data.root=DIR.", option="root"
+            )
         self.download = download
 
 

@@ -71,7 +71,8 @@ class Shuffled(Sampler[Tensor]):
         if batch_size % world_size:
             raise ConfigurationError(
                 f"batch_size={batch_size} cannot be shared equally by {world_size} processes. "
-                f"Choose a multiple of {world_size}, or another number of devices."
+                f"Choose a multiple of {world_size}, or another number of devices.",
+                option="data.batch_size",
             )
         self.size = size
         self.batch_size = batch_size

@@ -66,13 +66,16 @@ def entries_of(estimators: Any) -> list[tuple[str, list[str]]]:
         if len(items) != 1 or not isinstance(items[0][1], str) or not items[0][1].split():
             raise ConfigurationError(
                 "estimators must be a list of names, of overrides such as 'estimator=likelihood_ratio copies=8', or "
-                f"of either under a label {{LABEL: ...}}; got {entry!r}."
+                f"of either under a label {{LABEL: ...}}; got {entry!r}.",
+                option="estimators",
             )
         label, words = items[0]
         found.append((str(label), [f"estimator={words}"] if "=" not in words else words.split()))
     labels = [label for label, _ in found]
     if not found or len(set(labels)) < len(labels):
-        raise ConfigurationError(f"estimators must be at least one entry, each with a label of its own; got {labels}.")
+        raise ConfigurationError(
+            f"estimators must be at least one entry, each with a label of its own; got {labels}.", option="estimators"
+        )
     return found
 
 
@@ -160,7 +163,8 @@ class References:
         if estimator.objective != objective or (bias and objective in self._estimators):
             raise ConfigurationError(
                 f"reference.estimator.{objective}={words!r} is no reference: it estimates the gradient of "
-                f"{estimator.objective}{', and is biased: ' if bias else ''}{bias}."
+                f"{estimator.objective}{', and is biased: ' if bias else ''}{bias}.",
+                option=f"reference.estimator.{objective}",
             )
 
         def counted() -> Estimate:

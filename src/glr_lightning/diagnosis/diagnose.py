@@ -148,7 +148,8 @@ def _check(config: Mapping[str, Any]) -> None:
     unknown = set(config["reference"]["estimator"]) - set(get_args(Objective))
     if unknown:
         raise ConfigurationError(
-            f"reference.estimator has {', '.join(sorted(unknown))}; objectives are {', '.join(get_args(Objective))}."
+            f"reference.estimator has {', '.join(sorted(unknown))}; objectives are {', '.join(get_args(Objective))}.",
+            option="reference.estimator",
         )
 
 
@@ -157,7 +158,9 @@ def _subject(config: dict[str, Any]) -> Subject:
     if config["run"] is not None:
         folders = find_runs(config["run"] if isinstance(config["run"], list) else str(config["run"]))
         if len(folders) > 1:
-            raise ConfigurationError(f"run={config['run']} names {len(folders)} runs; one at a time is diagnosed.")
+            raise ConfigurationError(
+                f"run={config['run']} names {len(folders)} runs; one at a time is diagnosed.", option="run"
+            )
         trusted = (*TRUSTED, *(f"{package}." for package in config["trusted"]))
         where = {"root": config["data"]["root"], "checkpoint": checkpoint_path(config["checkpoint"])}
         run = load_run(folders[0], trusted=trusted, **where)

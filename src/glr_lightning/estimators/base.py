@@ -148,7 +148,8 @@ def per_site(values: Value | Sequence[Value], sites: int, name: str = "sigma") -
         if len(values) != sites:
             raise ConfigurationError(
                 f"{name} has {len(values)} values but the network has {sites} layers with weights; "
-                f"give one value, or {sites} of them."
+                f"give one value, or {sites} of them.",
+                option=f"estimator.{name}",
             )
         return tuple(values)
     return (values,) * sites
@@ -222,7 +223,7 @@ def require_small_chunk(chunk: int | None, copies: int) -> None:
     if chunk is not None and chunk > copies:
         raise ConfigurationError(
             f"estimator.chunk={chunk} has no effect: there are {copies} copies; leave it out, or use less.",
-            option="estimator.chunk",
+            option="chunk",
         )
 
 

@@ -65,15 +65,17 @@ class EvolutionStrategies(Estimator):
         if self.copies % 2:
             raise ConfigurationError(
                 f"evolution strategies perturb in mirrored pairs, got copies={self.copies}; "
-                f"use copies={self.copies + 1}."
+                f"use copies={self.copies + 1}.",
+                option="copies",
             )
         if not self.noise.symmetric:
             raise ConfigurationError(
                 f"evolution strategies perturb in mirrored pairs, which needs a symmetric density; "
-                f"{type(self.noise).__name__} is not. Use noise=gaussian, laplace, logistic or student_t."
+                f"{type(self.noise).__name__} is not. Use noise=gaussian, laplace, logistic or student_t.",
+                option="noise",
             )
         if self.chunk == 1:
-            raise ConfigurationError("chunk=1 is smaller than one mirrored pair; use chunk=2 or more.")
+            raise ConfigurationError("chunk=1 is smaller than one mirrored pair; use chunk=2 or more.", option="chunk")
         require_small_chunk(self.chunk, self.copies)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:

@@ -139,7 +139,8 @@ class LikelihoodRatio(Estimator):
         if self.chunk is not None and self.chunk < group_size:
             raise ConfigurationError(
                 f"chunk={self.chunk} is smaller than one group of {group_size} dependent copies; "
-                f"use chunk={group_size} or more."
+                f"use chunk={group_size} or more.",
+                option="chunk",
             )
         self.baseline.check(copies // group_size)
 

@@ -29,7 +29,8 @@ def require_cells_for(score: Score, chain: Chain, passes: Sequence[tuple[int, ..
     if not any(has_cells(chain, site) for site in sites):
         raise ConfigurationError(
             f"score={score} needs a piecewise-constant activation (activation=threshold or sign) {where}; "
-            "this network has none. Use estimator.score=plain or auto."
+            "this network has none. Use estimator.score=plain or auto.",
+            option="estimator.score",
         )
 
 

@@ -55,7 +55,9 @@ def attempts(threats: Mapping[str, Threat], surrogates: Sequence[str] = ()) -> l
         ConfigurationError: no threats, or a transfer attack whose surrogate is missing.
     """
     if not threats:
-        raise ConfigurationError("no threats were given; give at least one, for example threat=[clean].")
+        raise ConfigurationError(
+            "no threats were given; give at least one, for example threat=[clean].", option="threat"
+        )
     found = []
     for name, threat in threats.items():
         for source in threat.gradient_sources:

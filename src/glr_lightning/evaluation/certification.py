@@ -55,7 +55,9 @@ class Certification(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.norm not in NORMS:
-            raise ConfigurationError(f"unknown norm {self.norm!r}; choose from {', '.join(map(repr, NORMS))}.")
+            raise ConfigurationError(
+                f"unknown norm {self.norm!r}; choose from {', '.join(map(repr, NORMS))}.", option="norm"
+            )
 
     @property
     def levels(self) -> list[tuple[float, dict[str, Any]]]:

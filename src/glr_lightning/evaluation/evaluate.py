@@ -61,7 +61,9 @@ def evaluate(
         ConfigurationError: a network, images, or threats that cannot be used.
     """
     if isinstance(surrogates, str | list | tuple):
-        raise ConfigurationError(f"surrogates must be a network or networks by name, got {surrogates!r}.")
+        raise ConfigurationError(
+            f"surrogates must be a network or networks by name, got {surrogates!r}.", option="surrogates"
+        )
     at_hand = {"surrogate": surrogates} if isinstance(surrogates, nn.Module) else dict(surrogates or {})
     with _in_eval_mode(network, *at_hand.values()):
         inputs = Inputs(network, images, labels, seed=seed, batch_size=batch_size)
@@ -130,7 +132,9 @@ def _threats(threats: Sequence[str | Tested] | Mapping[str, Tested]) -> dict[str
     if isinstance(threats, Mapping):
         return dict(threats)
     if isinstance(threats, str):
-        raise ConfigurationError(f"threats must be a list, got {threats!r}; for example threats=[{threats!r}].")
+        raise ConfigurationError(
+            f"threats must be a list, got {threats!r}; for example threats=[{threats!r}].", option="threats"
+        )
     words = [each for each in threats if isinstance(each, str)]
     found: dict[str, Tested] = {}
     for name, threat in named_threats(words).items() if words else ():
@@ -139,10 +143,12 @@ def _threats(threats: Sequence[str | Tested] | Mapping[str, Tested]) -> dict[str
         if isinstance(each, str):
             continue
         if not isinstance(each, Threat | Certification):
-            raise ConfigurationError(f"a threat must be a name or a Threat, got {each!r}.")
+            raise ConfigurationError(f"a threat must be a name or a Threat, got {each!r}.", option="threats")
         name = "certify" if isinstance(each, Certification) else getattr(each.function, "__name__", "threat")
         if name in found:
-            raise ConfigurationError(f"two threats are named {name!r}; give a mapping, {{name: threat, ...}}.")
+            raise ConfigurationError(
+                f"two threats are named {name!r}; give a mapping, {{name: threat, ...}}.", option="threats"
+            )
         found[name] = each
     return found
 
@@ -161,7 +167,8 @@ def _tasks(inputs: Inputs, threats: Mapping[str, Tested], surrogates: GivenSurro
             missing = ", ".join(f"{each!r}: network" for each in threat.surrogates or ["name"])
             raise ConfigurationError(
                 f"{name} takes its gradient from another network, and none was given; pass "
-                f"surrogates={{{missing}}}, or take the network's own gradient by {name}.gradient_source=autograd."
+                f"surrogates={{{missing}}}, or take the network's own gradient by {name}.gradient_source=autograd.",
+                option="surrogates",
             )
     found = attempts(usable, surrogates.names) if usable or not certifications else []
     tasks: list[Task] = [AttemptTask(inputs, _with(attempt, remarks[attempt.name]), surrogates) for attempt in found]

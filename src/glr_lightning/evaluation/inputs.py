@@ -182,19 +182,25 @@ def _check_data(x: Tensor, y: Tensor, index: Tensor, batch_size: int) -> None:
     for name, values in (("images", x), ("labels", y)):
         if not isinstance(values, Tensor):
             raise ConfigurationError(
-                f"{name} must be a tensor, got {type(values).__name__}; convert it with torch.as_tensor({name})."
+                f"{name} must be a tensor, got {type(values).__name__}; convert it with torch.as_tensor({name}).",
+                option=name,
             )
     if not x.is_floating_point() or x.dim() != 4 or not len(x):
-        raise ConfigurationError(f"images must be a float tensor [n >= 1, C, H, W], got {x.dtype} {list(x.shape)}.")
+        raise ConfigurationError(
+            f"images must be a float tensor [n >= 1, C, H, W], got {x.dtype} {list(x.shape)}.", option="images"
+        )
     if not (x.amin() >= 0 and x.amax() <= 1):  # also false for NaN
         raise ConfigurationError(
             f"images must lie within [0, 1], got [{x.amin():.4g}, {x.amax():.4g}]; "
-            "scale the pixels, and normalise in the network."
+            "scale the pixels, and normalise in the network.",
+            option="images",
         )
     for name, values in (("labels", y), ("index", index)):
         if values.dtype != torch.int64 or values.shape != x.shape[:1]:
             raise ConfigurationError(
-                f"{name} must be int64 [{len(x)}], one an image, got {values.dtype} {list(values.shape)}."
+                f"{name} must be int64 [{len(x)}], one an image, got {values.dtype} {list(values.shape)}.", option=name
             )
     if type(batch_size) is not int or batch_size < 1:
-        raise ConfigurationError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+        raise ConfigurationError(
+            f"batch_size must be a whole number of at least 1, got {batch_size!r}.", option="batch_size"
+        )

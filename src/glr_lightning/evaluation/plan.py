@@ -74,7 +74,8 @@ class Plan:
         if passes is None and self.config["inference_noise"]:
             raise ConfigurationError(
                 "inference_noise=true tests the mean prediction of several noisy passes; say of how many, for example "
-                "noisy_passes=32."
+                "noisy_passes=32.",
+                option="noisy_passes",
             )
         if passes is not None:
             self.noisy = {run.folder: noise_averaged(run, passes, self.trusted) for run in runs}
@@ -92,7 +93,7 @@ class Plan:
             try:
                 certification.smoothing(self._smoothed(run))
             except ConfigurationError as error:
-                raise ConfigurationError(f"{run.folder}: {error}") from None
+                raise ConfigurationError(f"{run.folder}: {error}", option=error.option) from None
         return store
 
     def tasks(self, run: TrainedRun, say: Callable[[str], None] = lambda words: None) -> list[Task]:
@@ -127,7 +128,9 @@ class Plan:
         if key not in self._images:
             limit = self.config["limit"]
             if limit is not None and limit < 1:
-                raise ConfigurationError(f"limit must be at least 1 image, or null for all, got {limit}.")
+                raise ConfigurationError(
+                    f"limit must be at least 1 image, or null for all, got {limit}.", option="limit"
+                )
             self._images[key] = run.data.split("test", limit)
         return Inputs(
             network.to(self.device),
@@ -153,7 +156,9 @@ def checkpoint_path(name: str) -> Path:
         ConfigurationError: another name.
     """
     if name not in CHECKPOINTS:
-        raise ConfigurationError(f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {name!r}.")
+        raise ConfigurationError(
+            f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {name!r}.", option="checkpoint"
+        )
     return CHECKPOINTS[name]
 
 

@@ -163,7 +163,8 @@ def require_admissible(noise: Noise) -> None:
         raise ConfigurationError(
             f"{type(noise).__name__} noise cannot be used: a density is admissible only if it is positive and "
             "absolutely continuous on the whole line, else the likelihood-ratio estimate misses the mass that "
-            "crosses the edges of its support. Use noise=gaussian, laplace, logistic or student_t."
+            "crosses the edges of its support. Use noise=gaussian, laplace, logistic or student_t.",
+            option="noise",
         )
 
 

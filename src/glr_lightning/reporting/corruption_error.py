@@ -46,7 +46,10 @@ def find_baseline(name: str, groups: Mapping[str, Sequence[Run]]) -> list[Run]:
     found = named.get(name) or groups.get(name)
     if not found:
         there = ", ".join(dict.fromkeys([*named, *groups]))
-        raise ConfigurationError(f"mce_baseline={name} is none of the runs or experiments: {there}. Name one of these.")
+        raise ConfigurationError(
+            f"mce_baseline={name} is none of the runs or experiments: {there}. Name one of these.",
+            option="mce_baseline",
+        )
     return one_of_each_seed(found)
 
 

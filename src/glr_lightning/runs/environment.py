@@ -18,7 +18,9 @@ def cpu_threads(number: int | None) -> Iterator[None]:
         yield
         return
     if type(number) is not int or number < 1:
-        raise ConfigurationError(f"threads must be at least 1, or null for torch's own choice, got {number}.")
+        raise ConfigurationError(
+            f"threads must be at least 1, or null for torch's own choice, got {number}.", option="threads"
+        )
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -35,5 +37,5 @@ def torch_device(name: str) -> torch.device:
         return torch.empty(0, device="cuda" if name == "gpu" else name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(
-            f"device={name} cannot be used: {str(error).splitlines()[0]}; use device=cpu."
+            f"device={name} cannot be used: {str(error).splitlines()[0]}; use device=cpu.", option="device"
         ) from None

@@ -50,15 +50,20 @@ def create_run_folder(folder: Path, config: dict[str, Any]) -> None:
     if (folder / CONFIG).exists():
         raise ConfigurationError(
             f"run_dir={folder} already holds a run; choose another run_dir, or go on with that run: "
-            f"glr-train resume={folder}"
+            f"glr-train resume={folder}",
+            option="run_dir",
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigurationError(f"run_dir={folder} is in use and holds no run; choose another run_dir.")
+        raise ConfigurationError(
+            f"run_dir={folder} is in use and holds no run; choose another run_dir.", option="run_dir"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
     except OSError as error:
-        raise ConfigurationError(f"run_dir={folder} cannot be written: {error}; choose another run_dir.") from None
+        raise ConfigurationError(
+            f"run_dir={folder} cannot be written: {error}; choose another run_dir.", option="run_dir"
+        ) from None
 
 
 def find_runs(patterns: str | Sequence[str], option: str = "run") -> list[Path]:

@@ -73,7 +73,9 @@ class Threat(ABC):
 
     def __post_init__(self) -> None:
         if not self.levels:
-            raise ConfigurationError(f"the threat {name_of(self.function)} has no levels; give at least one.")
+            raise ConfigurationError(
+                f"the threat {name_of(self.function)} has no levels; give at least one.", option="levels"
+            )
         for _, parameters in self.levels:
             self._check_parameters(parameters)
 
@@ -131,7 +133,8 @@ class Attack(Threat):
         choice("norm", self.norm, ("", *NORMS))
         if not self.gradient_sources:
             raise ConfigurationError(
-                f"the attack {name_of(self.function)} has no gradient_source; use 'none' for that."
+                f"the attack {name_of(self.function)} has no gradient_source; use 'none' for that.",
+                option="gradient_sources",
             )
         for source in self.gradient_sources:
             choice("gradient_source", source, GRADIENT_SOURCES)
@@ -222,10 +225,14 @@ def attack(
     checked_arguments(found, parameters)
     if epsilon is None:
         if "epsilon" in known and known["epsilon"].default is inspect.Parameter.empty:
-            raise ConfigurationError("epsilon must be a number above 0, or a list of them; for example epsilon=0.1.")
+            raise ConfigurationError(
+                "epsilon must be a number above 0, or a list of them; for example epsilon=0.1.", option="epsilon"
+            )
         return Attack(function=found, levels=((None, parameters),), **settings)
     if "epsilon" not in known:
-        raise ConfigurationError(f"{name_of(found)} has no bound, got epsilon={epsilon!r}; use epsilon=null.")
+        raise ConfigurationError(
+            f"{name_of(found)} has no bound, got epsilon={epsilon!r}; use epsilon=null.", option="epsilon"
+        )
     norm_of = choice("norm", norm or facts.norms[0], facts.norms)
     if "norm" in known:
         parameters["norm"] = norm_of

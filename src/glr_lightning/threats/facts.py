@@ -138,7 +138,8 @@ def facts_of(function: Callable[..., Tensor]) -> AttackFacts:
     if not isinstance(facts, AttackFacts):
         raise ConfigurationError(
             f"{name_of(function)} does not say what it can do as an attack; put "
-            "@glr_lightning.threats.declare(AttackFacts(...)) above it."
+            "@glr_lightning.threats.declare(AttackFacts(...)) above it.",
+            option="function",
         )
     return facts
 

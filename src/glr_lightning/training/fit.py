@@ -200,7 +200,8 @@ def _callbacks(config: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[Cal
         if not isinstance(callback, Callback):
             raise ConfigurationError(
                 f"callbacks.{name} is no Lightning callback but {callback!r}; choose it as callbacks=[{name}] if there "
-                f"is a conf/callbacks/{name}.yaml, else give it a _target_, or leave it out: ~callbacks.{name}"
+                f"is a conf/callbacks/{name}.yaml, else give it a _target_, or leave it out: ~callbacks.{name}",
+                option=f"callbacks.{name}",
             )
     callbacks = list(chosen.values())
     if not any(isinstance(callback, ClassCollapse) for callback in callbacks):

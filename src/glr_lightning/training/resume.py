@@ -18,7 +18,8 @@ def require_resumable(folder: Path) -> None:
         raise CheckpointError(f"{folder / LAST} holds no optimizer to go on with; it is damaged.")
     if (folder / RESULT).exists():
         raise ConfigurationError(
-            f"the run in {folder} is finished after {last['epoch'] + 1} epochs; there is nothing to resume."
+            f"the run in {folder} is finished after {last['epoch'] + 1} epochs; there is nothing to resume.",
+            option="resume",
         )
 
 

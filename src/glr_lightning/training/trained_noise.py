@@ -86,5 +86,6 @@ def require_noise(models: dict[str, NoiseAveraged | None]) -> None:
     if without:
         raise ConfigurationError(
             f"noisy_passes needs runs that were trained with noise at the neurons of all layers, and these were not: "
-            f"{', '.join(without)}. Leave them out of run=..., or leave out noisy_passes for them."
+            f"{', '.join(without)}. Leave them out of run=..., or leave out noisy_passes for them.",
+            option="noisy_passes",
         )

@@ -89,15 +89,17 @@ def make_trainer(
 def checked_options(node: Any) -> dict[str, Any]:
     """Return the section `trainer` as keyword arguments. Raises ConfigurationError."""
     if not isinstance(node, Mapping):
-        raise ConfigurationError(f"trainer must be a section of options, got {node!r}; use trainer=default.")
+        raise ConfigurationError(
+            f"trainer must be a section of options, got {node!r}; use trainer=default.", option="trainer"
+        )
     known = sorted(set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", *FIXED})
     for name in node:
         if name in FIXED:
-            raise ConfigurationError(f"trainer.{name} cannot be set: {FIXED[name]}.")
+            raise ConfigurationError(f"trainer.{name} cannot be set: {FIXED[name]}.", option=f"trainer.{name}")
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=2)
             advice = f"Did you mean {' or '.join(close)}?" if close else f"Choose from {', '.join(known)}."
-            raise ConfigurationError(f"Lightning's Trainer has no option {name!r}. {advice}")
+            raise ConfigurationError(f"Lightning's Trainer has no option {name!r}. {advice}", option=f"trainer.{name}")
     precision = node.get("precision", "32-true")
     if precision not in PRECISIONS:
         raise ConfigurationError(

@@ -212,5 +212,5 @@ def choice(what: str, value: str, choices: Sequence[str]) -> str:
         ConfigurationError: it is none of them.
     """
     if value not in choices:
-        raise ConfigurationError(f"unknown {what} {value!r}; choose from {', '.join(map(repr, choices))}.")
+        raise ConfigurationError(f"unknown {what} {value!r}; choose from {', '.join(map(repr, choices))}.", option=what)
     return value

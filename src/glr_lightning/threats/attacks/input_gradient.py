@@ -151,7 +151,8 @@ def likelihood_ratio_gradient(
         raise ConfigurationError(
             f"the likelihood-ratio gradient of an image needs a first layer that all of the image goes through, but "
             f"'{chain.site_names[0]}' is in a residual block; use gradient_source=straight_through, or put a layer "
-            "before the block."
+            "before the block.",
+            option="gradient_source",
         )
     logits, seen, _ = chain.noisy(clean, sites, at_sites, draw)
     losses = loss(logits, y.repeat(copies)).unflatten(0, (copies, len(y)))

@@ -173,5 +173,7 @@ def with_slopes(network: Scores, smoothing: float) -> Scores:
     if isinstance(network, NoiseAveraged):
         return network.around(straight_through(network.network, smoothing))
     if not isinstance(network, nn.Module):
-        raise ConfigurationError("gradient_source=straight_through needs an nn.Sequential; use autograd.")
+        raise ConfigurationError(
+            "gradient_source=straight_through needs an nn.Sequential; use autograd.", option="gradient_source"
+        )
     return straight_through(network, smoothing)

@@ -56,17 +56,20 @@ class Annealing(TrainingCallback):
             if getattr(self, name) is not None and name not in fields:
                 raise ConfigurationError(
                     f"callbacks.annealing.{name} changes {name}, which {type(estimator).__name__} does not have; leave "
-                    "it out, or use estimator=local_expectation."
+                    "it out, or use estimator=local_expectation.",
+                    option=f"callbacks.annealing.{name}",
                 )
         if self.copies is not None and isinstance(initial.copies, tuple):
             raise ConfigurationError(
                 f"copies={list(initial.copies)} are one number for each layer, and callbacks.annealing.copies changes "
-                "one number for all; leave it out, or use one number of copies."
+                "one number for all; leave it out, or use one number of copies.",
+                option="callbacks.annealing.copies",
             )
         if self.copies is not None and self.copies(initial.copies, 1.0) % 1:
             raise ConfigurationError(
                 f"copies are whole numbers, and their schedule ends with {self.copies(initial.copies, 1.0):g}; give "
-                "callbacks.annealing.copies.end a whole number."
+                "callbacks.annealing.copies.end a whole number.",
+                option="callbacks.annealing.copies.end",
             )
         for epoch in range(epochs):
             values = self.at(estimator, epoch, epochs)
@@ -76,7 +79,8 @@ class Annealing(TrainingCallback):
                 given = ", ".join(f"{name}={value}" for name, value in values.items())
                 raise ConfigurationError(
                     f"callbacks.annealing gives {given} in epoch {epoch + 1}: {error} If no end of the schedule fits, "
-                    "leave the schedule out."
+                    "leave the schedule out.",
+                    option=f"callbacks.annealing.{error.option}" if error.option in values else error.option,
                 ) from None
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
@@ -84,7 +88,8 @@ class Annealing(TrainingCallback):
         if self.sigma is None and self.copies is None:
             raise ConfigurationError(
                 "callbacks.annealing changes neither sigma nor copies; give it a schedule for one of them, or leave it "
-                "out: ~callbacks.annealing"
+                "out: ~callbacks.annealing",
+                option="callbacks.annealing",
             )
         initial, epochs = module.estimator, _epochs(trainer)
         self.check_epochs(initial, epochs)
@@ -124,5 +129,7 @@ class Annealing(TrainingCallback):
 def _epochs(trainer: pl.Trainer) -> int:
     epochs = trainer.max_epochs
     if epochs is None or epochs < 1:
-        raise ConfigurationError(f"annealing needs to know the number of epochs; give max_epochs, got {epochs}.")
+        raise ConfigurationError(
+            f"annealing needs to know the number of epochs; give max_epochs, got {epochs}.", option="trainer.max_epochs"
+        )
     return epochs

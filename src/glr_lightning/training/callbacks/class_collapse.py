@@ -119,7 +119,8 @@ def output_bias(network: nn.Module, classes: int | None = None) -> nn.Parameter:
     if not isinstance(bias, nn.Parameter) or bias.shape != (classes or len(bias),):
         raise ConfigurationError(
             "callbacks.class_collapse.revive lifts the output bias of a class, but the last layer has none; use "
-            "network.bias=true, or callbacks.class_collapse.revive=null."
+            "network.bias=true, or callbacks.class_collapse.revive=null.",
+            option="callbacks.class_collapse.revive",
         )
     return bias
 

@@ -32,7 +32,8 @@ class LayerRates(TrainingCallback):
         if len(self.factors) != sites:
             raise ConfigurationError(
                 f"callbacks.layer_rates.factors must be a factor of the learning rate for each of the {sites} layers "
-                f"with weights, as {[0.1] + [1.0] * (sites - 1)}, got {list(self.factors)}."
+                f"with weights, as {[0.1] + [1.0] * (sites - 1)}, got {list(self.factors)}.",
+                option="callbacks.layer_rates.factors",
             )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

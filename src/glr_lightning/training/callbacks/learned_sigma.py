@@ -103,7 +103,8 @@ def log_scales(estimator: Estimator, network: nn.Module, per: Per) -> nn.Paramet
     if not isinstance(estimator, LikelihoodRatio):
         raise ConfigurationError(
             f"callbacks.learned_sigma needs an estimator that gives the gradient of the noise scale, "
-            f"{type(estimator).__name__} does not; use estimator=likelihood_ratio with copies=32, or leave it out."
+            f"{type(estimator).__name__} does not; use estimator=likelihood_ratio with copies=32, or leave it out.",
+            option="callbacks.learned_sigma",
         )
     chain = Chain.of(network)
     scales: tuple[float | Tensor, ...] = per_site(estimator.sigma, len(chain.sites))
