@@ -82,7 +82,7 @@ class Scaled(Estimator):
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
         self.inner.check(network, loss, x)
 
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         estimate = self.inner.estimate(network, loss, x, y, generator=generator)
         return replace(estimate, gradients={name: self.factor * g for name, g in estimate.gradients.items()})
 

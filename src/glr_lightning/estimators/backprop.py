@@ -49,7 +49,7 @@ class Backprop(Estimator):
         require_derivatives(network, loss)
 
     @torch.enable_grad()
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Differentiate the mean loss of one noise-free pass."""
         self.check(network, loss, x)
         logits = network(x)

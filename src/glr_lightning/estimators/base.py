@@ -4,12 +4,13 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators.batch import explain, require_batch, require_labels
 from glr_lightning.losses import Loss
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import require_plain_padding
@@ -119,17 +120,35 @@ class Estimator(Checked, ABC):
             ConfigurationError: either; a setting without effect may keep its default.
         """
 
-    @abstractmethod
+    @final
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
         """Estimate the gradients.
+
+        What is given is checked first. On an accelerator values are not looked at, since that would wait for it: there
+        a NaN in x or a label without a class is the caller's to find.
 
         Args:
             network: the network; its parameters are read only.
             loss: the per-sample loss.
-            x: [batch, ...], inputs.
+            x: [batch, ...], inputs, of the dtype of the network's weights.
             y: [batch] int64, labels.
             generator: all randomness comes from it; on the device of x.
+
+        Raises:
+            ConfigurationError: what does not fit together, or the estimator cannot train.
         """
+        require_batch(network, loss, x, y, generator)
+        try:
+            estimate = self._estimate(network, loss, x, y, generator)
+        except Exception as error:  # of torch, or of a network's own
+            explain(error, network, x, y)
+            raise
+        require_labels(y, estimate.logits)
+        return estimate
+
+    @abstractmethod
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+        """As `estimate`, which calls it with what it has checked. This is what a subclass writes."""
 
 
 def accumulate(total: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:

@@ -90,7 +90,7 @@ class EvolutionStrategies(Estimator):
         require_no_draws(network.named_modules())
 
     @torch.no_grad()
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Sum the mirrored differences of the batch loss, weighted by the scores."""
         self.check(network, loss, x)
         parameters = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}

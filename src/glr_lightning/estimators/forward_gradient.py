@@ -115,7 +115,7 @@ class ForwardGradient(Estimator):
         require_separate_samples(with_slopes(chain, self.noise, self.sigma).named_modules)
 
     @torch.no_grad()
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Average directional derivatives times their directions over the copies."""
         plain = Chain.of(network, x)
         self.check_chain(plain, loss)

@@ -110,7 +110,7 @@ class Hybrid(Estimator):
             )
 
     @torch.enable_grad()
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Run one noisy pass over all copies, and differentiate above the split."""
         chain = Chain.of(network, x)
         self.check_chain(chain, loss)

@@ -201,7 +201,7 @@ class LikelihoodRatio(Estimator):
         return not self.sampling.mirrored or bool(self._learned) or site != sites[0] or conditional
 
     @torch.no_grad()
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Add up the estimates of the passes of the injection."""
         chain = Chain.of(network, x)
         self.check_chain(chain)

@@ -146,7 +146,7 @@ class LocalExpectation(Estimator):
         require_logits_of_a_layer(chain)
 
     @torch.no_grad()
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Average over the copies the derivatives of the local expectations."""
         chain = Chain.of(network, x)
         self.check_chain(chain)

@@ -51,7 +51,7 @@ class NoisyBackprop(Estimator):
         check_sites(chain, self.sigma, self.sampling)
 
     @torch.enable_grad()
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Differentiate the mean loss of one noisy pass over all copies."""
         chain = Chain.of(network, x)
         self.check(network, loss)

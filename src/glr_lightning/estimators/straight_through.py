@@ -85,7 +85,7 @@ class StraightThrough(Estimator):
         require_loss_with_derivative(loss)
 
     @torch.enable_grad()
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Differentiate the mean loss of the noise-free network with slopes."""
         chain = Chain.of(network, x)
         self.check_chain(chain, loss)

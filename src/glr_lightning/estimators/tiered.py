@@ -125,7 +125,7 @@ class Tiered(Estimator):
         require_logits_of_a_layer(chain)
 
     @torch.no_grad()
-    def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
+    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Add up the estimates of the layers, each under noise at that layer alone."""
         chain = Chain.of(network, x)
         self.check_chain(chain)

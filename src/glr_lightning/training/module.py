@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimate, Estimator
+from glr_lightning.estimators.batch import require_kinds
 from glr_lightning.losses import Loss
 from glr_lightning.randomness import step_generator
 
@@ -87,6 +88,7 @@ class GLRModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        require_kinds(network, loss)
         estimator.check(network, loss)
         self.network, self.estimator, self.loss, self.seed = network, estimator, loss, seed
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
