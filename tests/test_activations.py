@@ -63,6 +63,13 @@ def test_cells_are_the_gaps_between_the_cuts() -> None:
     assert HardThreshold().cells == Sign().cells == [(None, 0.0), (0.0, None)]
 
 
+@pytest.mark.parametrize("shift", [0.0, 40.0, -40.0])
+def test_each_point_lies_inside_its_cell(shift: float) -> None:
+    moved = PiecewiseConstant([cut + shift for cut in STAIRS.cuts], STAIRS.levels)
+    assert [cell_of(moved, point) for point in moved.points] == [0, 1, 2, 3]
+    assert not set(moved.points) & set(moved.cuts)
+
+
 def test_threshold_is_1_above_0_and_sign_is_minus_1_up_to_0() -> None:
     v = torch.tensor([-2.0, -0.0, 0.0, 1e-20, 3.0])
     assert HardThreshold()(v).tolist() == [0, 0, 0, 1, 1]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -341,6 +342,26 @@ def test_the_figure_says_where_nothing_varies(monkeypatch: pytest.MonkeyPatch, v
         assert any(text.get_text() == "no variance to show" for text in axes.texts) == (not variance)
     legend = [text.get_text() for text in figure.legends[0].texts]
     assert legend == (["backprop", "equal variance × ms"] if any(variances.values()) else ["backprop (no variance)"])
+
+
+def test_the_lines_of_the_figure_have_equal_variance_times_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figure_module, "png", lambda figure: drawn.append(figure) or png(figure))
+    variance_against_time(
+        [
+            Finding("linear1", f"estimator {e}", 4, UNBIASED, relative_variance=10.0**e, milliseconds=1.0 + e)
+            for e in range(4)
+        ]
+    )
+    (axes,) = drawn[0].axes
+    diagonals = [line.get_xydata() for line in axes.lines if line.get_linestyle() == "--"]
+    labels = [text for text in axes.texts if text.get_text().strip()]
+    assert len(diagonals) >= len(labels) >= 3
+    for ends in diagonals:
+        assert ends.prod(axis=1) == pytest.approx(10 ** round(math.log10(ends[0].prod())))
+    for label in labels:
+        x, y = label.get_position()
+        assert x * y == pytest.approx(float(label.get_text()))
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
