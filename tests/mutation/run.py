@@ -48,7 +48,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "estimators/forward_gradient": ("tests/estimators/test_peers.py", *ESTIMATORS),
     "estimators/evolution_strategies": ("tests/estimators/test_peers.py", *ESTIMATORS),
     "estimators/output_loss": ("tests/estimators/test_local_expectation.py", *ESTIMATORS),
-    "estimators/tiered": ("tests/networks/test_networks.py", "tests/estimators/test_convolutional_networks.py", *ESTIMATORS),
+    "estimators/tiered": ("tests/networks", "tests/estimators/test_convolutional_networks.py", *ESTIMATORS),
     "propagation": ("tests/propagation", "tests/threats/test_query.py", *ESTIMATORS),
     "networks": ("tests/networks", *ESTIMATORS),
     "threats/corruptions": ("tests/threats/test_corruptions.py", "tests/threats"),
