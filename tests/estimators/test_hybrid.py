@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import Clean
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Backprop, Hybrid, LikelihoodRatio, NoisyBackprop
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import mlp
@@ -16,6 +15,7 @@ from glr_lightning.noise import Gaussian
 from tests.checks.estimator_cases import X, Y, estimate, small_network
 from tests.checks.hybrid import check_above_a_threshold, check_below_a_zero_one_loss, check_hybrid
 from tests.checks.oracles import counted_loss
+from tests.checks.refusals import refused
 from tests.checks.zscores import repetitions
 
 
@@ -90,7 +90,7 @@ def test_only_the_layers_at_and_below_the_last_jump_are_noisy() -> None:
 def test_a_network_without_a_place_for_one_of_the_two_is_refused(
     network: nn.Sequential, loss: Loss, advice: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=advice):
+    with refused(None, advice):
         Hybrid().check(network, loss)
 
 
@@ -114,6 +114,6 @@ def test_frozen_layers_above_the_split_leave_the_layers_below() -> None:
 def test_a_jump_of_torchs_own_is_a_jump() -> None:
     network = small_network(nn.Hardshrink(0.5))
     assert "likelihood ratio" in Hybrid().plan(network, CrossEntropy())["0"]
-    with pytest.raises(ConfigurationError, match="misses the jumps"):
+    with refused(None, "'1' (Hardshrink", "misses the jumps"):
         NoisyBackprop().check(network, CrossEntropy())
     NoisyBackprop().check(small_network(nn.Threshold(0.0, 0.0)), CrossEntropy())  # which is ReLU

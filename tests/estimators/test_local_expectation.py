@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation
 from glr_lightning.estimators.local_expectation import Beyond
 from glr_lightning.estimators.output_loss import CrossEntropyOutput, OutputLoss, ZeroOneOutput, output_loss_for
@@ -44,6 +43,7 @@ from tests.checks.local_expectation import (
     threshold_network,
 )
 from tests.checks.oracles import TOLERANCE
+from tests.checks.refusals import refused
 from tests.checks.zscores import repetitions
 
 TERNARY = PiecewiseConstant(cuts=(-0.4, 0.5), levels=(-1.0, 0.2, 1.5))
@@ -239,26 +239,32 @@ def test_one_copy_has_less_variance_than_four_of_the_likelihood_ratio(activation
 
 
 @pytest.mark.parametrize(
-    ("make", "advice"),
+    ("make", "option", "advice"),
     [
-        (lambda: LocalExpectation(noise=Uniform()), "Use noise=gaussian"),
-        (lambda: LocalExpectation(units=0), "units must be a whole number from 1 to "),
-        (lambda: LocalExpectation(copies=3, sampling=member("sampling", "antithetic")), "use copies="),
-        (lambda: LocalExpectation(sigma=(1.0,)).check(small_network(nn.Tanh()), ZeroOne()), "give one value, or 2"),
+        (lambda: LocalExpectation(noise=Uniform()), "noise", "Use noise=gaussian"),
+        (lambda: LocalExpectation(units=0), "units", "a whole number from 1 to "),
+        (lambda: LocalExpectation(copies=3, sampling=member("sampling", "antithetic")), "copies", "use copies="),
+        (
+            lambda: LocalExpectation(sigma=(1.0,)).check(small_network(nn.Tanh()), ZeroOne()),
+            "estimator.sigma",
+            "give one value, or 2",
+        ),
         (
             lambda: LocalExpectation().check(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), ZeroOne()),
+            None,
             "use estimator=likelihood_ratio",
         ),
         (
             lambda: LocalExpectation().check(
                 nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, affine=False), nn.Linear(2, 2)), ZeroOne()
             ),
-            "couples",
+            None,
+            "or put it in eval mode",
         ),
     ],
 )
-def test_what_cannot_work_is_refused_with_advice(make: Callable[[], Any], advice: str) -> None:
-    with pytest.raises(ConfigurationError, match=advice):
+def test_what_cannot_work_is_refused_with_advice(make: Callable[[], Any], option: str | None, advice: str) -> None:
+    with refused(option, advice):
         make()
 
 

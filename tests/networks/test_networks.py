@@ -32,6 +32,7 @@ from tests.checks.convolutional_cases import normalised
 from tests.checks.copies_per_layer import check_copies_per_layer
 from tests.checks.estimator_cases import estimate
 from tests.checks.groups import options
+from tests.checks.refusals import refused
 
 SMALL: dict[str, list[str]] = {
     "mlp": ["network.hidden=[6]"],
@@ -185,13 +186,12 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "other"), REFUSALS, ids=str)
 def test_options_out_of_range_are_refused(name: str, other: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError) as refusal:
+    with refused(next(iter(other))):
         network(name, **other)
-    assert refusal.value.option == next(iter(other))
 
 
 def test_images_too_small_for_the_layers_are_refused_with_what_to_do() -> None:
-    with pytest.raises(ConfigurationError, match=r"1 x 1 are too small for the pooling of stage 4 .* fewer layers"):
+    with refused(None, "1 x 1 are too small for the pooling of stage 4", "use fewer layers"):
         network("vgg8", channels=[2] * 5)
 
 
@@ -305,28 +305,34 @@ def test_each_layer_is_averaged_over_its_own_copies(kind: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "advice"),
+    ("make", "option", "advice"),
     [
-        (lambda: Tiered(copies=[4, 4]).check(normalised(nn.Tanh()), CrossEntropy()), "copies has 2 values .* 6 layers"),
+        (
+            lambda: Tiered(copies=[4, 4]).check(normalised(nn.Tanh()), CrossEntropy()),
+            "estimator.copies",
+            "give one value, or 6",
+        ),
         (
             lambda: LikelihoodRatio(copies=[4, 4], injection=Layerwise()).check(normalised(nn.Tanh()), CrossEntropy()),
-            "copies has 2 values but the network has 6 layers with weights; give one value, or 6",
+            "estimator.copies",
+            "give one value, or 6",
         ),
-        (lambda: LikelihoodRatio(copies=[4, 4]), "use one number, or estimator=likelihood_ratio injection=layerwise"),
-        (lambda: Tiered(copies=[]), "or a non-empty list of them, got \\[\\]"),
-        (lambda: Tiered(copies=[4, 0]), "copies must be a whole number from 1"),
-        (lambda: Tiered(copies=[4, 3]), "antithetic sampling needs copies to be a positive multiple of 2"),
-        (lambda: Tiered(copies=[4, 4.0]), "copies must be a whole number"),
-        (lambda: Tiered(copies="44"), "copies must be a whole number"),
-        (lambda: LocalExpectation(copies=[4, 4]), "copies must be a whole number from 1 .* got \\[4, 4\\]"),  # type: ignore[arg-type]
+        (lambda: LikelihoodRatio(copies=[4, 4]), None, "use one number, or estimator=likelihood_ratio injection=layer"),
+        (lambda: Tiered(copies=[]), "copies", "or a non-empty list of them"),
+        (lambda: Tiered(copies=[4, 0]), "copies", "a whole number from 1"),
+        (lambda: Tiered(copies=[4, 3]), "copies", "a positive multiple of 2"),
+        (lambda: Tiered(copies=[4, 4.0]), "copies", "a whole number"),
+        (lambda: Tiered(copies="44"), "copies", "a whole number"),
+        (lambda: LocalExpectation(copies=[4, 4]), "copies", "a whole number from 1"),  # type: ignore[arg-type]
         (
             lambda: Tiered().check(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), CrossEntropy()),
-            "local expectation needs logits that are a layer's output, but '1' .* estimator=likelihood_ratio",
+            None,
+            "use estimator=likelihood_ratio",
         ),
     ],
 )
-def test_copies_and_networks_that_do_not_fit_are_refused(make: Any, advice: str) -> None:
-    with pytest.raises(ConfigurationError, match=advice):
+def test_copies_and_networks_that_do_not_fit_are_refused(make: Any, option: str | None, advice: str) -> None:
+    with refused(option, advice):
         make()
 
 
@@ -335,9 +341,9 @@ def test_a_schedule_of_copies_and_a_list_of_them_are_refused_together(tmp_path: 
     eight = "{_target_:glr_lightning.schedules.Geometric,end:8}"
     overrides = ["network=convnet", *SMALL["convnet"], *common]
     assert train(compose(overrides), tmp_path / "listed")["epochs"] == 1
-    with pytest.raises(ConfigurationError, match=r"copies=\[4, 4, 4\] are .* each layer.*annealing.copies"):
+    with refused("callbacks.annealing.copies", "copies=[4, 4, 4]", "leave it out, or use one number"):
         train(compose([*overrides, "callbacks=annealing", f"callbacks.annealing.copies={eight}"]), tmp_path / "both")
-    with pytest.raises(ConfigurationError, match="copies has 3 values but the network has 8 layers"):
+    with refused("estimator.copies", "give one value, or 8"):
         train(compose(["network=vgg8", *SMALL["vgg8"], *common]), tmp_path / "wrong")
 
 

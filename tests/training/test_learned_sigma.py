@@ -10,7 +10,7 @@ from torch import nn
 
 from glr_lightning.activations import HardThreshold
 from glr_lightning.config import compose
-from glr_lightning.errors import ConfigurationError, DivergenceError
+from glr_lightning.errors import DivergenceError
 from glr_lightning.estimators import Backprop, LikelihoodRatio
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
@@ -34,6 +34,7 @@ from tests.checks.groups import member, options
 from tests.checks.interruption import assert_same_training, lasting, train_in_two_parts
 from tests.checks.learned_sigma import DEFAULT, check_scale_gradient, exact, log_sigma_gradients, scales_of
 from tests.checks.oracles import error_probability
+from tests.checks.refusals import refused
 from tests.checks.zscores import assert_gradient
 
 ADMISSIBLE = [noise for noise in (member("noise", name) for name in options("noise")) if noise.admissible]
@@ -192,7 +193,7 @@ def test_an_infinite_gradient_of_a_scale_stops_the_run(tmp_path: Path, monkeypat
 
 def test_other_words_and_estimators_without_these_gradients_are_refused() -> None:
     network = small_network(nn.Tanh())
-    with pytest.raises(ConfigurationError, match="use estimator=likelihood_ratio"):
+    with refused("callbacks.learned_sigma", "use estimator=likelihood_ratio"):
         log_scales(Backprop(), network, "layer")
-    with pytest.raises(ConfigurationError, match="'layer', 'neuron'"):
+    with refused("per", "'layer', 'neuron'"):
         LearnedSigma("image")  # type: ignore[arg-type]
