@@ -1,15 +1,27 @@
 """The identity of a run, key by key; spellings that do not matter; options from a user's own folder."""
 
 import dataclasses
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
 
 from glr_lightning.cli import diagnose, evaluate, train
 from glr_lightning.config import TrainConfig, build, compose, config_hash
+from glr_lightning.config.identity import PLACE_OF
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.networks import mlp
+from glr_lightning.training.fit import train as fit
+from glr_lightning.training.trainer import FIXED
+from glr_lightning.validation import parameters
 from tests.checks.cli_runner import run_cli
+from tests.checks.groups import folder as group_folder
+from tests.checks.groups import options
 
 COUNTS = {"seed", "epochs", "clip_norm", "data", "network", "loss", "estimator", "optimizer", "scheduler"}
 COUNTS |= {"callbacks", "trainer"}
@@ -34,7 +46,7 @@ def test_each_key_counts_if_it_changes_the_network(key: str) -> None:
         ("data", "download", False),
         ("data", "cache", False),
         ("data", "crop", True),
-        ("callbacks", "class_collapse", True),
+        ("callbacks", "another", True),
     ],
 )
 def test_a_place_does_not_count(section: str, name: str, counts: bool) -> None:
@@ -77,6 +89,141 @@ def test_spelling_does_not_count() -> None:
         assert config_hash(compose(one)) == config_hash(compose(other)) != ""
     as_tuple = {**BASE, "network": {**BASE["network"], "hidden": (50,)}}
     assert config_hash(as_tuple) == config_hash(BASE)
+
+
+RATIO = ["~experiment", "estimator=likelihood_ratio", "injection=layerwise"]
+NO_LAYER = ["~experiment", "estimator=likelihood_ratio", "network.hidden=[]"]
+NO_CALLBACKS = ["callbacks=[]"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["sigma=1"], ["sigma=[1,1.0]"]),
+        ([*RATIO, "copies=8"], [*RATIO, "copies=[8,8]"]),
+        (["network.bias=false"], ["network.bias=[false,false]"]),
+        (["network.spread=2"], ["network.spread=[2.0]"]),
+        (NO_LAYER, [*NO_LAYER, "activation=tanh"]),
+        (NO_LAYER, [*NO_LAYER, "network.centre=0.5"]),
+        (NO_LAYER, [*NO_LAYER, "network.spread=[]"]),
+        ([], ["~sampling"]),
+        ([], ["+optimizer.eps=1e-8", "+optimizer.betas=[0.9,0.999]"]),
+        ([], ["optimizer.fused=false"]),
+        ([], ["clip_norm=null", "+trainer.num_nodes=1", "+trainer.sync_batchnorm=true"]),
+        (["devices=4"], ["devices=2", "+trainer.num_nodes=2"]),
+        ([*NO_CALLBACKS, "clip_norm=1"], [*NO_CALLBACKS, "clip_norm=1.0"]),
+        (NO_CALLBACKS, ["callbacks=[class_collapse]", "callbacks.class_collapse.revive=null"]),
+        (NO_CALLBACKS, ["callbacks=[layer_rates]", "callbacks.layer_rates.factors=[1,1.0]"]),
+        (NO_CALLBACKS, ["callbacks=[annealing]", "callbacks.annealing.sigma.end=1"]),
+        (NO_CALLBACKS, ["callbacks=[gradient_quality]"]),
+        (["callbacks=[class_collapse,annealing]"], ["callbacks=[annealing,class_collapse]"]),
+    ],
+    ids=lambda value: " ".join(value) or "-",
+)
+def test_trainings_that_compute_the_same_have_one_hash(one: list[str], other: list[str]) -> None:
+    assert config_hash(compose(one)) == config_hash(compose(other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["sigma=1"], ["sigma=[1,2]"]),
+        (["network.hidden=[5]"], ["network.hidden=[5,5]"]),
+        (["network.bias=true"], ["network.bias=[true,false]"]),
+        ([], ["activation=tanh"]),
+        ([], ["network.centre=0"]),
+        ([], ["+optimizer.eps=1e-7"]),
+        ([], ["precision=64-true"]),
+        (["devices=2"], ["devices=2", "+trainer.sync_batchnorm=true"]),
+        (["devices=2"], ["+trainer.num_nodes=3"]),
+        (NO_CALLBACKS, ["callbacks=[class_collapse]"]),
+        (NO_CALLBACKS, ["callbacks=[layer_rates]", "callbacks.layer_rates.factors=[1,0.5]"]),
+        (NO_CALLBACKS, ["callbacks=[annealing]"]),
+        (NO_CALLBACKS, ["callbacks=[learned_sigma]", "estimator=likelihood_ratio"]),
+    ],
+    ids=lambda value: " ".join(value) or "-",
+)
+def test_trainings_that_compute_something_else_have_two(one: list[str], other: list[str]) -> None:
+    assert config_hash(compose(one)) != config_hash(compose(other))
+
+
+COUNTED_OF_TRAINER = {"devices", "num_nodes", "precision", "limit_train_batches", "sync_batchnorm", "plugins"}
+
+
+def test_every_option_of_the_trainer_counts_or_is_a_matter_of_place() -> None:
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", *FIXED}
+    assert known == COUNTED_OF_TRAINER | PLACE_OF["trainer"]
+    assert not COUNTED_OF_TRAINER & PLACE_OF["trainer"]
+    for name in known:
+        several = {**BASE, "trainer": {**BASE["trainer"], "devices": 2}}
+        changed = {**several, "trainer": {**several["trainer"], name: 0.25}}
+        assert (config_hash(changed) != config_hash(several)) == (name in COUNTED_OF_TRAINER), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["callbacks=[class_collapse]", "callbacks.class_collapse.revive=null"],
+        ["callbacks=[layer_rates]", "callbacks.layer_rates.factors=[1,1]"],
+        ["callbacks=[annealing]", "callbacks.annealing.sigma.end=1"],
+        ["callbacks=[gradient_quality]"],
+        ["callbacks=[]", "sigma=[0.5,0.5]"],
+    ],
+    ids=" ".join,
+)
+def test_one_hash_is_one_network_bit_for_bit(chosen: list[str], tmp_path: Path) -> None:
+    fast = ["trainer=fast", "epochs=2", "progress=false", "sigma=0.5"]
+    configs = {"one": compose([*fast, "callbacks=[]"]), "other": compose([*fast, *chosen])}
+    assert configs["one"] != configs["other"]
+    assert len({config_hash(config) for config in configs.values()}) == 1
+    states = []
+    for name, config in configs.items():
+        fit(config, tmp_path / name)
+        states.append(torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"])
+    one, other = states
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+UNREAD: dict[tuple[Callable[..., Any], str], tuple[dict[str, Any], tuple[Any, Any]]] = {
+    (mlp, "activation"): ({"hidden": []}, (nn.Tanh(), nn.ReLU())),
+    (mlp, "centre"): ({"hidden": []}, (0.0, 0.5)),
+    (mlp, "spread"): ({"hidden": []}, (None, [])),
+}
+
+
+def test_an_option_that_declares_when_it_is_read_is_not_read_otherwise() -> None:
+    functions = [getattr(__import__("glr_lightning.networks", fromlist=[name]), name) for name in options("network")]
+    declared = {(each, name) for each in functions for name, p in parameters(each).items() if p.read_if}
+    assert declared == UNREAD.keys()
+    for (network, name), (others, values) in UNREAD.items():
+        built = []
+        for value in values:
+            torch.manual_seed(0)
+            given = {"activation": nn.Tanh(), **others, name: value}
+            built.append(network(image_shape=(1, 2, 2), classes=3, **given))
+        assert repr(built[0]) == repr(built[1])
+        assert all(torch.equal(a, b) for a, b in zip(*(each.parameters() for each in built), strict=True))
+
+
+def test_targets_of_the_configuration_have_identities_of_their_own() -> None:
+    targets: dict[str, str] = {}
+    for path in group_folder("").rglob("*.yaml"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            key, _, target = line.strip().partition(": ")
+            if key == "_target_":
+                targets[target] = config_hash({"network": {"_target_": target}})
+    assert len(targets) > 40
+    assert len(set(targets.values())) == len(targets)
+
+
+def test_options_of_a_class_that_is_not_trusted_count_as_they_are_spelled() -> None:
+    def of(**options: Any) -> str:
+        return config_hash({**BASE, "network": {"_target_": "no_such_package.net", **options}})
+
+    assert len({of(), of(sigma=1), of(sigma=[1, 1]), of(sigma=1.0)}) == 4
+    assert config_hash({**BASE, "network": {"_target_": "glr_lightning.networks.of_another_version"}})
 
 
 @pytest.fixture

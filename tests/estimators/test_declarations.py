@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from glr_lightning.activations import HardThreshold
 from glr_lightning.estimators import LikelihoodRatio, Objective
 from glr_lightning.estimators.base import OBJECTIVES, Family
+from glr_lightning.injection import Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
+from glr_lightning.validation import parameters
 from tests.checks.estimator_cases import estimate, network_for, small_network
 from tests.checks.groups import configured, options
 
@@ -78,3 +80,18 @@ def test_the_description_names_every_objective_the_layers_and_a_bias() -> None:
         "  0, 2: likelihood ratio, from loss values",
         "  biased: of the planted kind.",
     ]
+
+
+@pytest.mark.parametrize("name", options("estimator"))
+def test_a_list_that_repeats_one_value_is_that_value(name: str) -> None:
+    for option, parameter in parameters(type(configured(name))).items():
+        if parameter.takes_one_for_all:
+            layerwise = {"injection": Layerwise()} if option == "copies" and name == "likelihood_ratio" else {}
+            one = dataclasses.replace(configured(name), **layerwise)
+            value = getattr(one, option)
+            network = network_for(one)
+            estimates = [
+                estimate(each, network, CrossEntropy()).gradients
+                for each in (one, dataclasses.replace(one, **{option: (value, value)}))
+            ]
+            assert all(torch.equal(estimates[0][key], estimates[1][key]) for key in estimates[0]), option

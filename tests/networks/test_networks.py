@@ -466,3 +466,23 @@ def test_tiered_is_diagnosed_against_the_layerwise_reference(
     assert "Reference of layerwise" in outcome.out
     by = {(f.estimator, f.layer): f for f in found}
     assert by["tiered", "linear3"].relative_variance < by["layerwise", "linear3"].relative_variance
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"hidden": [4, 4], "bias": False, "spread": 1.0}, "no hidden layer has a bias"),
+        ({"hidden": [4, 4], "bias": [False, False, True], "spread": 1.0}, "no hidden layer has a bias"),
+        ({"hidden": [], "spread": 1.0}, "no hidden layer has a bias"),
+        ({"hidden": [4, 4], "bias": [True, False, True], "spread": [1.0, 1.0]}, "hidden layer 2"),
+    ],
+)
+def test_a_spread_of_biases_that_are_not_there_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        mlp(image_shape=(1, 2, 2), classes=3, activation=nn.Tanh(), **options)
+    assert caught.value.option == "spread"
+
+
+def test_a_spread_of_some_hidden_biases_is_taken() -> None:
+    for bias, spread in (([True, False, True], 1.0), ([False, True, True], [None, 1.0]), (False, None)):
+        mlp(image_shape=(1, 2, 2), classes=3, hidden=[4, 4], activation=nn.Tanh(), bias=bias, spread=spread)  # type: ignore[arg-type]

@@ -107,7 +107,7 @@ def _require_trusted(node: Any, trusted: tuple[str, ...]) -> None:
             _require_trusted(child, trusted)
             if str(key).startswith("_") and key not in {"_target_", "_partial_"}:
                 raise ConfigurationError(f"{key!r} is refused in a run's configuration.")
-        if "_target_" in node and not _is_trusted(str(node["_target_"]), trusted):
+        if "_target_" in node and trusted_target(str(node["_target_"]), trusted) is None:
             raise ConfigurationError(
                 f"_target_ {node['_target_']!r} is refused: a run's configuration may only name this package's and "
                 "torch's own building blocks. If you trust it, add its package with trusted=[PACKAGE]."
@@ -124,15 +124,18 @@ def _found(target: str, where: str = "") -> Any:
         ) from error
 
 
-def _is_trusted(target: str, trusted: tuple[str, ...]) -> bool:
-    """Is the target defined in a trusted module? A module's imports are not its own, so the object is asked."""
+def trusted_target(name: str, trusted: tuple[str, ...]) -> Any:
+    """Return the class or function that a `_target_` names, or None unless a trusted module defines it.
+
+    A module's imports are not its own, so the object is asked for its module.
+    """
     packages = tuple({f"{prefix.split('.')[0]}." for prefix in trusted})
-    if not target.startswith(packages):  # do not even import it
-        return False
-    found = _found(target)
+    if not name.startswith(packages):  # do not even import it
+        return None
+    found = _found(name)
     home = f"{getattr(found, '__module__', '')}."
     kind = isinstance(found, type) or home.startswith("glr_lightning.networks.") or not home.startswith(TRUSTED)
-    return kind and home.startswith(trusted)
+    return found if kind and home.startswith(trusted) else None
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from glr_lightning.data.augmentation import Augmentation
 from glr_lightning.data.batches import ImageSet, OrderedLoader, Shuffled, ShuffledLoader
 from glr_lightning.errors import ConfigurationError, DataError
 from glr_lightning.randomness import step_generator
-from glr_lightning.validation import Seed, Size, checked
+from glr_lightning.validation import ReadIf, Seed, Size, checked
 
 EVALUATION_BATCH = 1000
 """The smallest batch of an evaluation, which is not multiplied by noisy copies."""
@@ -57,7 +57,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         root: Folder | None = None,
         batch_size: Size,
         validation: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
-        split_seed: Seed = 0,
+        split_seed: Annotated[Seed, ReadIf("validation")] = 0,
         seed: Seed = 0,
         resize: Size | None = None,
         flip: bool = False,

@@ -3,12 +3,13 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import nn
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.networks.blocks import Builder, Init, Widths, initialise
-from glr_lightning.validation import Positive, Size, checked
+from glr_lightning.validation import Positive, ReadIf, Size, checked
 
 
 @checked
@@ -17,11 +18,11 @@ def mlp(
     image_shape: Sequence[int],
     classes: Size,
     hidden: Widths,
-    activation: nn.Module,
-    centre: float = 0.0,
+    activation: Annotated[nn.Module, ReadIf("hidden")],
+    centre: Annotated[float, ReadIf("hidden")] = 0.0,
     bias: bool | Sequence[bool] = True,
     init: Init = "torch",
-    spread: Positive | Sequence[Positive | None] | None = None,
+    spread: Annotated[Positive | Sequence[Positive | None] | None, ReadIf("hidden")] = None,
     preprocess: nn.Module | None = None,
 ) -> nn.Sequential:
     """Build flatten -> (linear -> activation -> centre) x hidden -> linear, as a plain nn.Sequential.
@@ -44,7 +45,8 @@ def mlp(
         preprocess: the first module, for the pixels.
 
     Raises:
-        ConfigurationError: an option out of range, or a list of biases or spreads of the wrong length.
+        ConfigurationError: an option out of range, a list of biases or spreads of the wrong length, or a spread of
+            biases that are not there.
     """
     widths = [math.prod(image_shape), *hidden, classes]
     biases = [bias] * (len(widths) - 1) if isinstance(bias, bool) else list(bias)
@@ -59,6 +61,19 @@ def mlp(
         raise ConfigurationError(
             f"network.spread has {len(spreads)} values but the network has {len(hidden)} hidden layers; give null, a "
             "positive number, or one for each.",
+            option="spread",
+        )
+    without = [at for at, (s, with_bias) in enumerate(zip(spreads, biases, strict=False), 1) if s and not with_bias]
+    if isinstance(spread, Sequence) and without:
+        raise ConfigurationError(
+            f"network.spread gives hidden layer {without[0]} a range for its bias, but network.bias gives it none; "
+            "write null in its place, or give it a bias.",
+            option="spread",
+        )
+    if isinstance(spread, float | int) and len(without) == len(hidden):
+        raise ConfigurationError(
+            f"network.spread={spread} has no effect: no hidden layer has a bias; use network.spread=null, or give a "
+            "hidden layer a bias.",
             option="spread",
         )
 

@@ -12,7 +12,7 @@ accepted for a float; NaN, infinity and integers beyond 64 bits are refused ever
 and becomes one. A hint that says nothing checkable (Any, a callable, a protocol) is skipped.
 """
 
-from glr_lightning.validation.check import Checked, checked, checked_arguments, choice
+from glr_lightning.validation.check import Checked, Parameter, checked, checked_arguments, choice, parameters
 from glr_lightning.validation.constraints import (
     MOST,
     Count,
@@ -20,6 +20,7 @@ from glr_lightning.validation.constraints import (
     NonEmpty,
     NonNegative,
     Positive,
+    ReadIf,
     Scale,
     ScalePerLayer,
     Seed,
@@ -35,7 +36,9 @@ __all__ = [
     "CountPerLayer",
     "NonEmpty",
     "NonNegative",
+    "Parameter",
     "Positive",
+    "ReadIf",
     "Scale",
     "ScalePerLayer",
     "Seed",
@@ -45,4 +48,5 @@ __all__ = [
     "checked",
     "checked_arguments",
     "choice",
+    "parameters",
 ]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.validation.hints import checker
+from glr_lightning.validation.constraints import ReadIf
+from glr_lightning.validation.hints import checker, takes_one_for_all
 from glr_lightning.validation.words import describe, shown
 
 P = ParamSpec("P")
@@ -27,7 +28,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Check and coerce the fields. Raises ConfigurationError, whose `option` is the field's name."""
-        for name, parameter in _parameters(type(self)).items():  # type: ignore[arg-type]  # a class is hashable
+        for name, parameter in parameters(type(self)).items():  # type: ignore[arg-type]  # a class is hashable
             object.__setattr__(self, name, parameter.checked(getattr(self, name), name))
 
 
@@ -42,10 +43,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         bound = signature.bind(*args, **kwargs)
-        parameters = _parameters(function)
+        known = parameters(function)
         for name, value in bound.arguments.items():
-            if name in parameters:
-                bound.arguments[name] = parameters[name].checked(value, name)
+            if name in known:
+                bound.arguments[name] = known[name].checked(value, name)
         return function(*bound.args, **bound.kwargs)
 
     return call
@@ -72,7 +73,7 @@ def checked_arguments(
     Raises:
         ConfigurationError: a parameter that the target does not have, or a value that it does not accept.
     """
-    known = _parameters(target)
+    known = parameters(target)
     open_ended = _takes_any_keyword(target)
     values = {}
     for name, value in arguments.items():
@@ -80,10 +81,10 @@ def checked_arguments(
         if name in known:
             parameter = known[name]
             if hints is not None and name in hints:
-                parameter = _Parameter(hints[name], parameter.default)
+                parameter = Parameter(hints[name], parameter.default)
             values[name] = parameter.checked(value, option)
         elif open_ended:
-            values[name] = _Parameter(Any).checked(value, option)
+            values[name] = Parameter(Any).checked(value, option)
         else:
             raise ConfigurationError(
                 f"there is no option {option!r}.{_closest(name, known)} {_name(target)} {_list_of(known)}",
@@ -92,7 +93,7 @@ def checked_arguments(
     if complete:
         for name in known.keys() & _signature(target).keys() - arguments.keys():
             parameter = known[name]
-            if parameter.default is inspect.Parameter.empty:
+            if not parameter.has_default:
                 option = f"{where}.{name}" if where else name
                 raise ConfigurationError(
                     f"{option} must be given; it is {parameter.allowed or 'an option without a default'}.",
@@ -101,13 +102,22 @@ def checked_arguments(
     return values
 
 
-class _Parameter:
-    """What one parameter accepts, and how to say so."""
+class Parameter:
+    """What one parameter accepts, how to say so, and when it is read."""
 
     def __init__(self, hint: Any, default: Any = inspect.Parameter.empty) -> None:
         self.default = default
+        self.has_default = default is not inspect.Parameter.empty
         self.allowed = describe(hint)
-        self._adapter = checker(hint) if self.allowed else None
+        self.read_if = tuple(name for each in _metadata(hint) if isinstance(each, ReadIf) for name in each.options)
+        """Other options without which this one has no effect."""
+        self.takes_one_for_all = takes_one_for_all(hint)
+        """Whether one value stands for a list that repeats it."""
+        self._hint = hint
+
+    @functools.cached_property
+    def _adapter(self) -> Any:
+        return checker(self._hint) if self.allowed else None
 
     def checked(self, value: Any, option: str) -> Any:
         """The value as the hint has it. Raises ConfigurationError."""
@@ -127,18 +137,18 @@ class _Parameter:
 
     def _is_no_example(self, value: Any) -> bool:
         plain = isinstance(self.default, str | int | float | tuple) and self.default != ""
-        return not plain or self.default is inspect.Parameter.empty or shown(self.default) == shown(value)
+        return not plain or not self.has_default or shown(self.default) == shown(value)
 
 
 @functools.cache
-def _parameters(target: Callable[..., Any]) -> dict[str, _Parameter]:
-    """The parameters that may be given by keyword, those that a constructor passes on to its base included."""
+def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
+    """Return the parameters that may be given by keyword, those that a constructor passes on to its base included."""
     hints = _hints(target)
-    found = dict(_parameters(base)) if (base := _base_that_gets_the_rest(target)) else {}
+    found = dict(parameters(base)) if (base := _base_that_gets_the_rest(target)) else {}
     for name, parameter in _signature(target).items():
         if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             hint = hints[name] if name in hints else _hint_of_default(parameter.default)
-            found[name] = _Parameter(hint, parameter.default)
+            found[name] = Parameter(hint, parameter.default)
     return found
 
 
@@ -165,6 +175,11 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(function, localns=_TYPING, include_extras=True)
     except (NameError, TypeError, AttributeError):
         return {}
+
+
+def _metadata(hint: Any) -> tuple[Any, ...]:
+    """What stands beside the type in an `Annotated` hint."""
+    return getattr(hint, "__metadata__", ())
 
 
 def _hint_of_default(default: Any) -> Any:

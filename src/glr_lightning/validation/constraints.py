@@ -1,5 +1,6 @@
 """Types with a range, to declare parameters with."""
 
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from annotated_types import Interval, MinLen
@@ -20,6 +21,21 @@ Scale = Annotated[float, Interval(ge=1e-12, le=1e12)]
 Positive = Annotated[float, Interval(gt=0)]
 NonNegative = Annotated[float, Interval(ge=0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class ReadIf:
+    """Beside the type of a parameter: it is read only if other options of the same call are neither empty nor off.
+
+    `centre: Annotated[float, ReadIf("hidden")]` says that without hidden layers nothing is centred. Two runs that
+    differ in such an option where it is not read are one (see `glr_lightning.config.config_hash`).
+    """
+
+    options: tuple[str, ...]
+
+    def __init__(self, *options: str) -> None:
+        object.__setattr__(self, "options", options)
+
 
 T = TypeVar("T")
 NonEmpty = Annotated[tuple[T, ...], MinLen(1)]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from glr_lightning.validation.words import CONTAINERS, is_class
+from glr_lightning.validation.words import CONTAINERS, PLAIN, is_class
 
 
 def checker(hint: Any) -> Any:
@@ -40,6 +40,19 @@ def _strict(hint: Any) -> Any:
         return Annotated[float, BeforeValidator(_require_real)]
     instance_of: Any = InstanceOf
     return instance_of[hint] if is_class(hint) else hint
+
+
+def takes_one_for_all(hint: Any) -> bool:
+    """Whether a hint takes one value for all layers, or a list with one for each, as `Scale | tuple[Scale, ...]`."""
+    hint = _bare(hint)
+    members = [_bare(each) for each in get_args(hint)] if get_origin(hint) in (Union, UnionType) else []
+    return any(get_origin(each) in (tuple, list, Sequence) for each in members) and any(
+        each in PLAIN for each in members
+    )
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def _require_real(value: Any) -> Any:

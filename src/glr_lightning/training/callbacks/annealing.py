@@ -1,6 +1,7 @@
 """Anneal noise scales and copies from epoch to epoch."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -82,6 +83,12 @@ class Annealing(TrainingCallback):
                     "leave the schedule out.",
                     option=f"callbacks.annealing.{error.option}" if error.option in values else error.option,
                 ) from None
+
+    @classmethod
+    def changes_training(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether it does more than multiply sigma by 1 throughout."""
+        no_change = {"_target_": "glr_lightning.schedules.Geometric", "end": 1}
+        return options["copies"] is not None or options["sigma"] != no_change
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
         """Try out all epochs. Raises ConfigurationError."""

@@ -1,5 +1,8 @@
 """What the callbacks of a training have in common."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
@@ -15,6 +18,15 @@ class TrainingCallback(Callback):
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
         """Raise ConfigurationError if this callback cannot work with this module and trainer; change nothing."""
+
+    @classmethod
+    def changes_training(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether trainings with and without this callback may give different networks.
+
+        Args:
+            options: plain values, as in a configuration, those left out included.
+        """
+        return True
 
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
         """Return this epoch's values by column, and begin the next epoch; called once an epoch by `EpochMetrics`."""

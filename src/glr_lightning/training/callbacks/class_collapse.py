@@ -11,7 +11,7 @@ counted: no derivative is taken, and once all classes live nothing is changed an
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -89,6 +89,11 @@ class ClassCollapse(TrainingCallback):
             if trainer.world_size > 1:  # the weights must stay equal on all ranks
                 counts = trainer.strategy.reduce(counts, reduce_op="sum")
             self._lifts = self._lifts + lift(bias, counts[0], counts[1], self.revive)
+
+    @classmethod
+    def changes_training(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether classes are revived."""
+        return options["revive"] is not None
 
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
         """Look for dead classes, and tell of those that are new or recovered."""

@@ -43,6 +43,11 @@ class GradientQuality(TrainingCallback):
             {name: p.grad for name, p in trained.items() if p.grad is not None and not name.startswith("log_sigma.")}
         )
 
+    @classmethod
+    def changes_training(cls, options: Mapping[str, Any]) -> bool:
+        """Return False: it only watches."""
+        return False
+
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
         """Return the ratios and what the baseline explained."""
         return self._snr.compute_and_reset() | (self._watch.compute_and_reset() if self._watch else {})

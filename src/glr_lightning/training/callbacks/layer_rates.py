@@ -1,5 +1,8 @@
 """A learning rate for each layer."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytorch_lightning as pl
 
 from glr_lightning.errors import ConfigurationError
@@ -50,6 +53,11 @@ class LayerRates(TrainingCallback):
         module = glr_module(pl_module)
         for name in dict(module.network.named_parameters()):
             module.optimizer_options.pop(name, None)
+
+    @classmethod
+    def changes_training(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether a factor is not 1."""
+        return any(factor != 1 for factor in options["factors"])
 
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
         """Return the learning rate before the factors."""
