@@ -112,6 +112,16 @@ def test_copies_that_leave_a_group_incomplete_are_refused(sampler: Sampler, copi
     sampler.check(Gaussian(), int(advice[1]))
 
 
+@pytest.mark.parametrize(("copies", "works"), [(1, 6), (4, 6), (7, 9)])
+def test_copies_are_advised_that_fill_whole_groups(copies: int, works: int) -> None:
+    class Triples(Independent):
+        def group_size(self, copies: int) -> int:
+            return 3
+
+    with pytest.raises(ConfigurationError, match=f"use copies={works} "):
+        Triples().check(Gaussian(), copies)
+
+
 @final
 @dataclass(frozen=True)
 class Gumbel(Noise):

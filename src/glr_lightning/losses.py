@@ -40,8 +40,8 @@ class CrossEntropy(Loss):
     differentiable = True
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        # four times as fast as torch's cross_entropy without reduction
         """Return log sum_c exp(logits_c) - logits[label]."""
+        # four times as fast as torch's cross_entropy without reduction
         return torch.logsumexp(logits, dim=1) - logits.gather(1, labels[:, None]).squeeze(1)
 
 

@@ -58,9 +58,10 @@ class Sampler(Checked, ABC):
         """
         size = self.group_size(copies)
         if copies < 1 or copies % size:
+            works = size * max(-(-copies // size), 2)  # a baseline compares two groups
             raise ConfigurationError(
                 f"{type(self).__name__.lower()} sampling needs copies to be a positive multiple of "
-                f"{size}, got copies={copies}; use copies={max(copies + copies % size, 4)} "
+                f"{size}, got copies={copies}; use copies={works} "
                 "or sampling=independent.",
                 option="copies",
             )

@@ -10,12 +10,14 @@ import yaml
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold
-from glr_lightning.config import compose
+from glr_lightning.config import TRUSTED, compose
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.estimators import Estimator
 from glr_lightning.noise import Gaussian
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.runs.trained_run import LAST, load_checkpoint, load_run
 from glr_lightning.threats import ImageRandom
+from glr_lightning.training.callbacks import Annealing
 from glr_lightning.training.fit import train
 from glr_lightning.training.trained_noise import noise_averaged
 from tests.checks.estimator_cases import X, small_network
@@ -91,6 +93,24 @@ def test_the_scales_are_the_runs_own_at_the_epoch_of_the_checkpoint(runs: Path) 
     assert [s.shape for s in learned] == [(50,), (10,)]
     assert all(torch.equal(s, state[f"log_sigma.{site}"].exp()) for site, s in enumerate(learned))
     assert noise_averaged(load_run(runs / "bp"), 5) is None
+
+
+class Own(Annealing):
+    """A callback of a user's own, which anneals to a tenth."""
+
+    def at(self, estimator: Estimator, epoch: int, epochs: int) -> dict[str, Any]:
+        return {"sigma": 0.1 if epoch == epochs - 1 else 1.0}
+
+
+def test_the_scale_that_a_callback_of_ones_own_set_is_read_or_refused(runs: Path) -> None:
+    run = load_run(runs / "plain", checkpoint=LAST)
+    lightning = {"_target_": "pytorch_lightning.callbacks.LearningRateMonitor"}
+    run.config["callbacks"] = {"rates": lightning, "own": {"_target_": f"{__name__}.Own"}}
+    model = noise_averaged(run, 5, (*TRUSTED, "tests."))
+    assert model is not None
+    assert model.sigma == (0.1, 0.1)
+    with pytest.raises(ConfigurationError, match=r"Own' is refused"):
+        noise_averaged(run, 5)
 
 
 def test_a_run_without_these_options_is_evaluated_and_cannot_resume(runs: Path, tmp_path: Path) -> None:

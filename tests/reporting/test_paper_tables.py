@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from glr_lightning.evaluation.row import Row
 from glr_lightning.reporting.latex import latex
@@ -50,6 +51,28 @@ def test_other_methods_have_no_name_in_the_paper(estimator: str, tmp_path: Path)
 
 def test_only_one_noisy_pass_is_the_papers_noisy_backpropagation(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", "experiment=bp_noise", "copies=4")
+    assert [model_of(run) for run in read_runs([folder])] == [""]
+
+
+@pytest.mark.parametrize(("family", "model"), [("likelihood ratio", "LRT"), ("of my own", ""), (None, "")])
+def test_an_estimator_of_another_package_is_told_by_the_family_it_declared(
+    family: str | None, model: str, tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path / "run", "experiment=lrt", family=family)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["estimator"]["_target_"] = "mypkg.Backprop"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (run,) = read_runs([folder])
+    assert model_of(run) == model
+    assert run.target("estimator") == "mypkg.Backprop"
+
+
+@pytest.mark.parametrize("key", ["network", "activation", "loss"])
+def test_parts_of_another_package_are_not_the_papers(key: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", "experiment=lrt")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config[key]["_target_"] = "mypkg." + config[key]["_target_"].rpartition(".")[2]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert [model_of(run) for run in read_runs([folder])] == [""]
 
 

@@ -12,12 +12,14 @@ from glr_lightning.cli.train import main
 from glr_lightning.config import compose
 from glr_lightning.estimators import LocalExpectation
 from glr_lightning.reporting.runs import read_metrics
-from glr_lightning.runs.trained_run import load_run
+from glr_lightning.runs.trained_run import LAST, load_checkpoint, load_run
 from glr_lightning.training import fit as train_module
 from glr_lightning.training.callbacks.checkpoints import run_checkpoints
 from glr_lightning.training.callbacks.class_collapse import (
     REMEDY,
+    ClassCollapse,
     ClassCounts,
+    dead_classes,
     lift,
     news_of_classes,
     output_bias,
@@ -155,6 +157,22 @@ def test_a_run_tells_when_a_class_dies_and_when_it_recovers(
     assert metrics[0]["dead_classes"] == metrics[1]["dead_classes"] >= 1
     assert result["dead_classes"] == [number for number in range(10) if number != 3]  # now all images are of class 3
     assert json.loads((tmp_path / "run/result.json").read_text())["dead_classes"] == result["dead_classes"]
+
+
+class Quiet(ClassCollapse):
+    """A callback of a user's own."""
+
+
+def test_a_run_with_a_subclass_tells_of_its_dead_classes(tmp_path: Path) -> None:
+    config = compose([*FAST, "callbacks=[class_collapse]"])
+    config["callbacks"]["class_collapse"]["_target_"] = f"{__name__}.Quiet"
+    result = train(config, tmp_path / "run")
+    assert result["dead_classes"] == load_checkpoint(tmp_path / "run" / LAST)["dead_classes"]
+
+
+def test_the_dead_classes_of_an_earlier_checkpoint_are_read() -> None:
+    assert dead_classes({"callbacks": {"ClassCollapse": {"dead_classes": [3]}}}) == [3]
+    assert dead_classes({"callbacks": {}, "dead_classes": [4]}) == [4]
 
 
 @pytest.mark.parametrize("progress", ["true", "false"])

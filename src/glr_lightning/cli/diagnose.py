@@ -6,6 +6,7 @@ diagnosis.png     relative variance against milliseconds
 environment.json  versions, device, threads, command
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -53,9 +54,6 @@ DiagnoseConfig = make_dataclass(
 store_root("diagnose_schema", DiagnoseConfig)
 
 
-_typed: list[str] = []
-
-
 def _require_one_subject(run: Any, overrides: Sequence[str]) -> None:
     """Either a run or an experiment. Raises ConfigurationError."""
     keys = keys_of(overrides)
@@ -74,21 +72,21 @@ def _require_one_subject(run: Any, overrides: Sequence[str]) -> None:
         )
 
 
-def _diagnose(composed: DictConfig) -> None:
+def _diagnose(typed: Sequence[str], composed: DictConfig) -> None:
     _require_one_subject(composed.run, HydraConfig.get().overrides.task)
     config = resolve(composed)
     config["experiment"] = experiment_name(HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
     out = Path(config["out"]).expanduser()
     with cpu_threads(config["threads"]):
-        tables = write_diagnosis(config, out, ["glr-diagnose", *_typed])
+        tables = write_diagnosis(config, out, ["glr-diagnose", *typed])
     show(tables)
     print(f"\ndiagnosis: {out / TEXT}")
 
 
 def main() -> None:
     """Run glr-diagnose."""
-    _typed[:] = sys.argv[1:]  # before short forms are written out
-    terminal.run_command("diagnose", _diagnose, own={name for name, _, _ in OWN})
+    typed = sys.argv[1:]  # before short forms are written out
+    terminal.run_command("diagnose", functools.partial(_diagnose, typed), own={name for name, _, _ in OWN})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Configurations: composed by Hydra from conf/, identified by a hash, and built into objects."""
 
-from glr_lightning.config.building import TRUSTED, build, load_yaml
+from glr_lightning.config.building import TRUSTED, build, load_yaml, target_of
 from glr_lightning.config.composition import (
     TrainConfig,
     checked_root,
@@ -38,4 +38,5 @@ __all__ = [
     "short_name",
     "short_overrides",
     "store_root",
+    "target_of",
 ]

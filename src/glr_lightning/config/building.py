@@ -48,6 +48,14 @@ def build(node: Any, *, where: str = "", trusted: Sequence[str] | None = TRUSTED
     return _built(node, where, keywords)
 
 
+def target_of(node: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED) -> Any:
+    """The class or function that a node's `_target_` names, not called. Raises ConfigurationError as `build`."""
+    name = str(node["_target_"])
+    if trusted is not None:
+        _require_trusted({"_target_": name}, tuple(trusted))
+    return _found(name)
+
+
 def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
     if isinstance(node, list):
         return [_built(child, f"{where}[{number}]", {}) for number, child in enumerate(node)]

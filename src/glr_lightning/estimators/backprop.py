@@ -59,6 +59,5 @@ class Backprop(Estimator):
 def differentiate(network: nn.Module, mean_loss: Tensor, logits: Tensor, forwards: int) -> Estimate:
     """Reverse-mode derivatives of a scalar loss with respect to every trainable parameter."""
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    gradients = torch.autograd.grad(mean_loss, list(parameters.values()))
-    named = dict(zip(parameters, gradients, strict=True))
-    return Estimate(named, mean_loss.detach(), logits.detach(), {"forwards": forwards})
+    gradients = dict(zip(parameters, torch.autograd.grad(mean_loss, list(parameters.values())), strict=True))
+    return Estimate(gradients, mean_loss.detach(), logits.detach(), {"forwards": forwards})

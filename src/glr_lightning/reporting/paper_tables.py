@@ -11,7 +11,12 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from glr_lightning import estimators
+from torch import nn
+
+from glr_lightning.activations import HardThreshold
+from glr_lightning.data import MNIST, FashionMNIST, TinyImageNet10
+from glr_lightning.losses import CrossEntropy, ZeroOne
+from glr_lightning.networks import mlp
 from glr_lightning.reporting.columns import Cell, Column
 from glr_lightning.reporting.published import MODELS, PUBLISHED, SHARED, DataSet
 from glr_lightning.reporting.results import one_of_each_seed, t_interval
@@ -25,8 +30,11 @@ SEVERITIES = (1.0, 2.0, 3.0, 4.0, 5.0)
 PRESET = "cifar10_c"
 
 
-ACTIVATIONS = {"Sigmoid": "S", "HardThreshold": "T"}
-LOSSES = {"CrossEntropy": "", "ZeroOne": "Z"}
+ACTIVATIONS = {nn.Sigmoid: "S", HardThreshold: "T"}
+LOSSES = {CrossEntropy: "", ZeroOne: "Z"}
+"""How the paper names activations and losses; a module of another package is not one of the paper's."""
+DATA_SETS = {MNIST: "mnist", FashionMNIST: "fashion_mnist", TinyImageNet10: "tiny_imagenet_10"}
+"""The names of data sets in PUBLISHED."""
 SIDES = (None, 28)
 """Allowed sizes of images in pixels: the MNIST family is not resized in this paper."""
 
@@ -145,14 +153,14 @@ def model_of(run: Run) -> str:
     BP by backpropagation, BP+ by backpropagation through one noisy forward pass; LR, then S(igmoid) or T(hreshold),
     then Z for the zero-one loss, by an estimator that declares itself a likelihood ratio. All are perceptrons.
     """
-    if run.target("network") != "mlp":
+    if run.built("network") is not mlp:
         return ""
-    family = getattr(getattr(estimators, run.target("estimator"), None), "family", "")
+    family = run.family
     if family == "backpropagation":
         return "BP"
     if family == "pathwise":
         return "BP+" if run.config["estimator"].get("copies") == 1 else ""
-    activation, loss = ACTIVATIONS.get(run.target("activation")), LOSSES.get(run.target("loss"))
+    activation, loss = ACTIVATIONS.get(run.built("activation")), LOSSES.get(run.built("loss"))
     return f"LR{activation}{loss}" if family == "likelihood ratio" and None not in (activation, loss) else ""
 
 
@@ -170,8 +178,7 @@ def _data(run: Run) -> str:
     """Return the data set's name in PUBLISHED, or an empty string for others and for images of another size."""
     node = run.config.get("data")
     resized = isinstance(node, dict) and node.get("resize") not in SIDES
-    names = {name.replace("_", ""): name for name in PUBLISHED}
-    name = names.get(run.target("data").lower(), "")
+    name = DATA_SETS.get(run.built("data"), "")
     return "" if resized and name != "tiny_imagenet_10" else name
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from scipy.special import stdtrit
 
 from glr_lightning.reporting.columns import KIND_ORDER, Column
-from glr_lightning.reporting.runs import Run
+from glr_lightning.reporting.runs import Run, short_target
 
 # Settings that are no part of what is compared, and those that the table of runs shows in columns of their own.
 UNCOMPARED = {"experiment", "run_dir", "resume", "trusted", "progress", "seed", "data.seed"}
@@ -160,7 +160,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
     for key, value in node.items():
         path = f"{prefix}.{key}" if prefix else str(key)
         if key == "_target_":
-            yield prefix, str(value).rsplit(".", 1)[-1]
+            yield prefix, short_target(str(value))
         elif isinstance(value, dict):
             yield from _flat(value, path)
         elif key != "_partial_":

@@ -10,12 +10,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from glr_lightning.config import config_hash
-from glr_lightning.errors import CheckpointError
+from glr_lightning.config import config_hash, target_of
+from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.evaluation.per_image import PerImage, read_per_image
 from glr_lightning.evaluation.row import Row, read_rows
 from glr_lightning.reporting.columns import Cell, Column, table_cells
-from glr_lightning.runs.trained_run import CONFIG, METRICS, RESULT, ROBUSTNESS, read_config
+from glr_lightning.runs.trained_run import CONFIG, METRICS, PER_IMAGE, RESULT, ROBUSTNESS, read_config
 
 RESULT_TYPES: dict[str, type | tuple[type, ...]] = {
     "test_accuracy": (int, float),
@@ -73,12 +73,29 @@ class Run:
     @property
     def per_image(self) -> dict[str, PerImage]:
         """Per-image results by the fingerprint of their row. Raises CheckpointError for a damaged file."""
-        return read_per_image((self.folder / ROBUSTNESS).with_suffix(".npz"))
+        return read_per_image(self.folder / PER_IMAGE)
 
     def target(self, section: str) -> str:
-        """Return the name of what a section of the configuration builds."""
+        """Return the name of what a section of the configuration builds, see `short_target`."""
         node = self.config.get(section)
-        return str(node["_target_"]).rsplit(".", 1)[-1] if isinstance(node, dict) and "_target_" in node else "—"
+        return short_target(str(node["_target_"])) if isinstance(node, dict) and "_target_" in node else "—"
+
+    def built(self, section: str) -> Any:
+        """Return the class or function of this package or torch that a section of the configuration builds, or None."""
+        try:
+            return target_of(self.config[section])
+        except (ConfigurationError, KeyError, TypeError):
+            return None
+
+    @property
+    def family(self) -> str:
+        """The family that the estimator declares, or an empty string; a result before 0.6 does not tell it."""
+        return str(self.result.get("family") or getattr(self.built("estimator"), "family", ""))
+
+
+def short_target(target: str) -> str:
+    """Return the last word of a `_target_` in this package or torch, and another whole: the last words may agree."""
+    return target.rpartition(".")[2] if target.startswith(("glr_lightning.", "torch.")) else target
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

@@ -115,7 +115,7 @@ def train(
         raise KeyboardInterrupt(f"Go on with: glr-train resume={folder}") from None
     if not trainer.is_global_zero:
         return {}
-    return write_result(folder, config, network, data, trainer.strategy.root_device)
+    return write_result(folder, config, network, module.estimator.family, data, trainer.strategy.root_device)
 
 
 def _of_kind(kind: type, built: Any, section: str) -> Any:

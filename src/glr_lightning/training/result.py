@@ -15,11 +15,11 @@ from glr_lightning.data import ImageDataModule
 from glr_lightning.runs.environment import PACKAGES
 from glr_lightning.runs.trained_run import BEST, LAST, RESULT, accuracy, load_checkpoint, load_weights
 from glr_lightning.storage import write_atomically
-from glr_lightning.training.callbacks import ClassCollapse
+from glr_lightning.training.callbacks.class_collapse import dead_classes
 
 
 def write_result(
-    folder: Path, config: dict[str, Any], network: nn.Module, data: ImageDataModule, device: torch.device
+    folder: Path, config: dict[str, Any], network: nn.Module, family: str, data: ImageDataModule, device: torch.device
 ) -> dict[str, Any]:
     """Test the best checkpoint of a finished training once, and write and return result.json.
 
@@ -27,6 +27,7 @@ def write_result(
         folder: the run folder. All figures come from its checkpoints, since a spawned process trains its own copy.
         config: what was trained.
         network: of the checkpoints; it gets the best one's weights.
+        family: the estimator's, which a report cannot ask of a class in another package.
         data: the images to test with.
         device: where to test.
     """
@@ -40,7 +41,8 @@ def write_result(
         "epochs": config["epochs"],
         "train_seconds": round(last["cost"]["train_seconds"], 3),
         "forwards": last["cost"]["forwards"],
-        "dead_classes": last["callbacks"][ClassCollapse.__qualname__]["dead_classes"],
+        "dead_classes": dead_classes(last),
+        "family": family,
         "parameters": sum(p.numel() for p in network.parameters()),
         "device": str(device),
         "seed": config["seed"],

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root
+from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root, target_of
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.estimators.base import per_site
 from glr_lightning.propagation.chain import Chain
@@ -42,13 +42,14 @@ def trained_sigma(run: TrainedRun, estimator: Any, trusted: tuple[str, ...] = TR
     learned = _callback(run.config, LearnedSigma, trusted)
     if learned is not None:
         return _learned(run, estimator, learned)
+    sigma = estimator.sigma
     annealing = _callback(run.config, Annealing, trusted)
-    if annealing is not None and annealing.sigma is not None:
+    if annealing is not None:
         epochs = checked_root(TrainConfig, {"epochs": run.config.get("epochs")})["epochs"]
         annealing.check_epochs(estimator, epochs)
         values = annealing.at(estimator, min(run.checkpoint["epoch"], epochs - 1), epochs)
-        estimator = dataclasses.replace(estimator, sigma=values["sigma"])
-    return per_site(estimator.sigma, len(Chain.of(run.network).sites))
+        sigma = values.get("sigma", sigma)
+    return per_site(sigma, len(Chain.of(run.network).sites))
 
 
 def learned_per(config: Mapping[str, Any], trusted: tuple[str, ...] = TRUSTED) -> str | None:
@@ -58,12 +59,17 @@ def learned_per(config: Mapping[str, Any], trusted: tuple[str, ...] = TRUSTED) -
 
 
 def _callback(config: Mapping[str, Any], kind: type[AnyCallback], trusted: tuple[str, ...]) -> AnyCallback | None:
-    """The callback of a kind that a configuration names, or None; callbacks of other kinds are not built."""
+    """The callback of a kind, or of a subclass, that a configuration names, or None; others are not built.
+
+    Lightning's own set no noise. Others that are not trusted might, and are refused.
+    """
     for name, node in (config.get("callbacks") or {}).items():
-        if isinstance(node, dict) and str(node.get("_target_")).rpartition(".")[2] == kind.__name__:
-            callback = build(node, where=f"callbacks.{name}", trusted=trusted)
-            if isinstance(callback, kind):
-                return callback
+        if not isinstance(node, dict) or str(node.get("_target_")).startswith("pytorch_lightning."):
+            continue
+        target = target_of(node, trusted)
+        if isinstance(target, type) and issubclass(target, kind):
+            callback: AnyCallback = build(node, where=f"callbacks.{name}", trusted=trusted)
+            return callback
     return None
 
 

@@ -41,7 +41,8 @@ REMEDY = (
 class ClassCollapse(TrainingCallback):
     """Counts dead classes, logs when one dies or recovers, and revives them if asked to.
 
-    metrics.csv has their number as `dead_classes`. Log messages are for losses without a derivative.
+    metrics.csv has their number as `dead_classes`, checkpoints the classes themselves, where a run's result looks them
+    up. Log messages are for losses without a derivative.
 
     Args:
         revive: what is added to the output bias of a class that is hardly predicted, every few steps, in units of the
@@ -108,13 +109,24 @@ class ClassCollapse(TrainingCallback):
         row = {"dead_classes": float(len(self.dead_classes))}
         return row if self.revive is None else row | {"lifts": lifts}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the dead classes, so that a resumed run tells of them once."""
-        return {"dead_classes": self.dead_classes}
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the dead classes, so that a resumed run tells of them once."""
+        checkpoint["dead_classes"] = self.dead_classes
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Take over the dead classes of a checkpoint."""
-        self.dead_classes = state_dict["dead_classes"]
+        self.dead_classes = dead_classes(checkpoint)
+
+
+def dead_classes(checkpoint: Mapping[str, Any]) -> list[int]:
+    """The dead classes that a checkpoint tells of; until 0.5 they were in the state of the callback."""
+    state = checkpoint if "dead_classes" in checkpoint else checkpoint["callbacks"]["ClassCollapse"]
+    classes: list[int] = state["dead_classes"]
+    return classes
 
 
 def output_bias(network: nn.Module, classes: int | None = None) -> nn.Parameter:
