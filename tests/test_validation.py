@@ -168,7 +168,7 @@ def test_arguments_are_named_with_their_path() -> None:
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_one() -> None:
-    with refused("example.cuont", "Did you mean 'count'?"):
+    with refused("example.cuont", "Did you mean count?"):
         checked_arguments(Example, {"cuont": 1}, "example")
 
 

@@ -31,3 +31,8 @@ class CheckpointError(GLRError, ValueError):
 
 class DivergenceError(GLRError, ArithmeticError):
     """Training met a NaN or an infinite number."""
+
+
+def words_of(error: BaseException) -> str:
+    """Return the message of an error in one line; the name of its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -14,7 +14,16 @@ from glr_lightning.errors import ConfigurationError
 
 def step_generator(seed: int, step: int, rank: int, device: torch.device, use: str = "") -> torch.Generator:
     """Return the generator of one use in one step of one process; use "" is the noise of the estimators."""
-    name = f"{seed}/{step}/{rank}" + (f"/{use}" if use else "")
+    return _named(f"{seed}/{step}/{rank}" + (f"/{use}" if use else ""), device)
+
+
+def generator_for(device: torch.device, *what: Any) -> torch.Generator:
+    """Return a generator that depends on `what` is drawn alone, by its repr."""
+    return _named(repr(what), device)
+
+
+def _named(name: str, device: torch.device) -> torch.Generator:
+    """Return a generator whose seed is a hash of the name."""
     digest = hashlib.blake2b(name.encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest))
 
@@ -112,9 +121,3 @@ class ImageRandom:
         key = _mix(image + _signed((stream + 1) * _GAMMA))
         element = torch.arange(1, math.prod(shape) + 1, device=self.index.device) * _GAMMA
         return _mix(key[:, None] + element).reshape(len(self.index), *shape)
-
-
-def generator_for(device: torch.device, *what: Any) -> torch.Generator:
-    """Return a generator that depends on `what` is drawn alone, by its repr."""
-    digest = hashlib.blake2b(repr(what).encode(), digest_size=7).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest))

@@ -391,7 +391,7 @@ class TestThreat:
                 lambda: corruption(gaussian_noise, "wild", {"mild": [], "odd": []}),
                 "'wild'; choose from 'mild', 'odd'",
             ),
-            (lambda: corruption(gaussian_noise, "a", {"a": [{"sdt": 1}]}, [1]), "Did you mean 'std'?"),
+            (lambda: corruption(gaussian_noise, "a", {"a": [{"sdt": 1}]}, [1]), "Did you mean std?"),
             (lambda: corruption(impulse_noise, "a", {"a": [{}]}, [1]), "cannot be called"),
             (
                 lambda: attack(fgsm, epsilon=0.1, gradient_source="guess"),

@@ -12,7 +12,7 @@ from typing import Any
 import hydra
 import yaml
 
-from glr_lightning.errors import ConfigurationError, GLRError
+from glr_lightning.errors import ConfigurationError, GLRError, words_of
 from glr_lightning.validation import Count, NonNegative, checked_arguments
 
 _OWN = ["activations", "baselines", "data", "estimators", "injection", "losses", "networks", "noise", "sampling"]
@@ -89,8 +89,9 @@ def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
     except GLRError:
         raise
     except Exception as error:
-        words = " ".join(str(error).split())
-        raise ConfigurationError(f"{where or name} is refused by {name}: {words}", option=where or None) from error
+        raise ConfigurationError(
+            f"{where or name} is refused by {name}: {words_of(error)}", option=where or None
+        ) from error
 
 
 def _require_free(options: Mapping[str, Any], keywords: Mapping[str, Any], where: str) -> None:
@@ -128,7 +129,7 @@ def _found(target: str, where: str = "") -> Any:
         return hydra.utils.get_object(target)
     except Exception as error:
         raise ConfigurationError(
-            f"_target_ {target!r} does not exist: {' '.join(str(error).split())}", option=where or None
+            f"_target_ {target!r} does not exist: {words_of(error)}", option=where or None
         ) from error
 
 

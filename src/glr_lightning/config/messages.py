@@ -1,8 +1,7 @@
 """Errors of Hydra's in one line: what does not exist, what comes close to it, what to do."""
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from traceback import walk_tb
 from typing import Any
 
@@ -12,7 +11,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationErr
 
 from glr_lightning.config.groups import Groups
 from glr_lightning.config.short_forms import SHORT_FORMS, short_name
-from glr_lightning.validation.words import shown
+from glr_lightning.errors import words_of
+from glr_lightning.validation.words import closest, shown
 
 NO_GROUP = re.compile(
     r"(?:In '(?P<file>[^']+)': )?"
@@ -56,7 +56,7 @@ def in_one_line(error: Exception) -> str:
     no_group = NO_GROUP.search(str(error))
     if no_group is not None:
         return _no_group(no_group["group"], no_group["file"], groups)
-    return " ".join(str(error).split())
+    return words_of(error)
 
 
 def group_without_name(error: BaseException) -> tuple[str, Any] | None:
@@ -87,12 +87,6 @@ def lacks(option: str, setting: str, origin: str, groups: Groups) -> str:
     group, _, name = origin.partition("/")
     remedy = f"choose another {group}" if group != "experiment" else "choose another experiment, or method and setting"
     return f"estimator={option} has no {setting}, which {group}={name} sets; {remedy}, or another estimator. {others}"
-
-
-def closest(name: str, known: Sequence[str]) -> str:
-    """Return a question with the names that come close to one, or nothing."""
-    close = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=2)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def _no_option(cause: Any, groups: Groups) -> str:

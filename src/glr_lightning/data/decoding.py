@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glr_lightning.data.files import Files
 from glr_lightning.data.idx import damaged
+from glr_lightning.errors import words_of
 
 BATCH = 512
 """Images that are decoded before they are handed on; memory holds this many at a time."""
@@ -46,8 +47,7 @@ def _decoded(files: Files, name: str, side: int, mode: str) -> bytes:
             # the pixels of a larger one are not even read
             pixels = image.convert(mode).tobytes() if size == (side, side) else b""
     except Exception as error:  # Pillow reports damage in many ways
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise damaged(f"{files.place}: {name}", "a complete JPEG file", words) from error
+        raise damaged(f"{files.place}: {name}", "a complete JPEG file", words_of(error)) from error
     if not pixels:
         raise damaged(f"{files.place}: {name}", f"an image of {side} x {side} pixels", f"{size[0]} x {size[1]}")
     return pixels

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from glr_lightning.data.idx import damaged
-from glr_lightning.errors import DataError
+from glr_lightning.errors import DataError, words_of
 
 BLOCK = 2**18
 """Bytes of a stream that are unpacked at once."""
@@ -108,7 +108,7 @@ def _zip(archive: Path, top: str, wanted: Callable[[str], bool], most: int) -> I
     try:
         file = zipfile.ZipFile(archive)
     except Exception as error:  # zipfile reports damage in many ways
-        raise damaged(archive, "a complete zip file", _words(error)) from error
+        raise damaged(archive, "a complete zip file", words_of(error)) from error
     with file:
         if sum(info.file_size for info in file.infolist()) > most:
             raise _too_much(archive, most)
@@ -125,7 +125,7 @@ def _zip(archive: Path, top: str, wanted: Callable[[str], bool], most: int) -> I
                     # a size: without one all is unpacked first, also what is beyond the size that it declares
                     return stream.read(found[name].file_size)
             except Exception as error:
-                raise damaged(archive / name, "a complete member of the zip file", _words(error)) from error
+                raise damaged(archive / name, "a complete member of the zip file", words_of(error)) from error
 
         yield Files(archive, found.keys(), read)
 
@@ -175,7 +175,7 @@ def _tar(archive: Path, top: str, wanted: Callable[[str], bool], most: int, unpa
     except DataError:
         raise
     except Exception as error:  # tarfile, lzma and gzip report damage in many ways
-        raise damaged(archive, "a complete tar file (plain, gz or xz) or zip file", _words(error)) from error
+        raise damaged(archive, "a complete tar file (plain, gz or xz) or zip file", words_of(error)) from error
     return Files(archive, contents.keys(), contents.__getitem__)
 
 
@@ -212,7 +212,3 @@ def _refused(place: Path, name: str, why: str) -> DataError:
 
 def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path} cannot be read: {error.strerror or error}. Make it readable, or get it again.")
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.errors import ConfigurationError
+from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.losses import Loss
 
 
@@ -75,9 +75,9 @@ def explain(error: Exception, network: nn.Module, x: Tensor, y: Tensor) -> None:
         with torch.no_grad():
             logits = network(x[:1])
     except Exception as reason:  # a network may raise anything
-        words = " ".join(str(reason).split()) or type(reason).__name__
         raise ConfigurationError(
-            f"the network does not take x of shape {list(x.shape)}: {words}; change the network or x.", option="x"
+            f"the network does not take x of shape {list(x.shape)}: {words_of(reason)}; change the network or x.",
+            option="x",
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
         shape = list(logits.shape) if isinstance(logits, Tensor) else kind(logits)

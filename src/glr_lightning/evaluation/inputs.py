@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.errors import ConfigurationError
+from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.evaluation.hashes import hash_of, weights_hash
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.threats import ImageRandom
@@ -64,9 +64,8 @@ class Inputs:
         try:
             scores = self.scores(*self.batch(slice(1))[::2])
         except Exception as error:  # a network may raise anything
-            words = " ".join(str(error).split()) or type(error).__name__
             raise ConfigurationError(
-                f"the network does not take images of shape {list(self.images.shape[1:])} ({words}); "
+                f"the network does not take images of shape {list(self.images.shape[1:])} ({words_of(error)}); "
                 "test it on the data it was trained on."
             ) from error
         if not isinstance(scores, Tensor) or not scores.is_floating_point():

@@ -15,7 +15,7 @@ from typing import Any, final
 import hydra.utils
 from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
+from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.threats.facts import (
     GRADIENT_SOURCES,
     NORMS,
@@ -247,7 +247,5 @@ def _function(function: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     try:
         found: Callable[..., Tensor] = hydra.utils.get_method(function)
     except Exception as error:
-        raise ConfigurationError(
-            f"there is no function {function!r}: {' '.join(str(error).split())}", option="function"
-        ) from error
+        raise ConfigurationError(f"there is no function {function!r}: {words_of(error)}", option="function") from error
     return found

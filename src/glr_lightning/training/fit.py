@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root, compose
 from glr_lightning.data import ImageDataModule
-from glr_lightning.errors import ConfigurationError, GLRError
+from glr_lightning.errors import ConfigurationError, GLRError, words_of
 from glr_lightning.estimators import Estimator
 from glr_lightning.losses import Loss
 from glr_lightning.runs.trained_run import LAST, create_run_folder
@@ -135,10 +135,9 @@ def _require_logits(network: nn.Module, images: Tensor, classes: int) -> None:
     try:
         logits = copy.deepcopy(network).eval()(images.to(next(network.parameters(), images).dtype))
     except Exception as error:  # torch's modules raise many
-        words = " ".join(str(error).split()) or type(error).__name__
         raise ConfigurationError(
-            f"the network does not take images of shape {list(images.shape[1:])}: {words}. Change network, activation "
-            "or preprocess, or the data."
+            f"the network does not take images of shape {list(images.shape[1:])}: {words_of(error)}. Change "
+            "network, activation or preprocess, or the data."
         ) from error
     shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != [len(images), classes]:
@@ -163,10 +162,9 @@ def _naming(added: Mapping[str, Any]) -> Iterator[None]:
         inside = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
         for option, each in added.items():
             if not type(each).__module__.startswith("glr_lightning.") and any(each is other for other in inside):
-                words = " ".join(str(error).split()) or type(error).__name__
                 raise ConfigurationError(
-                    f"{option} failed in the training: {type(error).__name__}: {words}; change its options, or leave "
-                    f"it out: ~{option}",
+                    f"{option} failed in the training: {type(error).__name__}: {words_of(error)}; change its options, "
+                    f"or leave it out: ~{option}",
                     option=option,
                 ) from error
         raise

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from glr_lightning.errors import ConfigurationError
+from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.estimators import Estimate, Estimator
 from glr_lightning.estimators.batch import require_kinds
 from glr_lightning.losses import Loss
@@ -187,5 +187,4 @@ def require_working_optimizer(module: GLRModule) -> None:
             if isinstance(made, dict):
                 made["lr_scheduler"].step()
     except Exception as error:  # torch has no type of its own for these
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigurationError(f"torch refuses the options of optimizer or scheduler: {words}") from error
+        raise ConfigurationError(f"torch refuses the options of optimizer or scheduler: {words_of(error)}") from error

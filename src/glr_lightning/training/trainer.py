@@ -1,6 +1,5 @@
 """The Lightning Trainer of a training: the section `trainer` of a configuration, checked, and what is fixed here."""
 
-import difflib
 import inspect
 import os
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
-from glr_lightning.errors import ConfigurationError
+from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.validation import checked_arguments
+from glr_lightning.validation.words import closest
 
 Deterministic = bool | Literal["warn"]
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
@@ -82,8 +82,7 @@ def make_trainer(
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         given = " ".join(f"trainer.{key}={value}" for key, value in options.items())
-        words = " ".join(str(error).split())
-        raise ConfigurationError(f"Lightning cannot start with {given}: {words}") from None
+        raise ConfigurationError(f"Lightning cannot start with {given}: {words_of(error)}") from None
 
 
 def checked_options(node: Any) -> dict[str, Any]:
@@ -97,9 +96,8 @@ def checked_options(node: Any) -> dict[str, Any]:
         if name in FIXED:
             raise ConfigurationError(f"trainer.{name} cannot be set: {FIXED[name]}.", option=f"trainer.{name}")
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=2)
-            advice = f"Did you mean {' or '.join(close)}?" if close else f"Choose from {', '.join(known)}."
-            raise ConfigurationError(f"Lightning's Trainer has no option {name!r}. {advice}", option=f"trainer.{name}")
+            advice = closest(name, known) or f" Choose from {', '.join(known)}."
+            raise ConfigurationError(f"Lightning's Trainer has no option {name!r}.{advice}", option=f"trainer.{name}")
     precision = node.get("precision", "32-true")
     if precision not in PRECISIONS:
         raise ConfigurationError(

@@ -1,6 +1,5 @@
 """Check arguments against the hints of what they are given to."""
 
-import difflib
 import functools
 import inspect
 import typing
@@ -10,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.validation.constraints import ReadIf
 from glr_lightning.validation.hints import checker, takes_one_for_all
-from glr_lightning.validation.words import describe, shown
+from glr_lightning.validation.words import closest, describe, shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,7 +86,7 @@ def checked_arguments(
             values[name] = Parameter(Any).checked(value, option)
         else:
             raise ConfigurationError(
-                f"there is no option {option!r}.{_closest(name, known)} {_name(target)} {_list_of(known)}",
+                f"there is no option {option!r}.{closest(name, known)} {_name(target)} {_list_of(known)}",
                 option=option,
             )
     if complete:
@@ -209,11 +208,6 @@ def _huge_integers(value: Any, option: str) -> Iterator[tuple[str, int]]:
 
 def _name(target: Callable[..., Any]) -> str:
     return getattr(target, "__name__", repr(target))
-
-
-def _closest(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _list_of(known: Collection[str]) -> str:

@@ -1,5 +1,6 @@
-"""What a hint accepts, in words for an error."""
+"""What a hint accepts, and other words for an error."""
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -94,6 +95,12 @@ def is_class(hint: Any) -> bool:
     """Whether instances of the hint are objects of a class, rather than plain values."""
     plain = hint in PLAIN or hint in CONTAINERS or hint in (Any, object, NoneType)
     return isinstance(hint, type) and get_origin(hint) is None and not plain
+
+
+def closest(name: Any, known: Iterable[str]) -> str:
+    """Return a question, after a space, with at most two names that come close to one; nothing if none does."""
+    close = difflib.get_close_matches(str(name), list(dict.fromkeys(known)), n=2)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def shown(value: Any) -> str:

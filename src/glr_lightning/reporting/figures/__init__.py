@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from glr_lightning.errors import ConfigurationError
+from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.reporting.document import Picture
 from glr_lightning.reporting.results import Comparison
 from glr_lightning.reporting.style import png, styled
@@ -86,9 +86,9 @@ def _declared(name: str) -> list[ReportFigure]:
     try:
         module = importlib.import_module(name)
     except Exception as error:  # whatever a module raises
-        words = " ".join(str(error).split())
         raise ConfigurationError(
-            f"figures={name} cannot be imported ({words}); name a module on the Python path.", option="figures"
+            f"figures={name} cannot be imported ({words_of(error)}); name a module on the Python path.",
+            option="figures",
         ) from error
     values = (getattr(value, DECLARATION, None) for value in vars(module).values())
     return [value for value in values if isinstance(value, ReportFigure)]
