@@ -7,7 +7,7 @@ weights_only=True, so nothing in it is run.
 """
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> 
         raise CheckpointError(f"{path} holds weights that are not finite; the training diverged. Train again.")
 
 
-def build_data(config: dict[str, Any], trusted: Sequence[str] | None = TRUSTED, root: str | None = None) -> Any:
+def build_data(config: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED, root: str | None = None) -> Any:
     """The data module of a configuration; `root` replaces the data folder it names."""
     section = config.get("data")
     if not isinstance(section, dict):
@@ -159,7 +159,7 @@ def at_root(section: dict[str, Any], root: str | None) -> dict[str, Any]:
     return section | {"root": root} | ({"cache": None} if "cache" in section else {})
 
 
-def build_network(config: dict[str, Any], data: ImageDataModule, trusted: Sequence[str] | None = TRUSTED) -> Any:
+def build_network(config: Mapping[str, Any], data: ImageDataModule, trusted: Sequence[str] | None = TRUSTED) -> Any:
     """The untrained network of a configuration."""
     section = config.get("network")
     if not isinstance(section, dict):

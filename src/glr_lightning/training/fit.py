@@ -20,7 +20,7 @@ from glr_lightning.data import ImageDataModule
 from glr_lightning.errors import ConfigurationError, GLRError, words_of
 from glr_lightning.estimators import Estimator
 from glr_lightning.losses import Loss
-from glr_lightning.runs.trained_run import LAST, create_run_folder
+from glr_lightning.runs.trained_run import LAST, build_data, build_network, create_run_folder
 from glr_lightning.training.callbacks import (
     ClassCollapse,
     Cost,
@@ -72,39 +72,25 @@ def train(
             f"train takes a configuration or a list of overrides, got {config!r}; give [{config!r}]."
         )
     config = checked_root(TrainConfig, _whole(config if isinstance(config, Mapping) else compose(config)))
-    checked_options(config["trainer"])
+    options = checked_options(config["trainer"])
     folder = Path(config["run_dir"] if run_dir is None else run_dir)
     allowed = (*TRUSTED, *(f"{package}." for package in trusted)) if resume else None
     if resume:
         require_resumable(folder)
 
     pl.seed_everything(config["seed"], verbose=False)
-    data = _of_kind(ImageDataModule, build(config["data"], where="data", trusted=allowed), "data")
-    data.prepare_data()
-    data.setup()  # the test files too: damage shows now and not after hours
-    kind = {"image_shape": data.image_shape, "classes": data.classes}
-    network = _of_kind(nn.Module, build(config["network"], where="network", trusted=allowed, **kind), "network")
-    parts = {key: config[key] for key in ("estimator", "loss", "optimizer", "scheduler", "callbacks")}
-    built = build(parts, trusted=allowed)
-    chosen = built.pop("callbacks")
-    _of_kind(Estimator, built["estimator"], "estimator")
-    _of_kind(Loss, built["loss"], "loss")
-    images = data.split("train", 8)[0]
-    _require_logits(network, images, data.classes)
-    module = GLRModule(network, **built, seed=config["seed"])
-    module.estimator.check(network, module.loss, images)  # with images, some of it depends on them
-    require_working_optimizer(module)
+    data, module, chosen = _built(config, allowed)
     has_validation = data.val_dataloader() != []
     callbacks = [*_callbacks(config, chosen), *run_checkpoints(folder, has_validation)]
     loggers = _loggers(config, folder, resume)
-    trainer = make_trainer(config, folder, callbacks, loggers, has_validation)
+    trainer = make_trainer(options, config["epochs"], folder, callbacks, loggers, has_validation)
     _check_callbacks(trainer, module)
 
     if trainer.is_global_zero:
         if not resume:
             create_run_folder(folder, config)
             start_metrics(loggers)
-        for line in module.estimator.describe(network, module.loss):
+        for line in module.estimator.describe(module.network, module.loss):
             log.info(line)
     added = {f"callbacks.{name}": callback for name, callback in chosen.items()}
     added |= {f"logger.{name}": logger for name, logger in zip(config["logger"], loggers, strict=False)}
@@ -115,7 +101,29 @@ def train(
         raise KeyboardInterrupt(f"Go on with: glr-train resume={folder}") from None
     if not trainer.is_global_zero:
         return {}
-    return write_result(folder, config, network, module.estimator.family, data, trainer.strategy.root_device)
+    return write_result(folder, config, module.network, module.estimator.family, data, trainer.strategy.root_device)
+
+
+def _built(
+    config: Mapping[str, Any], trusted: Sequence[str] | None
+) -> tuple[ImageDataModule, GLRModule, dict[str, Any]]:
+    """Return the data, the module that trains on them, checked together, and the chosen callbacks by name."""
+    data = _of_kind(ImageDataModule, build_data(config, trusted), "data")
+    data.prepare_data()
+    data.setup()  # the test files too: damage shows now and not after hours
+    network = _of_kind(nn.Module, build_network(config, data, trusted), "network")
+    parts = build(
+        {key: config[key] for key in ("estimator", "loss", "optimizer", "scheduler", "callbacks")}, trusted=trusted
+    )
+    chosen = parts.pop("callbacks")
+    _of_kind(Estimator, parts["estimator"], "estimator")
+    _of_kind(Loss, parts["loss"], "loss")
+    images = data.split("train", 8)[0]
+    _require_logits(network, images, data.classes)
+    module = GLRModule(network, **parts, seed=config["seed"])
+    module.estimator.check(network, module.loss, images)  # with images, some of it depends on them
+    require_working_optimizer(module)
+    return data, module, chosen
 
 
 def _of_kind(kind: type, built: Any, section: str) -> Any:

@@ -55,21 +55,24 @@ FIXED = {
 
 
 def make_trainer(
-    config: Mapping[str, Any], folder: Path, callbacks: list[Callback], loggers: list[Logger], has_validation: bool
+    options: Mapping[str, Any],
+    epochs: int,
+    folder: Path,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    has_validation: bool,
 ) -> pl.Trainer:
-    """Make the Trainer of a resolved configuration.
+    """Make the Trainer of a run folder. options: the section `trainer`, checked.
 
     Raises:
-        ConfigurationError: an option in the section `trainer` that Lightning does not have or that is fixed here, or
-            devices that are not there.
+        ConfigurationError: Lightning cannot start with the options, such as devices that are not there.
     """
-    options = checked_options(config["trainer"])
     if not torch.cuda.is_available():  # Lightning sets it, and each optimizer step would open the driver library anew
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     try:
         return pl.Trainer(
             **options,
-            max_epochs=config["epochs"],
+            max_epochs=epochs,
             default_root_dir=folder,
             logger=loggers,
             callbacks=callbacks,
@@ -86,7 +89,11 @@ def make_trainer(
 
 
 def checked_options(node: Any) -> dict[str, Any]:
-    """Return the section `trainer` as keyword arguments. Raises ConfigurationError."""
+    """Return the section `trainer` as keyword arguments.
+
+    Raises:
+        ConfigurationError: an option that Lightning does not have or that is fixed here, or a value that cannot work.
+    """
     if not isinstance(node, Mapping):
         raise ConfigurationError(
             f"trainer must be a section of options, got {node!r}; use trainer=default.", option="trainer"
