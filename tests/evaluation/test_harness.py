@@ -22,6 +22,7 @@ from glr_lightning.threats.attacks.fgsm import fgsm
 from glr_lightning.threats.attacks.input_gradient import input_gradient
 from glr_lightning.threats.corruptions.gaussian_noise import gaussian_noise
 from tests.checks.harness_cases import CLEAN, evaluate, images, linear, only, white_box
+from tests.checks.refusals import refused
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ class TestWilson:
 
     @pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 3), (4, 3)])
     def test_refuses(self, correct: int, n: int) -> None:
-        with pytest.raises(ConfigurationError, match="an interval needs"):
+        with refused(None, "an interval needs"):
             wilson_interval(correct, n)
 
 
@@ -205,7 +206,7 @@ class TestCheats:
 
     def test_another_shape_is_an_error(self) -> None:
         x, y = images()
-        with pytest.raises(ConfigurationError, match="of the shape it was given"):
+        with refused(None, "a threat must return images of the shape it was given"):
             list(evaluate(linear((1, 8, 8)), x, y, cheat(lambda x, eps: x[:3]), seed=0))
 
 
@@ -305,29 +306,33 @@ class TestRefusals:
     """Every refusal comes at the call, before any row is computed."""
 
     @pytest.mark.parametrize(
-        ("change", "words"),
+        ("change", "option", "words"),
         [
-            ({"x": torch.rand(60, 8, 8)}, "float tensor"),
-            ({"x": torch.zeros(60, 1, 8, 8, dtype=torch.uint8)}, "float tensor"),
-            ({"x": torch.rand(0, 1, 8, 8), "y": torch.zeros(0, dtype=torch.int64)}, "n >= 1"),
-            ({"x": torch.rand(60, 1, 8, 8) * 255}, r"within \[0, 1\]"),
-            ({"x": torch.full((60, 1, 8, 8), torch.nan)}, r"within \[0, 1\]"),
-            ({"y": torch.zeros(59, dtype=torch.int64)}, "labels must be int64"),
-            ({"y": torch.zeros(60)}, "labels must be int64"),
-            ({"index": torch.arange(3)}, "index must be int64"),
-            ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
-            ({"threats": {}}, "no threats"),
-            ({"threats": {"f": attack(fgsm, epsilon=0.1, gradient_source="transfer")}}, "f needs a surrogate"),
-            ({"model": linear((1, 8, 8)).train()}, "network must be in eval mode"),
-            ({"surrogate": linear((1, 8, 8)).train()}, "surrogate must be in eval mode"),
-            ({"surrogate": linear((1, 8, 8)).double()}, "surrogate must be where the network is"),
-            ({"model": linear((1, 8, 8)).half()}, "too coarse"),
+            ({"x": torch.rand(60, 8, 8)}, "images", "a float tensor [n >= 1"),
+            ({"x": torch.zeros(60, 1, 8, 8, dtype=torch.uint8)}, "images", "a float tensor"),
+            ({"x": torch.rand(0, 1, 8, 8), "y": torch.zeros(0, dtype=torch.int64)}, "images", "[n >= 1"),
+            ({"x": torch.rand(60, 1, 8, 8) * 255}, "images", "scale the pixels"),
+            ({"x": torch.full((60, 1, 8, 8), torch.nan)}, "images", "within [0, 1]"),
+            ({"y": torch.zeros(59, dtype=torch.int64)}, "labels", "int64 [60]"),
+            ({"y": torch.zeros(60)}, "labels", "int64 [60]"),
+            ({"index": torch.arange(3)}, "index", "int64 [60]"),
+            ({"batch_size": 0}, "batch_size", "at least 1"),
+            ({"threats": {}}, "threat", "give at least one"),
+            (
+                {"threats": {"f": attack(fgsm, epsilon=0.1, gradient_source="transfer")}},
+                None,
+                "gradient_source=autograd",
+            ),
+            ({"model": linear((1, 8, 8)).train()}, None, "the network must be in eval mode"),
+            ({"surrogate": linear((1, 8, 8)).train()}, None, "call its eval() first"),
+            ({"surrogate": linear((1, 8, 8)).double()}, None, "Move it with its to(...)"),
+            ({"model": linear((1, 8, 8)).half()}, None, "use its float()"),
         ],
     )
-    def test_bad_input(self, change: dict[str, Any], words: str) -> None:
+    def test_bad_input(self, change: dict[str, Any], option: str | None, words: str) -> None:
         x, y = images()
         good: dict[str, Any] = {"model": linear((1, 8, 8)), "x": x, "y": y, "threats": CLEAN, "seed": 0}
-        with pytest.raises(ConfigurationError, match=words):
+        with refused(option, words):
             evaluate(**{**good, **change})
 
 

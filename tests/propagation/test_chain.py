@@ -51,6 +51,7 @@ from tests.checks.convolutional_cases import (
 )
 from tests.checks.estimator_cases import estimate
 from tests.checks.noisy_pass import SIGMA, check_passes
+from tests.checks.refusals import refused
 from tests.checks.zscores import assert_gradient, repetitions
 
 every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
@@ -148,7 +149,7 @@ def test_a_layer_shared_by_body_and_shortcut_is_named() -> None:
     shared = nn.Conv2d(2, 2, 1)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), Residual(nn.Sequential(shared), nn.Sequential(shared)), nn.Flatten())
     network.append(nn.Linear(50, 2))
-    with pytest.raises(ConfigurationError, match=r"'1\.shortcut\.0' \(Conv2d\) shares .* module '1\.body\.0'"):
+    with refused(None, "'1.shortcut.0' (Conv2d)", "module '1.body.0'", "give each layer parameters of its own"):
         LikelihoodRatio(copies=4).check(network, CrossEntropy())
 
 
@@ -157,7 +158,7 @@ def test_branches_of_other_shapes_are_refused_and_not_broadcast() -> None:
     shortcut = nn.Sequential(nn.AdaptiveAvgPool2d(1))
     block = Residual(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1)), shortcut)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), block, nn.Tanh(), nn.Flatten(), nn.Linear(50, 2)).double()
-    with pytest.raises(ConfigurationError, match=r"one shape, got \[2, 1, 1\] and \[2, 5, 5\].*1 x 1 convolution"):
+    with refused(None, "got [2, 1, 1] and [2, 5, 5]", "such as a 1 x 1 convolution"):
         estimate(LikelihoodRatio(copies=4), network, CrossEntropy(), PIXELS, CLASS)
 
 
@@ -297,7 +298,7 @@ def test_an_images_likelihood_ratio_is_the_gradient_of_its_smoothed_loss(make: A
 def test_the_likelihood_ratio_of_an_image_needs_a_first_layer_it_passes() -> None:
     network = nn.Sequential(Residual(nn.Sequential(nn.Conv2d(1, 1, 1))), nn.Flatten(), nn.Linear(49, 2)).double()
     options = {"random": ImageRandom(0, torch.arange(2)), "copies": 4, "smoothing": 0.5}
-    with pytest.raises(ConfigurationError, match=r"'0\.body\.0' is in a residual block; use .*straight_through"):
+    with refused("gradient_source", "'0.body.0' is in a residual block", "use gradient_source=straight_through"):
         likelihood_ratio_gradient(network, PIXELS, CLASS, lambda u, y: CrossEntropy()(u, y), **options)  # type: ignore[arg-type]
 
 
@@ -316,5 +317,5 @@ def test_a_block_that_adds_nothing_leaves_a_certificate_as_it_is() -> None:
 
 def test_a_certificate_is_refused_where_a_block_comes_first() -> None:
     network = nn.Sequential(Residual(nn.Sequential(nn.Conv2d(1, 1, 1))), nn.Flatten(), nn.Linear(49, 2)).double()
-    with pytest.raises(ConfigurationError, match=r"affine in the image.* got a residual block"):
+    with refused(None, "got a residual block. Leave that out"):
         certify(network.eval(), PIXELS, [0.3], seed=0, draws=10, selection=10)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.threats import ImageRandom
 from glr_lightning.threats.attacks.ball import project, uniform_in_ball
 from glr_lightning.threats.attacks.fgsm import fgsm
@@ -29,6 +28,7 @@ from tests.checks.attack_cases import (
     random_of,
     threshold_net,
 )
+from tests.checks.refusals import refused
 
 
 class TestLinearOptimum:
@@ -217,35 +217,35 @@ class TestEveryAttack:
         assert query.count.queries.tolist() == [queries] * 5
 
     @pytest.mark.parametrize(
-        ("function", "parameters", "words"),
+        ("function", "parameters", "option", "advice"),
         [
-            (pgd, {"epsilon": 0.0}, "epsilon must be"),
-            (pgd, {"norm": "l1"}, "norm must be one of"),
-            (pgd, {"steps": 0}, "steps must be"),
-            (pgd, {"step_size": -1.0}, "step_size must be"),
-            (pgd, {"restarts": 0}, "restarts must be"),
-            (pgd, {"restarts": 2, "early_stop": False}, "restarts=2 needs"),
-            (pgd, {"restarts": 2, "random_start": False}, "restarts=2 needs"),
-            (pgd, {"loss": "hinge"}, "loss must be one of 'cross_entropy', 'margin'"),
-            (square, {"queries": 1}, "queries must be a whole number from 2"),
-            (square, {"p_init": 0.0}, "p_init must be a number above 0 to 1"),
-            (square, {"horizon": 0}, "horizon must be"),
-            (square, {"norm": "l0"}, "norm must be one of"),
-            (random_noise, {"draws": 0}, "draws must be"),
-            (random_noise, {"epsilon": math.inf}, "epsilon must be"),
-            (penalised_lbfgs, {"epsilon": -1.0}, "epsilon must be"),
-            (penalised_lbfgs, {"rounds": 0}, "rounds must be"),
-            (penalised_lbfgs, {"iterations": 0}, "iterations must be"),
-            (lbfgs, {"iterations": 101, "epsilon": None}, "iterations must be a whole number from 1 to 100"),
-            (lbfgs, {"learning_rate": 0.0, "epsilon": None}, "learning_rate must be"),
+            (pgd, {"epsilon": 0.0}, "epsilon", ""),
+            (pgd, {"norm": "l1"}, "norm", "one of"),
+            (pgd, {"steps": 0}, "steps", ""),
+            (pgd, {"step_size": -1.0}, "step_size", ""),
+            (pgd, {"restarts": 0}, "restarts", ""),
+            (pgd, {"restarts": 2, "early_stop": False}, None, "set both, or restarts=1"),
+            (pgd, {"restarts": 2, "random_start": False}, None, "set both, or restarts=1"),
+            (pgd, {"loss": "hinge"}, "loss", "one of 'cross_entropy', 'margin'"),
+            (square, {"queries": 1}, "queries", "a whole number from 2"),
+            (square, {"p_init": 0.0}, "p_init", "a number above 0 to 1"),
+            (square, {"horizon": 0}, "horizon", ""),
+            (square, {"norm": "l0"}, "norm", "one of"),
+            (random_noise, {"draws": 0}, "draws", ""),
+            (random_noise, {"epsilon": math.inf}, "epsilon", ""),
+            (penalised_lbfgs, {"epsilon": -1.0}, "epsilon", ""),
+            (penalised_lbfgs, {"rounds": 0}, "rounds", ""),
+            (penalised_lbfgs, {"iterations": 0}, "iterations", ""),
+            (lbfgs, {"iterations": 101, "epsilon": None}, "iterations", "a whole number from 1 to 100"),
+            (lbfgs, {"learning_rate": 0.0, "epsilon": None}, "learning_rate", ""),
         ],
     )
-    def test_refuses(self, function: Attack, parameters: dict[str, Any], words: str) -> None:
+    def test_refuses(self, function: Attack, parameters: dict[str, Any], option: str | None, advice: str) -> None:
         x = pictures(2)
         arguments = {"epsilon": 0.1, **parameters}
         if arguments["epsilon"] is None:
             del arguments["epsilon"]
-        with pytest.raises(ConfigurationError, match=words):
+        with refused(option, advice):
             function(threshold_net(), x, torch.zeros(2, dtype=torch.int64), random=random_of(2), **arguments)
 
 

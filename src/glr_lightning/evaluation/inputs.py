@@ -163,17 +163,17 @@ def check_network(name: str, network: nn.Module, place: Tensor) -> None:
         raise ConfigurationError(f"the {name} must be a torch module, got {network!r}.")
     if any(module.training for module in network.modules()):
         raise ConfigurationError(
-            f"the {name} must be in eval mode, but a module of it is training; call {name}.eval() first."
+            f"the {name} must be in eval mode, but a module of it is training; call its eval() first."
         )
     parameter = next(network.parameters(), place)
     if (parameter.device, parameter.dtype) != (place.device, place.dtype):
         raise ConfigurationError(
             f"the {name} must be where the network is, {place.dtype} on {place.device}; "
-            f"got {parameter.dtype} on {parameter.device}. Move it with {name}.to(...)."
+            f"got {parameter.dtype} on {parameter.device}. Move it with its to(...)."
         )
     if parameter.dtype not in (torch.float32, torch.float64):
         raise ConfigurationError(
-            f"the {name} has {parameter.dtype} parameters, too coarse for pixel budgets; use {name}.float()."
+            f"the {name} has {parameter.dtype} parameters, too coarse for pixel budgets; use its float()."
         )
 
 

@@ -169,7 +169,7 @@ def passes_of(network: object) -> int:
 
 
 def with_slopes(network: Scores, smoothing: float) -> Scores:
-    """`threats.gradient.straight_through`, of a network that averages over noise too."""
+    """Return `straight_through` of the network; also of one that averages over noise."""
     if isinstance(network, NoiseAveraged):
         return network.around(straight_through(network.network, smoothing))
     if not isinstance(network, nn.Module):
