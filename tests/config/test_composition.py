@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -128,11 +129,34 @@ def test_a_setting_that_the_estimator_does_not_have_is_refused_by_name(name: str
         assert "\n" not in message
 
 
+@pytest.mark.parametrize("given", [["experiment=lrt"], ["method=lrs", "setting=wide"], ["method=lrt", "loss=zero_one"]])
+@pytest.mark.parametrize("estimator", ["backprop", "straight_through", "evolution_strategies"])
+def test_the_advice_against_a_method_works_for_either_intent(given: list[str], estimator: str) -> None:
+    choice = f"estimator={estimator}"
+    with pytest.raises(ConfigurationError, match="has no sampling, which method=") as caught:
+        compose([*given, choice])
+    message = str(caught.value)
+    assert f"leave out {choice}." in message
+    compose(given)  # as the method says
+    advised = re.search(r"give in place of experiment and method (.*? estimator=\w+)", message)
+    assert advised is not None
+    config = compose(advised[1].split())  # with the estimator
+    assert config["estimator"]["_target_"] == compose(["~experiment", choice])["estimator"]["_target_"]
+    assert ("setting=wide" in message) == ("setting=wide" in given)
+    assert ("loss=zero_one" in message) == ("loss=zero_one" in given)
+    methods = Groups.present().choosing("method", "estimator", estimator)
+    assert (f"or choose a method that has it: {', '.join(methods)}." in message) == bool(methods)
+    assert all(compose([f"method={each}"])["estimator"] for each in methods)
+
+
 REFUSED = {
     "a scale": (["experiment=bp", "sigma=9"], "estimator=backprop has no sigma; leave it out"),
     "a group": (["experiment=bp", "injection=layerwise"], "has no injection; leave it out"),
     "a part of a group": (["experiment=bp", "noise.nu=3"], "has no noise"),
-    "what a method sets": (["experiment=lrt", "estimator=backprop"], "has no sampling, which method=lrt sets"),
+    "what a method sets": (
+        ["experiment=lrt", "estimator=backprop"],
+        "has no sampling, which method=lrt sets. To train as",
+    ),
     "values that an experiment sets": (
         ["experiment=conv/lrt", "estimator=backprop"],
         "has no copies, sigma, which the experiment or the method sets; leave that out with ~copies ~sigma",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glr_lightning.cli import evaluate, report
+from glr_lightning.cli import evaluate, report, train
 from glr_lightning.config import load_yaml
 from glr_lightning.reporting.runs import read_runs
 from glr_lightning.runs.trained_run import accuracy, load_run
@@ -85,3 +85,18 @@ def test_earlier_runs_are_reported_under_their_experiments(
     page = (tmp_path / "report/report.md").read_text()
     assert all(name in page for name in RUNS)
     assert len({run.experiment_hash for run in read_runs([folders / name for name in RUNS])}) == len(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_earlier_run_is_not_resumed_and_is_left_as_it_is(
+    name: str, folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nothing to resume" in run_cli(train.main, [f"resume={folders / name}"], monkeypatch, capsys).err
+    (folders / name / "result.json").unlink()
+    before = listing(folders)
+    outcome = run_cli(train.main, [f"resume={folders / name}"], monkeypatch, capsys)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert "begun by an earlier version of glr-train" in outcome.err
+    assert "go on with that version, or train anew" in outcome.err
+    assert listing(folders) == before

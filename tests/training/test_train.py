@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from glr_lightning.cli import train as cli_train
 from glr_lightning.cli.train import main
 from glr_lightning.config import CONF_DIR, compose, config_hash
 from glr_lightning.errors import ConfigurationError, DivergenceError
@@ -561,3 +563,30 @@ def test_the_network_is_tried_out_without_a_change(tmp_path: Path) -> None:
     assert network.training
     with pytest.raises(ConfigurationError, match=r"must return \[8, 3\] logits .* got \[8, 2\]"):
         fit._require_logits(network, torch.rand(8, 1, 2, 2), 3)
+
+
+def test_resume_takes_another_place_and_refuses_another_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(compose([*FAST, "trainer.accelerator=cpu"]), tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    for given, words in (
+        ("devices=2", "has devices=1, and another value would train another network; leave out devices=2"),
+        ("precision=64-true", "has precision='32-true', and another"),
+        ("+trainer.limit_train_batches=3", "has trainer.limit_train_batches=null, and another"),
+        ("trainer=gpu", "leave out trainer=gpu"),
+        ("sigma=1", "leave out sigma=1"),
+        ("seed=7", "leave out seed=7"),
+    ):
+        outcome = run_cli(main, ["resume=run", given], monkeypatch, capsys)
+        assert outcome.code == 2
+        assert words in outcome.err
+    same = ["devices=1", "strategy=auto", "device=cpu", "trainer.deterministic=true", "+trainer.benchmark=false"]
+    taken: list[dict[str, Any]] = []
+    monkeypatch.setattr(cli_train, "train", lambda config, *args, **options: taken.append(config))
+    assert run_cli(main, ["resume=run", *same, "threads=2", "progress=false"], monkeypatch, capsys).code == 0
+    (config,) = taken
+    expected = {"devices": 1, "strategy": "auto", "accelerator": "cpu", "deterministic": True, "benchmark": False}
+    assert {**config["trainer"], **expected} == config["trainer"]
+    assert (config["threads"], config["progress"]) == (2, False)

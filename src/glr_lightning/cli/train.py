@@ -5,33 +5,56 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Column, Table
 
 from glr_lightning import terminal
-from glr_lightning.config import TrainConfig, checked_root, experiment_name, resolve
+from glr_lightning.config import (
+    TrainConfig,
+    checked_root,
+    config_hash,
+    experiment_name,
+    keys_of,
+    resolve,
+    short_name,
+    short_overrides,
+)
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.runs.environment import cpu_threads
 from glr_lightning.runs.trained_run import at_root, read_config
 from glr_lightning.training.callbacks.class_collapse import in_words
 from glr_lightning.training.fit import train
+from glr_lightning.validation.words import shown
 
 RUN_DIR_OF_RANK_0 = "GLR_RUN_DIR"
 
 
 def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
-    """The configuration of a run to resume, with what may differ from machine to machine taken from the call."""
+    """The configuration of a run to resume, with what may differ from machine to machine taken from the call.
+
+    That is what leaves its identity as it is: one GPU in place of another, but not two in place of one.
+    """
     for override in HydraConfig.get().overrides.task:
-        key = override.split("=")[0]
+        (key,) = keys_of([override])
+        section, _, option = key.partition(".")
+        before = config
         if key == "data.root":
-            config["data"] = at_root(config["data"], composed.data.root)
+            config = {**config, "data": at_root(config["data"], composed.data.root)}
         elif key in {"progress", "threads"}:
-            config[key] = composed[key]
-        elif key in {"trainer.accelerator", "trainer.strategy"}:
-            option = key.partition(".")[2]
-            config["trainer"] = {**config["trainer"], option: composed.trainer[option]}
+            config = {**config, key: composed[key]}
+        elif section == "trainer" and option in composed.trainer:
+            value = OmegaConf.to_container(composed.trainer)[option]  # type: ignore[index, call-overload]
+            config = {**config, "trainer": {**config["trainer"], option: value}}
         elif key not in {"resume", "trusted"}:
-            raise ConfigurationError(f"resume takes the run's own configuration; leave out {override}.", option=key)
+            raise ConfigurationError(
+                f"resume takes the run's own configuration; leave out {short_overrides(override)}.", option=key
+            )
+        if config_hash(config) != config_hash(before):
+            raise ConfigurationError(
+                f"the run to resume has {short_name(key)}={shown(before[section].get(option))}, and another value "
+                f"would train another network; leave out {short_overrides(override)}, or train anew.",
+                option=key,
+            )
     return config
 
 

@@ -105,6 +105,15 @@ class Groups:
         """Return the options of a group that declare a setting."""
         return [name for name in self.options(group) if setting in self.settings(group, name)]
 
+    def choosing(self, group: str, other: str, option: str) -> list[str]:
+        """Return the options of a group that choose an option of another group, as method=lrt chooses an estimator."""
+        return [name for name in self.options(group) if (other, option) in self._chosen_by(f"{group}/{name}")]
+
+    def _chosen_by(self, file: str) -> set[tuple[str, str]]:
+        found = self._repository.load_config(file)
+        entries = [] if found is None else found.defaults_list or []
+        return {(str(each.group).lstrip("/"), str(each.value)) for each in entries if isinstance(each, GroupDefault)}
+
     def option_of(self, group: str, target: str) -> str | None:
         """Return the option whose `_target_` this is, or None."""
         for name in self.options(group):

@@ -85,8 +85,16 @@ def lacks(option: str, setting: str, origin: str, groups: Groups) -> str:
     if not origin:
         return f"estimator={option} has no {setting}; leave it out, or choose another estimator. {others}"
     group, _, name = origin.partition("/")
-    remedy = f"choose another {group}" if group != "experiment" else "choose another experiment, or method and setting"
-    return f"estimator={option} has no {setting}, which {group}={name} sets; {remedy}, or another estimator. {others}"
+    parts = ("setting", "activation", "loss")
+    by_hand = [f"{part}={groups.choices[part]}" for part in parts if groups.choices.get(part) is not None]
+    methods = groups.choosing("method", "estimator", option)
+    named = f", or choose a method that has it: {', '.join(methods)}" if methods else ""
+    return (
+        f"estimator={option} has no {setting}, which {group}={name} sets. To train as {group}={name} says, leave out "
+        f"estimator={option}. To train with estimator={option}, give in place of experiment and method "
+        f"~experiment {' '.join(by_hand)} estimator={option}{named}. "
+        f"{others.replace('These', 'These estimators', 1)}"
+    )
 
 
 def _no_option(cause: Any, groups: Groups) -> str:

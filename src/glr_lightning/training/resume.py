@@ -7,18 +7,32 @@ from pathlib import Path
 
 from pytorch_lightning.loggers import CSVLogger, Logger
 
+from glr_lightning.config import load_yaml
 from glr_lightning.errors import CheckpointError, ConfigurationError
-from glr_lightning.runs.trained_run import LAST, METRICS, RESULT, load_checkpoint
+from glr_lightning.runs.trained_run import CONFIG, LAST, METRICS, RESULT, load_checkpoint
+from glr_lightning.runs.upgrade import upgrade
 
 
 def require_resumable(folder: Path) -> None:
-    """Raise CheckpointError for a folder without a usable last checkpoint, ConfigurationError for a finished run."""
+    """Refuse a folder that a training cannot go on from.
+
+    Raises:
+        ConfigurationError: a run that is finished, or that an earlier version began.
+        CheckpointError: no usable last checkpoint.
+    """
     last = load_checkpoint(folder / LAST)
     if not last.get("optimizer_states") or not last.get("lr_schedulers"):
         raise CheckpointError(f"{folder / LAST} holds no optimizer to go on with; it is damaged.")
     if (folder / RESULT).exists():
         raise ConfigurationError(
             f"the run in {folder} is finished after {last['epoch'] + 1} epochs; there is nothing to resume.",
+            option="resume",
+        )
+    written = load_yaml(folder / CONFIG)
+    if upgrade(written) != written:
+        raise ConfigurationError(
+            f"the run in {folder} was begun by an earlier version of glr-train, whose checkpoints hold another state; "
+            "go on with that version, or train anew. glr-evaluate and glr-report take the folder as it is.",
             option="resume",
         )
 
