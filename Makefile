@@ -49,7 +49,7 @@ diagnose: install ## bias, variance and cost of the estimators: make diagnose AR
 bench: install ## time per step: naive outer product, ours, backprop; Lightning over a bare loop
 	$(BIN)/python experiments/benchmark/bench.py
 
-study: install ## the paper's protocol, its settings and ours on real MNIST (half an hour): make study DATA=DIR
+study: install ## paper 1's protocol, its settings and ours on real MNIST (half an hour): make study DATA=DIR
 	DATA=$(DATA) BIN=$(BIN) sh experiments/mnist/run.sh
 
 robustness: install ## what an honest attacker leaves of seven networks on real MNIST (20 minutes): make robustness DATA=DIR

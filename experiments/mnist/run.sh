@@ -1,5 +1,5 @@
 #!/bin/sh
-# The paper's protocol on real MNIST: every experiment, ours and the authors' settings, then threat=paper, then the report.
+# Paper 1's protocol on real MNIST: every experiment, ours and the authors' settings, then threat=paper, then the report.
 # DATA=folder of the data sets, RUNS=where the run folders go, BIN=folder of the glr-* commands.
 set -eu
 export DATA="${DATA:-data}" BIN="${BIN:-.venv/bin}"

@@ -115,6 +115,16 @@ def test_every_law_and_paper_that_is_cited_is_numbered(kind: str) -> None:
         assert f"{{ #{kind}-{number} }}" in laws, f"{kind} {number}, cited in {path.relative_to(ROOT)}"
 
 
+def test_a_paper_is_named_by_its_number() -> None:
+    for folder in ("src", "conf", "tests", "docs", "experiments"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".yaml", ".md", ".sh"):
+                found = re.findall(
+                    r"\b(?:the|this|that) papers?\b(?! \d).{,20}", path.read_text(encoding="utf-8"), re.IGNORECASE
+                )
+                assert not found, path.relative_to(ROOT)
+
+
 def test_the_tables_of_readme_and_studies_are_the_committed_results(overview: ModuleType) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     studies = (DOCS / "studies.md").read_text(encoding="utf-8")

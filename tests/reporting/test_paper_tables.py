@@ -1,4 +1,4 @@
-"""The paper's two tables: who is in which row, what stands beside it, and their LaTeX."""
+"""Paper 1's two tables: who is in which row, what stands beside it, and their LaTeX."""
 
 import csv
 from dataclasses import replace
@@ -98,7 +98,7 @@ def test_paper_tables_are_in_the_papers_layout(tmp_path: Path) -> None:
     make_run(tmp_path / "st", "experiment=straight_through", "data=mnist", rows=papers())
     out = tmp_path / "out"
     text = written(find_runs(str(tmp_path)), out)
-    attacks = section(text, "As in the paper: MNIST: attacks")
+    attacks = section(text, "As published: MNIST: attacks")
     assert "Ours are of 200 test images." in attacks
     lines = [line.strip("| ").split(" | ") for line in attacks.splitlines() if line.startswith("|")]
     rows = {(cells[0], cells[1]): cells[2:] for cells in lines[2:]}
@@ -117,7 +117,7 @@ def test_paper_tables_are_in_the_papers_layout(tmp_path: Path) -> None:
     assert (found["LRTZ", ""]["fgsm"], found["LRTZ", ""]["fgsm_published"]) == ("", number("LRTZ", "fgsm"))
     tex = (out / "paper_mnist_attacks.tex").read_text()
     assert rf"LRT & wide & 0 & 90.00 ({clean}) & --- ({lbfgs}) & 45.00 ({fgsm}) \\" in tex
-    corrupted = section(text, "As in the paper: MNIST: corruptions")
+    corrupted = section(text, "As published: MNIST: corruptions")
     assert f"70.50 ({number('LRT', 'glass_blur')})" in corrupted  # (150 - 3 * 3) / 200
     assert "paper_fashion_mnist_attacks.csv" not in {path.name for path in out.iterdir()}
 

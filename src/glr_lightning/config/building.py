@@ -18,14 +18,14 @@ from glr_lightning.validation import Count, NonNegative, checked_arguments
 _OWN = ["activations", "baselines", "data", "estimators", "injection", "losses", "networks", "noise", "sampling"]
 _OWN += ["schedules", "training.callbacks"]
 TRUSTED = (*(f"glr_lightning.{family}." for family in _OWN), "torch.nn.modules.", "torch.optim.")
-"""The modules whose classes a configuration read from a run folder may call; of networks, functions too."""
+"""Modules whose classes, and for networks functions, a configuration read from a run folder may call."""
 
 RANGES: dict[str, dict[str, Any]] = {
     "pytorch_lightning.loggers.": {"flush_logs_every_n_steps": Count},
     "torch.optim.lr_scheduler.": {"T_max": Count, "step_size": Count, "total_iters": Count, "gamma": NonNegative},
     "torch.optim.": {"lr": NonNegative, "weight_decay": NonNegative, "momentum": NonNegative},
 }
-"""What the hints of torch and Lightning leave open, and they refuse late or never."""
+"""Ranges of options of torch and Lightning that their type hints do not state, checked here before a run starts."""
 
 
 def build(node: Any, *, where: str = "", trusted: Sequence[str] | None = TRUSTED, **keywords: Any) -> Any:

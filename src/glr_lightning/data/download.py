@@ -11,7 +11,7 @@ from torchvision.datasets.utils import download_url
 from glr_lightning.storage import replacing
 
 SECONDS_OF_SILENCE = 30.0
-"""After which a mirror is given up."""
+"""Time without data after which a mirror is given up."""
 
 
 def fetch(filename: str, md5: str, mirrors: Sequence[str], folder: Path, *, size: int | None = None) -> None:

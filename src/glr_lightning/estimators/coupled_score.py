@@ -1,4 +1,4 @@
-"""The coupled score of mirrored pairs (DisARM): the mean score of a draw, given the cells of it and of its partner."""
+"""The coupled score of mirrored pairs (DisARM): the mean score of a draw, given its cell and its partner's."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from glr_lightning.noise import Noise
 
 
 def coupled_score(noise: Noise, cuts: Sequence[Tensor], z: Tensor) -> Tensor:
-    """Mean score of a draw of which it is known between which cuts t_i it lies, and between which ones -z lies.
+    """Mean score of a draw z, given the cell between the cuts t_i in which z lies, and the one in which -z lies.
 
-    The cuts are where v0 + sigma z crosses one, those of the mirrored partner are -t_i, and together they part the
-    line at +-|t_i|. That partition is even and s odd, so between the innermost two the mean is 0 and beyond,
+    A cut is a z at which v0 + sigma z crosses a threshold. Those of the mirrored partner are -t_i, so together they
+    part the line at +-|t_i|. That partition is even and s odd, so between the innermost two the mean is 0 and beyond,
 
         E[s | cells] = sign(z) E[s | a < |z| < b],   a and b the nearest of the |t_i|, b infinite beyond the last.
 

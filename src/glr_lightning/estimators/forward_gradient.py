@@ -45,9 +45,9 @@ class ForwardGradient(Estimator):
 
         D_kn = sum_l <dL_n/dv_l, u_l,kn>,    g_l = 1/(K B) sum_{k,n} VJP_{A_l}( D_kn u_l,kn ).
 
-    Unbiased because E[u u^T] = I over all sites of the pass: E[D u_l] = dL_n/dv_l. Of all directions with independent
-    components, signs (Rademacher) have the smallest variance: sum_{j != i} g_j^2 in component i, where standard normals
-    add 2 g_i^2. Copies -u repeat u, so there is nothing antithetic to draw.
+    Unbiased because E[u u^T] = I over all sites of the pass: E[D u_l] = dL_n/dv_l. Signs (Rademacher)
+    have the smallest variance among directions with independent components: sum_{j != i} g_j^2 in component i, where
+    standard normals add 2 g_i^2. Copies -u repeat u, so there is nothing antithetic to draw.
 
     Biased through piecewise-constant activations, whose derivative is 0: they get the slope of their mean under noise,
     and the mean of the estimate is `StraightThrough`'s then.
@@ -151,6 +151,15 @@ def directional_derivatives(
     """The derivatives [copies, batch] of each sample's loss along random signs, and the signs by site.
 
     The noisy pass with a noise whose value is 0 and whose tangent are the signs: v = v0 + 1 (0 + epsilon u).
+
+    Args:
+        chain: the network.
+        clean: its noise-free pass over the batch.
+        sites: the layers whose pre-activations move.
+        copies: directions per sample.
+        loss: the per-sample loss.
+        y: labels, [batch] int64.
+        generator: for the signs.
     """
     with forward_ad.dual_level():
 

@@ -1,4 +1,4 @@
-"""Local expectation: every unit's own noise is integrated out, given the noise of all others."""
+"""Local expectation gradients (LEG): every unit's own noise is integrated out, given the noise of all others."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Backpropagation through a noisy forward pass: infinitesimal perturbation analysis, the papers' "BP+"."""
+"""Backpropagation through a noisy forward pass: infinitesimal perturbation analysis, paper 1's "BP+"."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,7 +21,7 @@ class NoisyBackprop(Estimator):
 
     Quantity. The gradient of the jointly smoothed objective, as `LikelihoodRatio` with joint injection has it.
     Estimator. The mean over K copies of dL(z_k)/dtheta with the noise held fixed; unbiased when L and phi are
-    Lipschitz continuous, so that derivative and expectation may be exchanged. With K = 1 this is the papers'
+    Lipschitz continuous, so that derivative and expectation may be exchanged. With K = 1 this is paper 1's
     "BP+". Reference: Peng et al., INFORMS Journal on Computing 34(1), 2022, on the link between the two.
 
     Args and errors as for `LikelihoodRatio`.

@@ -105,8 +105,8 @@ def certify(
     Args:
         network: a chain in eval mode whose first layer is affine in the image.
         x: images [B, C, H, W].
-        sigma: the scale of the noise at the first layer, and of as many after it as shall be noisy; numbers, or tensors
-            that broadcast to the pre-activation. The first layer's noise is Gaussian.
+        sigma: the scale of the noise at the first layer, and at each noisy layer after it; numbers, or tensors that
+            broadcast to the pre-activation. The first layer's noise is Gaussian.
         seed: all randomness; the noise of draw j is a function of (seed, j, layer), the same for all images.
         noise: the density above the first layer, by default Gaussian. That its tails are cut beyond 2^-24 changes f,
             not the theorem.
@@ -131,7 +131,7 @@ def certify(
 def lower_bound(hits: Tensor, n: int, alpha: float) -> Tensor:
     """Clopper and Pearson's lower bound of p, float64, one-sided at confidence 1 - alpha, from hits ~ Binomial(n, p).
 
-    It is the p at which so many hits, or more, have probability alpha: the alpha-quantile of Beta(hits, n - hits + 1),
+    It is the p at which `hits` or more have probability alpha: the alpha-quantile of Beta(hits, n - hits + 1),
     and 0 without a hit.
     """
     k = hits.double().numpy()
@@ -233,7 +233,7 @@ def _patches(layer: nn.Module, site: torch.Size) -> tuple[int, int]:
 
 
 def _linf_bound(matrix: Tensor) -> float:
-    """Of ||matrix d||_2 over ||d||_inf <= 1, see `largest_shift`."""
+    """Bound ||matrix d||_2 over ||d||_inf <= 1, see `largest_shift`."""
     weights = (matrix.T @ matrix).abs().sum(1)
     weights = weights.clamp(min=1e-12 * float(weights.max()) or 1.0)  # columns of zeros
     scaled = torch.linalg.matrix_norm(matrix / weights.sqrt(), 2) * weights.sum().sqrt()

@@ -150,5 +150,5 @@ class Certification(Checked):
         )
 
     def _beyond(self, radius: float, reach: float) -> str:
-        """Even a unanimous vote proves only so much: such a row is about the draws and not about the network."""
+        """Say that no vote of `draws`, even a unanimous one, proves this radius: the row is about the draws alone."""
         return "" if radius < reach else f"; {self.draws} draws prove no radius above {reach:.3g}: raise draws"

@@ -80,7 +80,7 @@ def _compared(row: Row, rows: Sequence[Row], correct: Hits) -> Row:
     The note names the one that breaks most. The weakest of all, which leaves the images as they are, always takes
     part: it shows up gradients that point the wrong way. A row that no other checks says so.
 
-    Of the images on which just one of the two succeeds, b are the black box's and c the gradients': without a
+    Just one of the two succeeds on b + c images, b by the black box and c by the gradients: without a
     difference b - c has mean 0 and variance b + c (McNemar, Psychometrika 12, 1947).
     """
     if row.kind != "attack" or not row.norm or row.gradient_source not in GRADIENTS or row.targeted:

@@ -40,7 +40,7 @@ def convnet(
         preprocess: the first module, for the pixels.
 
     Raises:
-        ConfigurationError: an option out of range, or images too small for so many layers.
+        ConfigurationError: an option out of range, or images too small for that many layers.
     """
     built = Builder(activation, centre, preprocess, norm)
     before, size = image_shape[0], (image_shape[1], image_shape[2])

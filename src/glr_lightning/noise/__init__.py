@@ -5,8 +5,8 @@ and absolutely continuous on the whole line; then (Law 1)
 
     E[s(z)] = 0,   E[z s(z)] = 1,   E[s(z)^2] = Fisher information.
 
-Adding a density: one frozen dataclass in this package, exported here, and one YAML in conf/noise. Every density in that
-folder is tested against these laws by quadrature.
+Adding a density: one frozen dataclass in this package, exported here, and one YAML in conf/estimator/noise. Every
+density in that folder is tested against these laws by quadrature.
 """
 
 from glr_lightning.noise.base import Noise, require_admissible

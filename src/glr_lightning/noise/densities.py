@@ -60,7 +60,7 @@ class Gaussian(Noise):
 
 @dataclass(frozen=True)
 class Laplace(Noise):
-    """f(z) = exp(-|z|) / 2, s(z) = sign(z). The scale is the paper's b; the variance is 2."""
+    """f(z) = exp(-|z|) / 2, s(z) = sign(z). The scale is paper 1's b; the variance is 2."""
 
     @property
     def fisher_information(self) -> float:

@@ -98,7 +98,7 @@ class Chain:
 
         Args:
             network: an nn.Sequential.
-            x: a batch [batch, ...]; by what they see of the first one, modules of which nothing is known are probed.
+            x: a batch [batch, ...]; modules neither declared nor known are probed on their inputs for the first.
 
         Raises:
             ConfigurationError: the network is not a chain, has no site, or holds parameters that are not those of

@@ -22,6 +22,9 @@ def rows_of(x: Tensor, signal: Tensor) -> Tensor:
     Copy-major rows (Law 5): an input with copies * batch rows is a view of [copies, batch, ...]. An input that
     still has `batch` rows is common to all copies, and because the product is linear in the signal the copies
     are summed before it (Law 4): same result, 1 / copies of the cost.
+
+    Raises:
+        ValueError: x has neither `batch` nor copies * batch rows.
     """
     copies, batch = signal.shape[:2]
     if x.shape[0] == batch:

@@ -54,7 +54,7 @@ def facts_of(module: nn.Module) -> ModuleFacts:
 
 
 def observe(network: nn.Module, x: Tensor) -> None:
-    """Probe the modules of a network of which nothing is known, on what they see of a batch [batch, ...].
+    """Probe the modules of a network that are neither declared nor known, on their inputs for a batch [batch, ...].
 
     Nothing is written to the network or to the global generator.
     """

@@ -21,7 +21,7 @@ NUMBERS = 2**20
 """About the most numbers that go through a module in one call."""
 HALVINGS = {torch.float64: 30, torch.float32: 12}
 CANDIDATES, FEW_CANDIDATES, LINES = 32, 8, 2
-"""Intervals of the grid that are halved: of an elementwise module, of another; and the lines through another."""
+"""Intervals of the grid to halve for an elementwise module; for another module; lines through the latter."""
 STEP = {torch.float64: 2.0**-20, torch.float32: 2.0**-14}
 """The small step, relative to the range of the grid."""
 SHAPES = ((12,), (4, 6, 6))

@@ -172,11 +172,11 @@ def _warning(row: Row, several: bool) -> str:
     """
     where = f"{row.level_name} {row.level:g}: " if several else ""
     unreliable = row.unreliable or row.black_box_stronger
-    verdicts = {"unreliable": unreliable, "out of budget": row.out_of_budget}
-    verdict = " and ".join(words for words, true in verdicts.items() if true)
+    flags = {"unreliable": unreliable, "out of budget": row.out_of_budget}
+    flagged = " and ".join(words for words, true in flags.items() if true)
     said = [part for part in row.note.split("; ") if not (row.masked and part.startswith(SHOWN_UP))]
     reasons = "; ".join(filter(None, [*said, *_unsaid(row)]))
-    return f"{where}{verdict}" + (f" ({reasons})" if reasons else "")
+    return f"{where}{flagged}" + (f" ({reasons})" if reasons else "")
 
 
 def _unsaid(row: Row) -> list[str]:

@@ -71,7 +71,7 @@ def galleries(runs: Sequence[Run]) -> list[Picture]:
 
 def blocks(run: Run) -> list[Block]:
     """Return each attack at its largest budget, in the order of the table."""
-    evidence = run.per_image if any(row.kind == "attack" for row in run.rows) else {}
+    per_image = run.per_image if any(row.kind == "attack" for row in run.rows) else {}
     strongest: dict[Column, tuple[Column, Row]] = {}
     for column, cell in run.cells.items():
         way = replace(column, levels=())
@@ -79,7 +79,7 @@ def blocks(run: Run) -> list[Block]:
             strongest[way] = column, cell.rows[0]
     found = []
     for column, row in strongest.values():
-        attacked, clean = evidence.get(row.fingerprint), _clean(run, row, evidence)
+        attacked, clean = per_image.get(row.fingerprint), _clean(run, row, per_image)
         if attacked is not None and clean is not None:
             title = ", ".join(column.words) + (" †" if run.cells[column].warnings else "")
             found.append(Block(column.threat, run.cells[column].accuracy, title, clean, attacked))
@@ -95,12 +95,12 @@ def chosen(found: Sequence[Block]) -> list[Block]:
     return [block for block in found if block in first]
 
 
-def _clean(run: Run, row: Row, evidence: Mapping[str, PerImage]) -> PerImage | None:
+def _clean(run: Run, row: Row, per_image: Mapping[str, PerImage]) -> PerImage | None:
     """Return the clean images that a row was attacked from: the same images, or more that begin with them."""
-    attacked = evidence.get(row.fingerprint)
+    attacked = per_image.get(row.fingerprint)
     rows = [r for r in run.rows if r.kind == "clean" and r.noisy_passes == row.noisy_passes]
     rows.sort(key=lambda r: r.images != row.images)
-    for clean in (evidence.get(r.fingerprint) for r in rows):
+    for clean in (per_image.get(r.fingerprint) for r in rows):
         if clean is not None and attacked is not None and _same_images(clean, attacked):
             return clean
     return None
@@ -151,8 +151,8 @@ def _draw(axes: Axes, block: Block) -> None:
     strips |= {"change": signed(block.change, block.scale)}
     for row, top in heights.items():
         axes.imshow(strip(strips[row][:IMAGES]), extent=(0, k, top + 1, top), interpolation="nearest", vmin=0, vmax=1)
-    for evidence, row in ((block.clean, "clean"), (block.attacked, "attacked")):
-        for place, (label, prediction) in enumerate(zip(evidence.labels[:k], evidence.predictions[:k], strict=True)):
+    for images, row in ((block.clean, "clean"), (block.attacked, "attacked")):
+        for place, (label, prediction) in enumerate(zip(images.labels[:k], images.predictions[:k], strict=True)):
             right = label == prediction
             text = f"{prediction}" if right else f"{prediction}, not {label}"
             style: dict[str, Any] = {"color": "#1d2329"} if right else {"color": WRONG, "weight": "bold"}

@@ -1,4 +1,4 @@
-"""The two tables of the paper, with what its authors published beside what was measured here.
+"""The two tables of paper 1, with what its authors published beside what was measured here.
 
     attacks       clean images, L-BFGS and FGSM by transfer from a ReLU network trained by backpropagation
     corruptions   Gaussian noise, impulse noise, glass blur and contrast, each the mean over the severities 1 to 5
@@ -25,23 +25,23 @@ from glr_lightning.reporting.tables import NONE, Table
 from glr_lightning.reporting.tables.cells import mark, mean_of, numbered, seeds, warning
 
 SURROGATE = "relu"
-"""How the name of the paper's surrogate ends."""
+"""How the name of paper 1's surrogate ends."""
 SEVERITIES = (1.0, 2.0, 3.0, 4.0, 5.0)
 PRESET = "cifar10_c"
 
 
 ACTIVATIONS = {nn.Sigmoid: "S", HardThreshold: "T"}
 LOSSES = {CrossEntropy: "", ZeroOne: "Z"}
-"""How the paper names activations and losses; a module of another package is not one of the paper's."""
+"""How paper 1 names activations and losses; a module of another package is not one of paper 1's."""
 DATA_SETS = {MNIST: "mnist", FashionMNIST: "fashion_mnist", TinyImageNet10: "tiny_imagenet_10"}
 """The names of data sets in PUBLISHED."""
 SIDES = (None, 28)
-"""Allowed sizes of images in pixels: the MNIST family is not resized in this paper."""
+"""Allowed sizes of images in pixels: the MNIST family is not resized in paper 1."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One number of the paper's table.
+    """One number of a table of paper 1.
 
     Attributes:
         cells: those of the seeds that were evaluated.
@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Line:
-    """A model of the paper; its runs are the seeds of one experiment, none if no run is such a model."""
+    """A model of paper 1; its runs are the seeds of one experiment, none if no run is such a model."""
 
     model: str
     label: str
@@ -69,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One of the paper's tables for one data set.
+    """One of paper 1's tables for one data set.
 
     Attributes:
         name: of its files, without a suffix.
@@ -126,7 +126,7 @@ class PaperTable:
 
 
 def paper_tables(groups: Mapping[str, Sequence[Run]]) -> list[PaperTable]:
-    """Return the tables that have something to compare: a data set and a threat as in the paper.
+    """Return the tables that have something to compare: a data set and a threat as in paper 1.
 
     Args:
         groups: runs by experiment, see `results.experiments`.
@@ -148,7 +148,7 @@ def paper_tables(groups: Mapping[str, Sequence[Run]]) -> list[PaperTable]:
 
 
 def model_of(run: Run) -> str:
-    """Return the paper's name for what a run trained, or an empty string.
+    """Return paper 1's name for what a run trained, or an empty string.
 
     BP by backpropagation, BP+ by backpropagation through one noisy forward pass; LR, then S(igmoid) or T(hreshold),
     then Z for the zero-one loss, by an estimator that declares itself a likelihood ratio. All are perceptrons.
@@ -165,7 +165,7 @@ def model_of(run: Run) -> str:
 
 
 def is_as_published(column: Column, threat: str, epsilon: float) -> bool:
-    """Whether a threat is applied as in the paper."""
+    """Whether a threat is applied as in paper 1."""
     if column.threat != threat or column.noisy_passes or column.targeted:
         return False
     if column.kind == "attack":
@@ -191,7 +191,7 @@ def _line(model: str, label: str, runs: Sequence[Run], threats: Mapping[str, str
 
 
 def _cell(run: Run, threat: str, epsilon: float) -> Cell | None:
-    """Return the cell of a threat; if there are several surrogates, that of the paper's."""
+    """Return the cell of a threat; if there are several surrogates, paper 1's."""
     found = [column for column in run.cells if is_as_published(column, threat, epsilon)]
     found.sort(key=lambda column: not column.surrogate.endswith(SURROGATE))
     return run.cells[found[0]] if found else None

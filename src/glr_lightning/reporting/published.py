@@ -1,4 +1,4 @@
-"""The accuracies that were published for the method. This is the only place that states them.
+"""The accuracies that paper 1 published for the method; pages that quote them are compared with this file by a test.
 
 They are accuracies in % from the README of the authors' code of Peng, Xiao, Heidergott, Hong & Lam,
 "A New Likelihood Ratio Method for Training Artificial Neural Networks", INFORMS Journal on Computing 34(1), 2022. They

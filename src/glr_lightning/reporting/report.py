@@ -99,7 +99,7 @@ def _document(
         Section("Runs", [runs_table(runs)]),
         Section("Accuracy under threat / %", robustness_tables(runs, columns) if columns else [not_evaluated(runs)]),
         Section("Several seeds: accuracy / %", seeds_tables(comparison.experiments, columns)),
-        *(Section(f"As in the paper: {paper.title}", [paper.table()]) for paper in papers),
+        *(Section(f"As published: {paper.title}", [paper.table()]) for paper in papers),
         Section("Mean corruption error", errors),
         Section("Figures", pictures),
         Section("Attacked images", examples),

@@ -82,7 +82,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 def differences(runs: Sequence[Run]) -> dict[str, str]:
     """Return, by the name of a run, its settings that are not the same in all runs, such as `sigma=0.5`.
 
-    Of callbacks, also those that some runs have and others have not.
+    Callbacks that only some of the runs have are among them.
     """
     settings = {run.name: _settings(run.config) for run in runs}
     values: dict[str, set[str]] = {}

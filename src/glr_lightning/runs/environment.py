@@ -8,7 +8,7 @@ import torch
 from glr_lightning.errors import ConfigurationError
 
 PACKAGES = ("glr-lightning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
-"""Whose versions are written into results."""
+"""Packages whose versions are written into results."""
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def write_result(
         data: the images to test with.
         device: where to test.
     """
-    if data.val_dataloader() == []:  # nothing to choose by: the final weights are the ones tested, as in the papers
+    if data.val_dataloader() == []:  # nothing to choose by: the final weights are the ones tested, as in paper 1
         shutil.copyfile(folder / LAST, folder / BEST)
     best, last = load_checkpoint(folder / BEST), load_checkpoint(folder / LAST)
     load_weights(network, best, folder / BEST)

@@ -55,7 +55,7 @@ class Objective:
 class Best:
     """Per image the first candidate that reached the objective, and while there is none, that of the greatest height.
 
-    Of equals the latest: on the plateaus of a piecewise-constant network a search that refused them would stand still.
+    Among equals the latest: on the plateaus of a piecewise-constant network a search that kept the first would stall.
     Equal is up to ROUNDING of the largest score, as the last bits of a score depend on the size of the batch.
 
     images: [B, C, H, W], before any candidate the images themselves. reached: bool [B].

@@ -78,7 +78,7 @@ class _Problem:
         self._distance = torch.full((len(images), 1), torch.inf, dtype=images.dtype, device=images.device)
 
     def fooled(self, pixels: Tensor, rows: Tensor) -> Tensor:
-        """Do these fool, in place of the images `rows`? bool [k, 1]. Those that do, nearer than before, are noted."""
+        """Whether these pixels, in place of the images `rows`, fool, bool [k, 1]; keep those nearer than any before."""
         scores = self._query.take(rows)(pixels.view(-1, *self._shape[1:])).detach()
         height = self._objective.take(rows).height(scores, margin)[:, None]
         # On the boundary itself the last bits, which depend on the batch, would decide.
@@ -94,7 +94,11 @@ class _Problem:
         return self._objective.uphill(self._query, pixels.view(self._shape), margin).flatten(1)
 
     def minimise(self, pixels: Tensor, weight: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-        """||x' - x||^2 / 2 - height / (2 c), whose Hessian is near the identity: x' and was any iterate fooled?"""
+        """Minimise ||x' - x||^2 / 2 - height / (2 c), whose Hessian is near the identity.
+
+        Returns:
+            x', and whether any iterate fooled.
+        """
         hessian = InverseHessian(HISTORY, CAUTION)
         every = torch.arange(len(pixels), device=pixels.device)
         ever = torch.zeros_like(weight, dtype=torch.bool)

@@ -81,7 +81,7 @@ class Query:
 
     @staticmethod
     def of(model: "Scores | Query", images: Tensor) -> "Query":
-        """An attack's first line: an `Query` as it is, and a bare network with the gradient of autograd."""
+        """An attack's first line: a `Query` as it is, and a bare network with the gradient of autograd."""
         return model if isinstance(model, Query) else Query(model, images)
 
     def take(self, rows: Tensor) -> "Query":

@@ -16,7 +16,7 @@ from glr_lightning.threats.attacks.query import Query
 from glr_lightning.threats.facts import AttackFacts, Norm, declare
 from glr_lightning.validation import MOST, Count, Positive
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 iterations; the paper's, section B.2
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 iterations; Andriushchenko et al., B.2
 AHEAD = 50  # iterations whose random numbers are drawn at once
 
 
@@ -43,14 +43,14 @@ def square(
     the share `square_share(p_init, ...)` of the image, smaller and smaller.
 
     queries: forward passes an image at the most; the first is of x itself, the second of the start.
-    p_init: the first share. The paper has 0.05 (linf) and 0.1 (l2) for ImageNet, 0.3 for other data and 0.8 for
+    p_init: the first share. The source has 0.05 (linf) and 0.1 (l2) for ImageNet, 0.3 for other data and 0.8 for
         adversarially trained networks; AutoAttack (Croce & Hein, ICML 2020) 0.8 everywhere, and so this here.
     horizon: iterations that the schedule of the share is stretched over; None for `queries`, as the source does it. Of
         more than that only the beginning is seen, with large squares: on a piecewise-constant network small ones seldom
         change a score.
 
     Three things differ from the authors' programs. Squares reach the last row and column, which theirs leave out and
-    the paper does not; a linf step that would change nothing has its signs turned, instead of being drawn again; and a
+    the source does not; a linf step that would change nothing has its signs turned, instead of being drawn again; and a
     step that changes the loss by nothing is taken (see `Best`), without which the search stands still on the plateaus
     of a threshold network. On smooth networks only the first shows, by a point or two of accuracy.
 
@@ -126,7 +126,7 @@ def bump(side: int) -> Tensor:
     """The change of an l2 step, [side, side] with L2 norm 1: a peak in the upper half and a trough in the lower.
 
     A peak falls off from its centre in squares: sum_{k=d}^{r} 1 / (k + 1)^2 at the distance of d pixels, in the maximum
-    norm, r being the largest half side (the paper's eta).
+    norm, r being the largest half side (eta in Andriushchenko et al.).
     """
 
     def peak(height: int, width: int) -> Tensor:

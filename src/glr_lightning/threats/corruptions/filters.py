@@ -10,9 +10,9 @@ Boundary = Literal["replicate", "mirror", "symmetric"]
 
 
 def pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int], boundary: Boundary) -> Tensor:
-    """[..., H, W] with so many rows before and after it, and columns; any number, also more than H or W.
+    """Pad [..., H, W] by `rows` (before, after) and `columns` (before, after), also by more than H or W.
 
-    Of a row a b c d, "replicate" goes on as d d d, "symmetric" as d c b and "mirror" as c b a.
+    A row a b c d goes on as d d d ("replicate"), d c b ("symmetric") or c b a ("mirror").
     """
     height, width = (_source(n, *width, boundary) for n, width in zip(x.shape[-2:], (rows, columns), strict=True))
     return x.index_select(-2, height.to(x.device)).index_select(-1, width.to(x.device))

@@ -74,7 +74,7 @@ class ClassCollapse(TrainingCallback):
     ) -> None:
         """Add a step, and lift every few steps."""
         module = glr_module(pl_module)
-        # at the end of an epoch too: it may move a bias, and validation judges what the checkpoint is going to hold
+        # at the end of an epoch too: it may move a bias, and validation tests what the checkpoint is going to hold
         columns = self._recent.add(trainer, module.outcome.logits, batch[1])
         if columns is not None:
             logits, labels = (torch.cat(column) for column in columns)

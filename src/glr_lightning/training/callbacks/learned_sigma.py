@@ -26,10 +26,10 @@ class LearnedSigma(TrainingCallback):
 
     Their logarithms are parameters of the module (`log_sigma`, in every checkpoint), have no weight decay, and start
     from the estimator's sigma. The estimator stays a value: at every step it is given the present scales. metrics.csv
-    has them as `sigma_<layer>`, of several scales in a layer their mean, and with `_min` and `_max` their range.
+    has them as `sigma_<layer>`; several scales in a layer are logged as their mean, `_min` and `_max`.
 
     Args:
-        per: "layer", a scale for each layer; or "neuron", one for each output unit, of a convolution for each channel.
+        per: "layer", a scale for each layer; or "neuron", one for each output unit or each channel of a convolution.
         lr: the learning rate of the logarithms; None: the optimizer's own.
 
     Raises:
