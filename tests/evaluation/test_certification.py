@@ -21,6 +21,7 @@ from glr_lightning.evaluation.row import read_rows, write_rows
 from glr_lightning.networks import Shift
 from glr_lightning.noise import Gaussian, Laplace, Noise
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
+from glr_lightning.propagation.probing import ModuleFacts
 from tests.checks.refusals import refused
 from tests.checks.zscores import critical
 
@@ -407,6 +408,25 @@ class TestRefusals:
         inputs = Inputs(model.double().eval(), x, torch.zeros(3).long(), 0)
         with refused(None, words):
             Certification(**options, draws=10).certificate(inputs)
+
+    @pytest.mark.parametrize("norm", ["l2", "linf"])
+    def test_a_module_of_ones_own_that_declares_an_isometry_is_certified(self, norm: str) -> None:
+        class Flip(nn.Module):
+            facts = ModuleFacts(affine=True, isometry=True)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x.flip(-1)
+
+        plain, x = two_classes(normal(4), 0.1), images(5, 1, 2, 2)
+        flipped = nn.Sequential(Flip(), *plain)
+        assert largest_shift(flipped, x, 1.0, norm) == largest_shift(plain, x, 1.0, norm)
+        assert torch.equal(
+            certify(flipped, x.flip(-1), [1.0], seed=0, draws=50).radius,
+            certify(plain, x, [1.0], seed=0, draws=50).radius,
+        )
+        flipped[0].facts = ModuleFacts(affine=True)
+        with refused(None, "affine in the image", "got Flip"):
+            largest_shift(flipped, x, 1.0, norm)
 
     def test_a_shift_and_a_convolution_before_the_neurons_are_certified(self) -> None:
         network = nn.Sequential(Shift(-0.5), nn.Conv2d(1, 3, 2), HardThreshold(), nn.Flatten(), nn.Linear(12, 3))

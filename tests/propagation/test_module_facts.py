@@ -1,16 +1,19 @@
 """Facts about modules: what is known of torch's kinds is what a probe finds, and a probe finds what a module does."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.estimators import (
     Backprop,
     Estimator,
+    EvolutionStrategies,
     ForwardGradient,
     Hybrid,
     LikelihoodRatio,
@@ -19,7 +22,10 @@ from glr_lightning.estimators import (
     StraightThrough,
 )
 from glr_lightning.losses import CrossEntropy
+from glr_lightning.networks import Residual, Shift, Standardise
+from glr_lightning.networks.modules import Sine
 from glr_lightning.propagation import module_facts
+from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.module_facts import ELEMENTWISE, facts_of, observe, without_derivative
 from glr_lightning.propagation.probing import ModuleFacts, probe
 from tests.checks.estimator_cases import X, Y, estimate, small_network
@@ -71,6 +77,76 @@ def test_every_kind_called_elementwise_is_of_torch_or_of_this_package() -> None:
     assert all(kind.__module__.startswith(("torch.nn.", "glr_lightning.")) for kind in ELEMENTWISE)
 
 
+SEEN = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+KNOWN: list[tuple[nn.Module, tuple[int, ...]]] = [
+    *((nn.Linear(4, 3), (4,)), (nn.Linear(6, 3), (4, 6, 6)), (nn.Flatten(), (4, 6, 6)), (nn.Identity(), (4,))),
+    *((nn.Unflatten(1, (2, 2)), (4,)), (nn.Sequential(nn.Linear(4, 3), nn.Tanh()), (4,)), (Sine(), (4,))),
+    *((nn.Conv1d(4, 3, 2), (4, 6)), (nn.Conv2d(4, 3, 2), (4, 6, 6)), (nn.ConvTranspose2d(4, 3, 2), (4, 6, 6))),
+    *((nn.Conv3d(1, 2, 2), (1, 4, 4, 4)), (nn.AvgPool2d(2), (4, 6, 6)), (nn.AdaptiveAvgPool2d(1), (4, 6, 6))),
+    *((nn.AvgPool1d(2), (4, 6)), (nn.MaxPool2d(2), (4, 6, 6)), (nn.LPPool2d(2, 2), (4, 6, 6))),
+    *((nn.GroupNorm(2, 4), (4, 6, 6)), (nn.LayerNorm(6), (4, 6)), (nn.InstanceNorm2d(4), (4, 6, 6))),
+    *((nn.BatchNorm2d(4), (4, 6, 6)), (nn.Dropout(0.5), (4,)), (nn.Dropout2d(0.5), (4, 6, 6))),
+    *((nn.AlphaDropout(0.5), (4,)), (nn.FractionalMaxPool2d(3, output_ratio=0.6), (4, 6, 6))),
+    *((nn.FractionalMaxPool3d(2, output_ratio=0.7), (1, 6, 6, 6)), (nn.LocalResponseNorm(2), (4, 6, 6))),
+    *((nn.ReflectionPad2d(1), (4, 6, 6)), (nn.PixelShuffle(2), (4, 6, 6)), (nn.Upsample(scale_factor=2), (4, 6, 6))),
+    *((Standardise(0.5, 2.0), (4,)), (Shift(0.5), (4,)), (Residual(nn.Sequential(nn.Linear(4, 4))), (4,))),
+]
+
+
+@pytest.mark.parametrize(("module", "shape"), KNOWN, ids=lambda each: repr(each).partition("(")[0])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_known_of_other_modules_is_what_a_probe_finds(
+    module: nn.Module, shape: tuple[int, ...], training: bool
+) -> None:
+    module.train(training)
+    known = facts_of(module)
+    assert not known.found
+    seen = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = probe(copy.deepcopy(module), seen)
+    assert (known.draws, known.couples, known.jumps, known.flat) == (
+        found.draws,
+        found.couples,
+        found.jumps,
+        found.flat,
+    )
+    assert found.affine or not known.affine
+    assert known.affine or not known.isometry
+
+
+def test_attention_and_recurrent_layers_draw_by_their_own_dropout() -> None:
+    for kind in (nn.MultiheadAttention(4, 1, dropout=0.5), nn.LSTM(4, 4, 2, dropout=0.5)):
+        assert facts_of(kind.train()).draws
+        assert not facts_of(kind.eval()).draws
+    assert not facts_of(nn.MultiheadAttention(4, 1)).draws
+
+
+def test_random_pooling_is_refused_in_either_mode() -> None:
+    network = nn.Sequential(nn.FractionalMaxPool2d(2, output_ratio=0.5), nn.Flatten(), nn.Linear(36, 2)).double()
+    for training in (True, False):
+        for estimator in (LikelihoodRatio(copies=4), EvolutionStrategies(copies=4)):
+            with refused(None, "'0' (FractionalMaxPool2d) draws noise of its own"):
+                estimator.check(network.train(training), CrossEntropy(), SEEN)
+
+
+def test_a_module_of_torch_that_is_not_known_is_probed() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), FakeQuantize(), nn.Linear(4, 2))
+    for x in (None, X.float()):
+        with refused(None, "'1' (FakeQuantize, found to", "constant between its jumps"):
+            Backprop().check(network, CrossEntropy(), x)
+
+
+def test_a_subclass_with_a_pass_of_its_own_is_probed() -> None:
+    class Rounded(nn.Linear):
+        def forward(self, v: Tensor) -> Tensor:
+            return super().forward(v).round()
+
+    class Named(nn.Linear):
+        pass
+
+    assert facts_of(Rounded(12, 2)).jumps
+    assert not facts_of(Named(12, 2)).found
+
+
 SMOOTH, STEP, JUMPS = (True, False, False), (True, True, True), (True, True, False)
 MIXES, MIXES_AND_JUMPS, RANKS = (False, False, False), (False, True, False), (False, True, True)
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[bool, bool, bool]]] = {
@@ -101,9 +177,41 @@ def test_a_probe_finds_what_a_function_does(name: str) -> None:
     assert plain(facts_of(Function(function))) == (*expected, False, False)
 
 
+AFFINE: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "scale": (lambda v: 3 * v - 1, True),
+    "mean": (lambda v: v.mean(1, keepdim=True), True),
+    "flip": (lambda v: v.flip(1), True),
+    "relu": (torch.relu, False),
+    "wide clamp": (lambda v: v.clamp(-100, 100), False),
+    "constant": (torch.zeros_like, False),
+    "step": (step, False),
+    "logarithm": (lambda v: v.log(), False),
+    "nearly": (lambda v: v + 1e-6 * v**2, False),
+}
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_a_probe_finds_whether_a_function_is_affine(name: str) -> None:
+    function, expected = AFFINE[name]
+    assert facts_of(Function(function)).affine == expected
+    assert not facts_of(Function(function)).isometry
+
+
+def test_an_affine_module_of_ones_own_belongs_to_the_readout() -> None:
+    own, clamp = Function(lambda v: 3 * v - 1), Function(lambda v: v.clamp(-1, 1))
+    for module, readout in ((own, 2), (nn.AvgPool1d(2), 2), (clamp, 3), (nn.Sigmoid(), 3)):
+        assert Chain.of(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), module, nn.Linear(4, 2))).readout == readout
+
+
 def test_a_probe_finds_random_draws_and_coupled_samples() -> None:
     assert facts_of(Function(lambda v: nn.functional.dropout(v))).draws
     assert facts_of(Function(lambda v: v - v.mean(0))).couples
+    assert facts_of(Function(lambda v: step(v + torch.randn_like(v)))).flat
+    assert facts_of(Function(lambda v: step(v) - v.amax())).couples
+    assert facts_of(Function(lambda v: v - v.amax())).couples
+    assert facts_of(Function(lambda v: (v > v.amax() / 2).to(v.dtype))).flat
+    assert not facts_of(Function(lambda v: nn.functional.dropout(v, 0.9))).flat
+    assert not facts_of(Function(lambda v: v - v.mean(0))).flat
 
 
 def test_a_step_outside_the_usual_range_is_found_on_what_the_module_sees() -> None:

@@ -16,6 +16,7 @@ from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.module_facts import facts_of, named
+from glr_lightning.propagation.probing import ModuleFacts
 from glr_lightning.validation import ScalePerLayer
 
 
@@ -95,6 +96,8 @@ class StraightThrough(Estimator):
 
 class WithSlope(nn.Module):
     """phi(v) with the derivative phi_bar'(v), in reverse and in forward mode."""
+
+    facts = ModuleFacts(elementwise=True)
 
     def __init__(self, activation: PiecewiseConstant, noise: Noise, sigma: float | Tensor) -> None:
         super().__init__()

@@ -48,9 +48,10 @@ from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.networks import Shift, Standardise
+from glr_lightning.networks import Standardise
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain, CleanPass
+from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.propagation.requirements import require_separate_samples
 from glr_lightning.propagation.residual_steps import Step
 from glr_lightning.randomness import ImageRandom
@@ -63,7 +64,6 @@ NORMS = {
 }
 STREAMS = 2**21  # of the votes; a threat's own are small numbers, a noise average's begin at 2**20
 CHUNK = 2**20  # numbers in the widest layer's noisy pre-activations: 4 MB of float32, about what a cache holds
-ISOMETRIES = (nn.Flatten, nn.Identity, Shift)
 
 
 @final
@@ -204,13 +204,13 @@ def _require_affine_start(chain: Chain) -> None:
     """Refuse a network whose first layer is not an affine function of the image, image by image."""
     require_separate_samples(chain.named_modules)
     before = chain.modules[: chain.sites[0]]
-    allowed = (*ISOMETRIES, Standardise, nn.Linear, nn.Conv2d)
-    foreign = [module for module in (*before, chain.layer(0)) if type(module) not in allowed]
+    foreign = [module for module in before if not facts_of(module).isometry and type(module) is not Standardise]
+    foreign += [chain.layer(0)] if type(chain.layer(0)) not in (nn.Linear, nn.Conv2d) else []
     if foreign:
         raise ConfigurationError(
             "a certificate needs a first layer that is affine in the image: nn.Linear or nn.Conv2d after nothing but "
-            f"nn.Flatten and Standardise; got {_kind(foreign[0])}. Leave that out, and scale the images by Standardise "
-            "(preprocess=standardise) or in the data."
+            f"nn.Flatten, Standardise and modules that declare ModuleFacts(isometry=True); got {_kind(foreign[0])}. "
+            "Leave that out, and scale the images by Standardise (preprocess=standardise) or in the data."
         )
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.networks.modules import Residual, Shift
+from glr_lightning.networks.modules import Residual
 from glr_lightning.propagation.layer_vjp import has_weights, weight_vjp
-from glr_lightning.propagation.module_facts import observe
+from glr_lightning.propagation.module_facts import facts_of, observe
+from glr_lightning.propagation.probing import ModuleFacts
 from glr_lightning.propagation.requirements import require_own_output, require_own_parameters
 from glr_lightning.propagation.residual_steps import Fork, Merge, State, Step, Swap
 
@@ -75,10 +76,6 @@ class NoisyPass(NamedTuple):
     logits: Tensor
     seen: list[NoisySite]
     readout: Tensor
-
-
-AFFINE = (Shift, nn.Flatten, nn.Identity, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-"""Modules without parameters that are affine, sample by sample."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +148,9 @@ class Chain:
 
     @property
     def readout(self) -> int:
-        """Position at which the affine end begins: the last layer and the modules of `AFFINE` right before it."""
+        """Position at which the affine end begins: the last layer, and modules without parameters right before it."""
         start = self.sites[-1]
-        while start > 0 and isinstance(self.modules[start - 1], AFFINE):
+        while start > 0 and _is_affine(self.modules[start - 1]):
             start -= 1
         return start
 
@@ -241,6 +238,8 @@ class Chain:
 class _Chained(nn.Module):
     """A chain's forward pass."""
 
+    facts = ModuleFacts()
+
     def __init__(self, chain: Chain) -> None:
         super().__init__()
         self.steps = nn.ModuleList(chain.modules)
@@ -251,6 +250,10 @@ class _Chained(nn.Module):
         for position in range(len(self.chain.modules)):
             state = self.chain.step(position, state)
         return state[0]
+
+
+def _is_affine(module: nn.Module) -> bool:
+    return facts_of(module).affine and next(module.parameters(), None) is None
 
 
 def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

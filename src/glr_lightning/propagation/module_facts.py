@@ -1,4 +1,4 @@
-"""Facts about modules that estimators rest on: whether one is elementwise, jumps, is flat, draws.
+"""Facts about modules that estimators rest on: whether one is elementwise, affine, jumps, is flat, draws.
 
 `facts_of` is their one source. In this order: what a module declares, what is known of torch's kinds and of those of
 this package, and what a probe finds (`probing.py`). `observe` probes the modules of a network on what they see of a
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
-from glr_lightning.networks.modules import Shift, Sine, Standardise
+from glr_lightning.networks.modules import Residual, Shift, Sine, Standardise
 from glr_lightning.propagation.probing import NOT_FOUND, ModuleFacts, probe
 
 ELEMENTWISE: frozenset[type[nn.Module]] = frozenset(
@@ -32,8 +32,33 @@ ELEMENTWISE: frozenset[type[nn.Module]] = frozenset(
 )
 """Kinds of torch and of this package that are elementwise and continuous; a test holds a probe of each against it."""
 
-NOT_PROBED = ("torch.nn.", "torch.ao.", "glr_lightning.")
-"""Packages whose modules are smooth unless stated here, and are not probed."""
+ISOMETRIES: frozenset[type[nn.Module]] = frozenset((nn.Flatten, nn.Unflatten, nn.Identity, Shift))
+"""Kinds that keep the distance of any two inputs in every norm: they move numbers, or add the same to each image."""
+_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_ADAPTIVE_AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+AFFINE = ISOMETRIES | {Standardise, nn.Linear, *_CONVOLUTIONS, *_AVERAGES, *_ADAPTIVE_AVERAGES}
+"""Kinds that are affine, sample by sample."""
+
+_RANDOM_POOLING = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+_CONTINUOUS: tuple[type[nn.Module], ...] = (
+    *(Residual, nn.Sequential, nn.ModuleList, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag),
+    *(*_CONVOLUTIONS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+    *(nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax, nn.GLU),
+    *(*_AVERAGES, *_ADAPTIVE_AVERAGES, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, *_RANDOM_POOLING),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.Flatten, nn.Unflatten, nn.Fold, nn.Unfold),
+    *(nn.ConstantPad2d, nn.CircularPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Upsample, nn.CosineSimilarity, nn.PairwiseDistance),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *(nn.MultiheadAttention, nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell),
+)
+_FORWARDS = frozenset(kind.forward for kind in _CONTINUOUS)
+"""The passes of kinds that are continuous and not elementwise, also of a subclass that has not its own.
+
+What is neither here nor `ELEMENTWISE` is probed, of whichever package it is.
+"""
 
 _found: WeakKeyDictionary[nn.Module, dict[bool, tuple[bool, ModuleFacts]]] = WeakKeyDictionary()
 """Results of probes by module and train mode: whether the module was observed, and its facts."""
@@ -104,8 +129,9 @@ def _without_probe(module: nn.Module) -> ModuleFacts | None:
 
 def _known(module: nn.Module) -> ModuleFacts | None:
     kind = type(module)
+    affine, isometry = kind in AFFINE, kind in ISOMETRIES
     if kind in ELEMENTWISE:
-        return ModuleFacts(elementwise=True)
+        return ModuleFacts(elementwise=True, affine=affine, isometry=isometry)
     if isinstance(module, PiecewiseConstant):
         return ModuleFacts(elementwise=True, jumps=True, flat=True)
     if kind is nn.Threshold:
@@ -114,13 +140,22 @@ def _known(module: nn.Module) -> ModuleFacts | None:
         return ModuleFacts(elementwise=True, jumps=bool(module.lambd != 0))
     if kind is nn.RReLU:
         return ModuleFacts(elementwise=not module.training, draws=module.training)
-    if kind.forward.__module__.startswith(NOT_PROBED):
-        drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    if kind.forward in _FORWARDS:
         norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        return ModuleFacts(
-            draws=drops and module.training, couples=norm and (module.training or module.running_mean is None)
-        )
+        couples = norm and (module.training or module.running_mean is None)
+        return ModuleFacts(draws=_draws(module), couples=couples, affine=affine, isometry=isometry)
     return None
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether a module of torch draws random numbers, in the mode it is in."""
+    if isinstance(module, _RANDOM_POOLING):
+        return module._random_samples is None  # in eval mode too
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.training and module.p > 0
+    if isinstance(module, nn.MultiheadAttention):
+        return module.training and module.dropout > 0
+    return isinstance(module, nn.RNNBase) and module.training and module.dropout > 0 and module.num_layers > 1
 
 
 def _is_observed(module: nn.Module) -> bool:

@@ -1,8 +1,9 @@
-"""Probe an unknown module: find from its values alone whether it is elementwise, jumps, is flat or draws.
+"""Probe an unknown module: find from its values whether it is elementwise, affine, jumps, is flat or draws.
 
     draws         two calls on the same input differ
     couples       another first sample changes the output of the others
     elementwise   one number of the input is changed, and no other number of the output changes
+    affine        along lines, far beyond the inputs, it is as far from its straight line as rounding goes
     jumps         a fine grid; where the output changes more than around it, the interval is halved again and again, and
                   the change stays
     flat          at nearly all points a small step changes nothing
@@ -10,7 +11,9 @@
 A probe can miss what happens at few points only, such as a jump of 1e-4 of the change around it; then declare the fact.
 """
 
+import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +27,8 @@ CANDIDATES, FEW_CANDIDATES, LINES = 32, 8, 2
 """Intervals of the grid to halve for an elementwise module; for another module; lines through the latter."""
 STEP = {torch.float64: 2.0**-20, torch.float32: 2.0**-14}
 """The small step, relative to the range of the grid."""
+ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""The distance from a straight line, relative to the outputs, that is rounding."""
 SHAPES = ((12,), (4, 6, 6))
 """Shapes of a sample to try where none has been seen; an elementwise module takes any."""
 
@@ -38,6 +43,9 @@ class ModuleFacts:
         flat: it is piecewise constant: its derivative is 0 wherever there is one.
         draws: its output is random.
         couples: the output of a sample depends on other samples of the batch.
+        affine: the output is an affine function of the input, sample by sample.
+        isometry: it keeps the distance of any two samples in L2 and L-infinity. A probe never finds it: certificates
+            rest on it.
         found: in words what a probe found, "" for facts that are known or declared.
     """
 
@@ -46,6 +54,8 @@ class ModuleFacts:
     flat: bool = False
     draws: bool = False
     couples: bool = False
+    affine: bool = False
+    isometry: bool = False
     found: str = ""
 
 
@@ -82,6 +92,7 @@ class _Probe:
         self, module: nn.Module, place: torch.device, dtype: torch.dtype, shape: tuple[int, ...], samples: Tensor | None
     ) -> None:
         self.module, self.shape, self.place, self.dtype = module, shape, place, dtype
+        self.keeps_state = next(module.buffers(), None) is not None
         self.random = np.random.default_rng(0)  # torch's would be another one under vmap
         self.numbers = max(int(np.prod(shape)), 1)
         few = int(np.clip(NUMBERS // (64 * self.numbers), 2, 8))
@@ -94,7 +105,8 @@ class _Probe:
         return torch.from_numpy(values).to(self.place, self.dtype)
 
     def call(self, v: Tensor) -> Tensor:
-        out = self.module(v.clone())
+        module = copy.deepcopy(self.module) if self.keeps_state else self.module  # a call must not change the next
+        out = module(v.clone())
         if not isinstance(out, Tensor) or len(out) != len(v):
             raise TypeError("not a map of a tensor's rows")
         return out.to(self.dtype).flatten(1)
@@ -102,19 +114,51 @@ class _Probe:
     def facts(self) -> ModuleFacts:
         first = self.call(self.rows)
         if _differs(first, self.call(self.rows)).any():
-            return ModuleFacts(draws=True, found="found to draw random numbers")
-        moved = torch.cat([self.rows[1:2] + 1.0, self.rows[1:]])
-        if not torch.allclose(self.call(moved)[1:], first[1:], rtol=1e-6, atol=1e-12, equal_nan=True):
-            return ModuleFacts(couples=True, found="found to couple the samples of a batch")
+            flat = self._answers([self.rows + self._small_step()]) == 0
+            return ModuleFacts(draws=True, flat=flat, found="found to draw random numbers" + ", constant" * flat)
+        if self._couples(first):
+            # a step of one number leaves most statistics of a batch alone, such as its largest number
+            flat = self._answers(self._single_steps()) < 1 / 8
+            found = "found to couple the samples of a batch" + ", and constant between its jumps" * flat
+            return ModuleFacts(couples=True, flat=flat, found=found)
         elementwise = self._is_elementwise(first)
-        jump, flat = self._along_lines(elementwise)
+        affine = self._is_affine(first)
+        jump, flat = (None, False) if affine else self._along_lines(elementwise)
         words = ["elementwise" if elementwise else "not elementwise"]
         if jump is not None:
             words.append(f"jumping near {round(jump, 6) + 0.0:g}" if elementwise else "jumping")
             words += ["constant between its jumps"] * flat
         else:
-            words.append("constant" if flat else "continuous")
-        return ModuleFacts(elementwise, jump is not None, flat, found=f"found to be {', '.join(words)}")
+            words.append("constant" if flat else "affine" if affine else "continuous")
+        found = f"found to be {', '.join(words)}"
+        return ModuleFacts(elementwise, jump is not None, flat, affine=affine, found=found)
+
+    def _couples(self, first: Tensor) -> bool:
+        """Whether another first row, usual or far off, changes the outputs of the others."""
+        for row in (self.rows[1:2] + 1.0, 100.0 * self.rows[1:2]):
+            out = self.call(torch.cat([row, self.rows[1:]]))
+            if not torch.allclose(out[1:], first[1:], rtol=1e-6, atol=1e-12, equal_nan=True):
+                return True
+        return False
+
+    def _small_step(self) -> float:
+        return STEP[self.dtype] * float(self.rows.amax() - self.rows.amin())
+
+    def _single_steps(self) -> list[Tensor]:
+        """The rows with a small step of one number, for some of them."""
+        units = self.random.permutation(self.rows.numel())[:CANDIDATES].tolist()
+        each = [self.rows.clone() for _ in units]
+        for unit, moved in zip(units, each, strict=True):
+            moved.view(-1)[unit] += self._small_step()
+        return each
+
+    def _answers(self, moved: Sequence[Tensor]) -> float:
+        """The share of these batches that give another output, with the same draws."""
+        outputs = []
+        for rows in (self.rows, *moved):
+            torch.manual_seed(0)
+            outputs.append(self.call(rows))
+        return sum(bool(_differs(out, outputs[0]).any()) for out in outputs[1:]) / len(moved)
 
     def _is_elementwise(self, first: Tensor) -> bool:
         if first.shape[1] != self.numbers:
@@ -128,6 +172,18 @@ class _Probe:
             changed[:, unit] = False
             if changed.any():
                 return False
+        return True
+
+    def _is_affine(self, first: Tensor) -> bool:
+        """Whether f(a + t (b - a)) = f(a) + t (f(b) - f(a)) for neighbouring rows a, b, near and far."""
+        steps = self.rows.roll(-1, 0) - self.rows
+        change = first.roll(-1, 0) - first
+        if not change.any():  # constant
+            return False
+        for t in (0.5, -1.0, 3.0, -30.0, 300.0):
+            straight, size = first + t * change, (1 + abs(t)) * first.abs().amax()
+            if not ((self.call(self.rows + t * steps) - straight).abs() <= ROUNDING[self.dtype] * size).all():
+                return False  # or a NaN
         return True
 
     def _along_lines(self, elementwise: bool) -> tuple[float | None, bool]:

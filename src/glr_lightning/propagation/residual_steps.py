@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.propagation.probing import ModuleFacts
 
 State = tuple[Tensor, ...]
 """The present tensor, and behind it those that wait for the end of a residual block, the innermost first."""
@@ -16,6 +17,8 @@ State = tuple[Tensor, ...]
 
 class Step(nn.Module, ABC):
     """A step of a residual block; it acts on the state, not on a tensor."""
+
+    facts = ModuleFacts()
 
     @abstractmethod
     def step(self, state: State) -> State:
