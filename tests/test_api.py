@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
 def test_a_run_is_trained_loaded_and_evaluated(tmp_path: Path, kind: type) -> None:
     folder = kind(tmp_path / "run")
     result = glr_lightning.train(glr_lightning.compose(QUICK), folder)
-    run = glr_lightning.load_run(folder)
+    run = glr_lightning.load_run(folder, trusted=["a_package_of_mine"])
     images, labels = run.data.split("test")
     (row,) = glr_lightning.evaluate(run.network, images, labels, threats=["clean"])
     assert row.accuracy == pytest.approx(result["test_accuracy"])
@@ -64,6 +65,51 @@ def test_a_network_of_another_kind_is_evaluated_in_three_lines() -> None:
     with torch.no_grad():
         expected = (network.eval()(images).argmax(1) == labels).float().mean()
     assert clean.accuracy == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "words"),
+    [
+        (glr_lightning.compose, [None], "overrides must be a list"),
+        (glr_lightning.compose, [[3]], "overrides must be a list"),
+        (glr_lightning.compose, ["epochs=1"], r"for example overrides=\['epochs=1'\]"),
+        (glr_lightning.compose, [[], "/conf"], r"for example config_dirs=\['/conf'\]"),
+        (glr_lightning.compose, [[], ["/nowhere"]], "there is no folder or package /nowhere"),
+        (glr_lightning.compose, [[], ["pkg://nowhere"]], "there is no folder or package pkg://nowhere"),
+        (glr_lightning.compose, [[], ["what://nowhere"]], "there is no folder or package what://nowhere"),
+        (glr_lightning.compose, [["hydra.searchpath=[file:///nowhere]"]], "there is no folder or package /nowhere"),
+        (glr_lightning.train, [None], "config must be a mapping, or a list"),
+        (glr_lightning.train, [3], "config must be a mapping, or a list"),
+        (glr_lightning.train, ["epochs=1"], r"for example config=\['epochs=1'\]"),
+        (glr_lightning.train, [[], 3], "run_dir must be text, or a path"),
+        (glr_lightning.load_run, [None], "folder must be text, or a path"),
+        (glr_lightning.load_run, [3], "folder must be text, or a path"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(function: Any, arguments: list[Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    assert caught.value.option is not None
+
+
+@pytest.mark.parametrize(("function", "first"), [(glr_lightning.load_run, "run"), (glr_lightning.train, [])])
+def test_one_package_is_no_list_of_trusted_packages(function: Any, first: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"for example trusted=\['mine'\]") as caught:
+        function(first, trusted="mine")
+    assert caught.value.option == "trusted"
+
+
+def test_a_folder_of_configurations_may_hold_what_is_none(tmp_path: Path) -> None:
+    (tmp_path / "estimator").mkdir()
+    (tmp_path / "estimator/up").symlink_to(tmp_path)
+    (tmp_path / "estimator/picture.yaml").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ConfigurationError, match=r"picture\.yaml is no text"):
+        glr_lightning.compose(["estimator=picture"], [tmp_path])
+    (tmp_path / "estimator/picture.yaml").unlink()
+    with pytest.raises(ConfigurationError, match="there is no estimator=nope"):
+        glr_lightning.compose(["estimator=nope"], [tmp_path])
+    assert glr_lightning.compose(["epochs=7"], [tmp_path])["epochs"] == 7
 
 
 def test_what_is_no_run_folder_is_refused_in_one_line(tmp_path: Path) -> None:

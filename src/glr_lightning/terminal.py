@@ -18,7 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn
 from yaml import YAMLError
 
-from glr_lightning.config import CONF_DIR, group_without_name, in_one_line, long_forms, short_overrides
+from glr_lightning.config import (
+    CONF_DIR,
+    in_one_line,
+    is_users,
+    long_forms,
+    require_there,
+    short_overrides,
+    user_folders,
+)
 from glr_lightning.errors import GLRError
 
 console = Console(stderr=True)
@@ -58,6 +66,7 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
         quiet_libraries()
         show_log()
         try:
+            require_there(user_folders())
             job(composed)
         except GLRError as error:
             _show_error(str(error))
@@ -71,7 +80,7 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
             hydra.main(config_path=CONF_DIR, config_name=config_name, version_base="1.3")(guarded)()
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         known = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
-        ours = known or group_without_name(error) is not None
+        ours = known or is_users(error)
         if FULL_ERROR in os.environ or not ours:
             raise
         _show_error(in_one_line(error))

@@ -125,6 +125,13 @@ def test_a_network_in_training_is_tested_in_eval_mode_and_left_as_it_was() -> No
     assert all(module.training for module in network.modules())
 
 
+def test_images_that_ask_for_a_gradient_are_images() -> None:
+    x, y = images()
+    threats = ["clean", "pgd_linf", QUICK[0]]
+    plain, asking = (evaluate(linear((1, 8, 8)), each, y, threats) for each in (x, x.clone().requires_grad_()))
+    assert [(row.fingerprint, row.correct) for row in plain] == [(row.fingerprint, row.correct) for row in asking]
+
+
 def test_certificates_take_noise_of_their_own() -> None:
     certification = Certification(radii=(0.0, 0.1), sigma=0.5, draws=50)
     rows = evaluate(linear((1, 8, 8)), *images(10), ["clean", certification])
@@ -142,7 +149,12 @@ def test_certificates_take_noise_of_their_own() -> None:
         ({"threats": ["pgd_linf", "pgd_linf.stepz=3"]}, None, "'stepz' in threat.pgd_linf"),
         ({"threats": ["pgd_linf", "pgd_linf.steps=abc"]}, "threat.pgd_linf.steps", "threat.pgd_linf.steps must be"),
         ({"threats": [attack(fgsm, epsilon=0.1), attack(fgsm, epsilon=0.2)]}, "threats", "give a mapping"),
-        ({"threats": [3]}, "threats", "a name or a Threat, got 3"),
+        ({"threats": [3]}, "threats", "got [3]"),
+        ({"threats": None}, "threats", "a list"),
+        ({"threats": {"mine": 3}}, "threats", "got {'mine': 3}"),
+        ({"seed": True}, "seed", "a whole number"),
+        ({"surrogates": {"s": linear((1, 7, 7))}}, None, "surrogate s does not take images of shape [1, 8, 8]"),
+        ({"surrogates": {"s": linear((1, 8, 8), 5)}}, "surrogates", "surrogate s must have the classes"),
         ({"images": torch.full((60, 1, 8, 8), 255.0)}, "images", "scale the pixels"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels", "int64"),
         ({"surrogates": {"s": linear((1, 8, 8)).double()}}, None, "surrogate s must be where the network is"),
@@ -182,8 +194,8 @@ PIXELS, CLASSES = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
         (Returns(lambda x: x), PIXELS.numpy(), CLASSES, {}, "images must be a tensor, got ndarray"),
         (Returns(lambda x: x), PIXELS, CLASSES.tolist(), {}, "labels must be a tensor, got list"),
         (Returns(lambda x: x), PIXELS, CLASSES, {"batch_size": 2.5}, "batch_size must be a whole number"),
-        (Returns(lambda x: x), PIXELS, CLASSES, {"surrogates": "relu"}, "surrogates must be a network or networks"),
-        (Returns(lambda x: x), PIXELS, CLASSES, {"surrogates": {"a": None}}, "must be a torch module, got None"),
+        (Returns(lambda x: x), PIXELS, CLASSES, {"surrogates": "relu"}, "surrogates must be a mapping"),
+        (Returns(lambda x: x), PIXELS, CLASSES, {"surrogates": {"a": None}}, "surrogates must be a mapping"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(

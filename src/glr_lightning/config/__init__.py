@@ -1,6 +1,6 @@
 """Configurations: composed by Hydra from conf/, identified by a hash, and built into objects."""
 
-from glr_lightning.config.building import TRUSTED, build, load_yaml, target_of
+from glr_lightning.config.building import TRUSTED, build, load_yaml, target_of, trusted_prefixes
 from glr_lightning.config.composition import (
     TrainConfig,
     checked_root,
@@ -11,9 +11,9 @@ from glr_lightning.config.composition import (
     resolve,
     store_root,
 )
-from glr_lightning.config.groups import CONF_DIR, Groups
+from glr_lightning.config.groups import CONF_DIR, Groups, require_there, user_folders
 from glr_lightning.config.identity import config_hash
-from glr_lightning.config.messages import group_without_name, in_one_line
+from glr_lightning.config.messages import in_one_line, is_users
 from glr_lightning.config.short_forms import SHORT_FORMS, long_form, long_forms, short_name, short_overrides
 
 __all__ = [
@@ -28,15 +28,18 @@ __all__ = [
     "composing",
     "config_hash",
     "experiment_name",
-    "group_without_name",
     "in_one_line",
+    "is_users",
     "keys_of",
     "load_yaml",
     "long_form",
     "long_forms",
+    "require_there",
     "resolve",
     "short_name",
     "short_overrides",
     "store_root",
     "target_of",
+    "trusted_prefixes",
+    "user_folders",
 ]

@@ -20,6 +20,12 @@ _OWN += ["schedules", "training.callbacks"]
 TRUSTED = (*(f"glr_lightning.{family}." for family in _OWN), "torch.nn.modules.", "torch.optim.")
 """Modules whose classes, and for networks functions, a configuration read from a run folder may call."""
 
+
+def trusted_prefixes(packages: Sequence[str]) -> tuple[str, ...]:
+    """TRUSTED, and the prefixes of the names in some packages: "mine." of "mine"."""
+    return tuple(dict.fromkeys([*TRUSTED, *(f"{package.removesuffix('.')}." for package in packages)]))
+
+
 RANGES: dict[str, dict[str, Any]] = {
     "pytorch_lightning.loggers.": {"flush_logs_every_n_steps": Count},
     "torch.optim.lr_scheduler.": {"T_max": Count, "step_size": Count, "total_iters": Count, "gamma": NonNegative},

@@ -18,11 +18,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from glr_lightning.config.groups import CONF_DIR, Groups, as_url, listing, user_folders
-from glr_lightning.config.messages import group_without_name, in_one_line, lacks
+from glr_lightning.config.groups import CONF_DIR, Groups, as_url, listing, require_there, user_folders
+from glr_lightning.config.messages import group_without_name, in_one_line, is_users, lacks
 from glr_lightning.config.short_forms import long_forms, short_name, short_overrides
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.validation import Count, Positive, Seed, Threads, checked_arguments
+from glr_lightning.validation import Count, Positive, Seed, Threads, checked, checked_arguments
 
 SEVERAL = {"callbacks", "logger", "threat"}
 """The groups of which several options can be chosen at once."""
@@ -125,6 +125,7 @@ def resolve(config: Any, overrides: Sequence[str] | None = None) -> dict[str, An
     return {str(key): value for key, value in plain.items()}
 
 
+@checked
 def compose(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Return the resolved training configuration for a list of Hydra overrides; also within a Hydra entry point.
 
@@ -158,20 +159,22 @@ def composing(
     except (HydraException, YAMLError) as error:
         raise ConfigurationError(in_one_line(error)) from None
     except ValueError as error:
-        group = group_without_name(error)
-        if group is None:
+        if not is_users(error):
             raise
-        raise ConfigurationError(in_one_line(error), option=short_name(group[0]) or None) from None
+        group = group_without_name(error)
+        option = None if group is None else short_name(group[0]) or None
+        raise ConfigurationError(in_one_line(error), option=option) from None
     finally:
         Singleton.set_state(state)
 
 
 def _with_folders(overrides: list[str], folders: Sequence[str]) -> list[str]:
     """Add folders to Hydra's search path, before those that the overrides name themselves."""
-    if not folders:
-        return overrides
     own = [override for override in overrides if override.startswith("hydra.searchpath=")]
+    if not folders and not own:
+        return overrides
     named = [folder for each in OverridesParser.create().parse_overrides(own) for folder in as_list(each.value())]
+    require_there(map(str, [*named, *folders]))
     quoted = ",".join(repr(folder) for folder in dict.fromkeys([*named, *folders]))
     return [f"hydra.searchpath=[{quoted}]", *(override for override in overrides if override not in own)]
 

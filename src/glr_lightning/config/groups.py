@@ -13,6 +13,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,12 +21,18 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
+from glr_lightning.errors import ConfigurationError
+
 CONF = Path(__file__).parents[1] / "conf"
 CONF_DIR = str(CONF if CONF.is_dir() else Path(__file__).parents[3] / "conf")
 """The configuration folder: inside the wheel, or beside `src` in a checkout."""
 
 _BUILT_IN = {"hydra", "main", "schema"}
 """Providers of search paths that every command has."""
+
+
+DEEPEST = 6
+"""Folders below a group that are looked into; a link may lead back to where it lies."""
 
 
 class Groups:
@@ -75,7 +82,7 @@ class Groups:
         deeper = [
             f"{folder}/{name}"
             for folder in below
-            if not self.is_choice(f"{group}/{folder}")
+            if group.count("/") < DEEPEST and not self.is_choice(f"{group}/{folder}")
             for name in self.options(f"{group}/{folder}")
         ]
         return sorted([*names, *deeper])
@@ -134,6 +141,27 @@ def user_folders() -> list[str]:
 def as_url(folder: str | Path) -> str:
     """Return a folder as a search path of Hydra's; what is a URL already, such as pkg://my_package.conf, stays."""
     return str(folder) if "://" in str(folder) else f"file://{Path(folder).expanduser().resolve()}"
+
+
+def require_there(search_path: Iterable[str]) -> None:
+    """Refuse search paths that do not exist; Hydra passes over them.
+
+    Raises:
+        ConfigurationError: names the first of them.
+    """
+    Plugins.instance()  # registers how folders and packages are read
+    for url in search_path:
+        scheme = url.partition("://")[0] if "://" in url else "file"  # as Hydra reads it
+        try:
+            there = SourcesRegistry.instance().resolve(scheme)("user", url).available()
+        except ValueError:  # neither a folder nor a package
+            there = False
+        if not there:
+            raise ConfigurationError(
+                f"there is no folder or package {url.removeprefix('file://')} to search for configurations; name one "
+                "that exists, such as /path/to/conf or pkg://my_package.conf, or leave it out.",
+                option="hydra.searchpath",
+            )
 
 
 def listing(roots: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
+from hydra.plugins.config_source import ConfigSource
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 
 from glr_lightning.config.groups import Groups
@@ -46,6 +47,8 @@ def in_one_line(error: Exception) -> str:
         return (
             f"{short_name(name)}={shown(value)} names no option of the group; leave it out, or choose from {choices}."
         )
+    if isinstance(error, UnicodeDecodeError):
+        return f"{_file_of(error)} is no text, so it cannot be a configuration; remove it, or name another."
     cause: Any = error.__cause__ or error
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _no_option(cause, groups)
@@ -57,6 +60,24 @@ def in_one_line(error: Exception) -> str:
     if no_group is not None:
         return _no_group(no_group["group"], no_group["file"], groups)
     return words_of(error)
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether an error that Hydra lets through is the user's to correct, which its type alone does not tell."""
+    if isinstance(error, UnicodeDecodeError):
+        return bool(_file_of(error))
+    return group_without_name(error) is not None or str(error).startswith("No config source registered")
+
+
+def _file_of(error: BaseException) -> str:
+    """Return the configuration file that Hydra was reading when it raised an error, or nothing."""
+    frames = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)]
+    files = [
+        str(names["full_path"])
+        for names in frames
+        if isinstance(names.get("self"), ConfigSource) and "full_path" in names
+    ]
+    return files[-1] if files else ""
 
 
 def group_without_name(error: BaseException) -> tuple[str, Any] | None:

@@ -14,7 +14,7 @@ import torch
 from annotated_types import Interval
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from glr_lightning.config import TRUSTED, build, config_hash
+from glr_lightning.config import TRUSTED, build, config_hash, trusted_prefixes
 from glr_lightning.data.base import scaled
 from glr_lightning.diagnosis.candidates import LARGEST_ERROR, Candidate, References, Subject, entries_of, tried
 from glr_lightning.diagnosis.figure import variance_against_time
@@ -161,7 +161,7 @@ def _subject(config: dict[str, Any]) -> Subject:
             raise ConfigurationError(
                 f"run={config['run']} names {len(folders)} runs; one at a time is diagnosed.", option="run"
             )
-        trusted = (*TRUSTED, *(f"{package}." for package in config["trusted"]))
+        trusted = trusted_prefixes(config["trusted"])
         where = {"root": config["data"]["root"], "checkpoint": checkpoint_path(config["checkpoint"])}
         run = load_run(folders[0], trusted=trusted, **where)
         name, base, network, data = f"run {folders[0]}", with_trained_sigma(run, trusted), run.network, run.data

@@ -23,17 +23,19 @@ from glr_lightning.evaluation.worst_case import cross_check
 from glr_lightning.terminal import progress_bar
 from glr_lightning.threats import Attack, Threat
 from glr_lightning.threats.facts import WHITE_BOX
+from glr_lightning.validation import Count, Seed, checked_arguments
+from glr_lightning.validation.words import shown
 
 
 def evaluate(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    threats: Sequence[str | Threat | Certification] | Mapping[str, Tested] = ("clean", "pgd_linf"),
+    threats: Sequence[str | Tested] | Mapping[str, Tested] = ("clean", "pgd_linf"),
     *,
     surrogates: Mapping[str, nn.Module] | nn.Module | None = None,
-    seed: int = 0,
-    batch_size: int = 1000,
+    seed: Seed = 0,
+    batch_size: Count = 1000,
 ) -> list[Row]:
     """Test any torch network under threats.
 
@@ -60,10 +62,8 @@ def evaluate(
     Raises:
         ConfigurationError: a network, images, or threats that cannot be used.
     """
-    if isinstance(surrogates, str | list | tuple):
-        raise ConfigurationError(
-            f"surrogates must be a network or networks by name, got {surrogates!r}.", option="surrogates"
-        )
+    options = {"threats": threats, "surrogates": surrogates, "seed": seed, "batch_size": batch_size}
+    checked_arguments(evaluate, options)
     at_hand = {"surrogate": surrogates} if isinstance(surrogates, nn.Module) else dict(surrogates or {})
     with _in_eval_mode(network, *at_hand.values()):
         inputs = Inputs(network, images, labels, seed=seed, batch_size=batch_size)
@@ -80,7 +80,7 @@ def _in_eval_mode(*networks: nn.Module) -> Iterator[None]:
     """Switch networks to eval mode within the block, and each of their modules back afterwards."""
     for network in networks:
         if not isinstance(network, nn.Module):
-            raise ConfigurationError(f"a network must be a torch module, got {network!r}.")
+            raise ConfigurationError(f"a network must be a torch module, got {shown(network)}.", option="network")
     training = [module for network in networks for module in network.modules() if module.training]
     for module in training:
         module.training = False
@@ -131,10 +131,6 @@ def _threats(threats: Sequence[str | Tested] | Mapping[str, Tested]) -> dict[str
     """The threats by name."""
     if isinstance(threats, Mapping):
         return dict(threats)
-    if isinstance(threats, str):
-        raise ConfigurationError(
-            f"threats must be a list, got {threats!r}; for example threats=[{threats!r}].", option="threats"
-        )
     words = [each for each in threats if isinstance(each, str)]
     found: dict[str, Tested] = {}
     for name, threat in named_threats(words).items() if words else ():
@@ -142,8 +138,6 @@ def _threats(threats: Sequence[str | Tested] | Mapping[str, Tested]) -> dict[str
     for each in threats:
         if isinstance(each, str):
             continue
-        if not isinstance(each, Threat | Certification):
-            raise ConfigurationError(f"a threat must be a name or a Threat, got {each!r}.", option="threats")
         name = "certify" if isinstance(each, Certification) else getattr(each.function, "__name__", "threat")
         if name in found:
             raise ConfigurationError(

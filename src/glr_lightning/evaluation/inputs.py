@@ -1,6 +1,6 @@
 """What an evaluation is about: a network, the images it is tested on, and the randomness of the test."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -57,23 +57,13 @@ class Inputs:
     def __post_init__(self) -> None:
         check_network("network", self.network, self.place)
         _check_data(self.images, self.labels, self.positions, self.batch_size)
+        object.__setattr__(self, "images", self.images.detach())
         self._check_fit()
 
     def _check_fit(self) -> None:
         """Refuse images that the network cannot take, before anything is run."""
-        try:
-            scores = self.scores(*self.batch(slice(1))[::2])
-        except Exception as error:  # a network may raise anything
-            raise ConfigurationError(
-                f"the network does not take images of shape {list(self.images.shape[1:])} ({words_of(error)}); "
-                "test it on the data it was trained on."
-            ) from error
-        if not isinstance(scores, Tensor) or not scores.is_floating_point():
-            kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-            raise ConfigurationError(
-                f"the network must return scores, a float tensor [B, classes], got {kind}; wrap it in a module that "
-                "returns them."
-            )
+        batch = self.batch(slice(1))
+        scores = first_scores("network", lambda x: self.scores(x, batch.random), batch.x)
         low, high = int(self.labels.amin()), int(self.labels.amax())
         if scores.dim() != 2 or low < 0 or high >= scores.shape[1]:
             raise ConfigurationError(
@@ -151,6 +141,25 @@ class Inputs:
             "n": len(self.labels),
             "randomized": self.randomized,
         }
+
+
+@torch.no_grad()
+def first_scores(name: str, network: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """The scores that a network returns for x. Raises ConfigurationError if it does not take x or returns no scores."""
+    try:
+        scores = network(x)
+    except Exception as error:  # a network may raise anything
+        raise ConfigurationError(
+            f"the {name} does not take images of shape {list(x.shape[1:])} ({words_of(error)}); "
+            "test it on the data it was trained on."
+        ) from error
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise ConfigurationError(
+            f"the {name} must return scores, a float tensor [B, classes], got {kind}; wrap it in a module that "
+            "returns them."
+        )
+    return scores
 
 
 def check_network(name: str, network: nn.Module, place: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from glr_lightning.config import TRUSTED
+from glr_lightning.config import trusted_prefixes
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.evaluation.attempts import Attempt, attempts
 from glr_lightning.evaluation.certification import Certification
@@ -45,7 +45,7 @@ class Plan:
         self.threats = {name: each for name, each in found.items() if isinstance(each, Threat)}
         self.certifications = {name: each for name, each in found.items() if isinstance(each, Certification)}
         self.device = torch_device(config["device"])
-        self.trusted = (*TRUSTED, *(f"{package}." for package in config["trusted"]))
+        self.trusted = trusted_prefixes(config["trusted"])
         self.noisy: dict[Path, NoiseAveraged | None] = {}
         self._images: dict[str, tuple[Tensor, Tensor]] = {}
         self._surrogates: dict[str, TrainedSurrogates] = {}

@@ -17,9 +17,10 @@ from torch import nn
 
 from glr_lightning import terminal
 from glr_lightning.config import TRUSTED, compose, config_hash
+from glr_lightning.errors import ConfigurationError
 from glr_lightning.evaluation.attempts import Attempt
 from glr_lightning.evaluation.fingerprints import attack_fingerprint
-from glr_lightning.evaluation.inputs import Inputs, check_network
+from glr_lightning.evaluation.inputs import Inputs, check_network, first_scores
 from glr_lightning.evaluation.runner import Advance, nothing, perturb
 from glr_lightning.runs.trained_run import CONFIG, TrainedRun, at_root, load_run
 from glr_lightning.threats import Threat
@@ -61,13 +62,22 @@ class GivenSurrogates(Surrogates):
         return self.networks.get(attempt.surrogate)
 
     def check(self, inputs: Inputs) -> None:
-        """Refuse networks in training mode, or elsewhere than the tested network.
+        """Refuse networks in training mode, elsewhere than the tested network, or for other images or classes.
 
         Raises:
             ConfigurationError: says which.
         """
+        batch = inputs.batch(slice(1))
+        shape = inputs.scores(batch.x, batch.random).shape
         for name, network in self.networks.items():
-            check_network(f"surrogate {name}".strip(), network, inputs.place)
+            check_network(f"surrogate {name}", network, inputs.place)
+            scores = first_scores(f"surrogate {name}", network, batch.x)
+            if scores.shape != shape:
+                raise ConfigurationError(
+                    f"the surrogate {name} must have the classes of the network, scores {list(shape)} for one image, "
+                    f"got {list(scores.shape)}; give another.",
+                    option="surrogates",
+                )
 
 
 @final

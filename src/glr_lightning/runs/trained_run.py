@@ -16,11 +16,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from glr_lightning.config import TRUSTED, build, load_yaml
+from glr_lightning.config import TRUSTED, build, load_yaml, trusted_prefixes
 from glr_lightning.data import ImageDataModule
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.runs.upgrade import upgrade
 from glr_lightning.storage import write_atomically
+from glr_lightning.validation import checked
 
 CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.csv"
 ROBUSTNESS, PER_IMAGE = "robustness.csv", "robustness.npz"
@@ -167,14 +168,15 @@ def build_network(config: Mapping[str, Any], data: ImageDataModule, trusted: Seq
     return build(section, where="network", trusted=trusted, image_shape=data.image_shape, classes=data.classes)
 
 
+@checked
 def load_run(
-    folder: str | Path, *, trusted: Sequence[str] = TRUSTED, root: str | Path | None = None, checkpoint: Path = BEST
+    folder: str | Path, *, trusted: Sequence[str] = (), root: str | Path | None = None, checkpoint: str | Path = BEST
 ) -> TrainedRun:
     """Rebuild a trained network from its run's own configuration.
 
     Args:
         folder: the run folder.
-        trusted: prefixes of the names its configuration may call.
+        trusted: packages beside this one and torch whose code its configuration may name, such as ["my_package"].
         root: where the data lie on this machine, if elsewhere than in training.
         checkpoint: which checkpoint, relative to the folder.
 
@@ -183,8 +185,9 @@ def load_run(
     """
     folder = Path(folder).expanduser()
     config = read_config(folder)
-    data = build_data(config, trusted, None if root is None else str(root))
-    network = build_network(config, data, trusted)
+    allowed = trusted_prefixes(trusted)
+    data = build_data(config, allowed, None if root is None else str(root))
+    network = build_network(config, data, allowed)
     loaded = load_checkpoint(folder / checkpoint)
     load_weights(network, loaded, folder / checkpoint)
     return TrainedRun(folder, config, network.eval(), data, loaded)

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
-from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root, compose
+from glr_lightning.config import TrainConfig, build, checked_root, compose, trusted_prefixes
 from glr_lightning.data import ImageDataModule
 from glr_lightning.errors import ConfigurationError, GLRError, words_of
 from glr_lightning.estimators import Estimator
@@ -35,11 +35,13 @@ from glr_lightning.training.module import GLRModule, require_working_optimizer
 from glr_lightning.training.result import write_result
 from glr_lightning.training.resume import require_resumable, restore_metrics, start_metrics
 from glr_lightning.training.trainer import checked_options, make_trainer
+from glr_lightning.validation import checked
 from glr_lightning.validation.words import shown
 
 log = logging.getLogger(__name__)
 
 
+@checked
 def train(
     config: Mapping[str, Any] | Sequence[str],
     run_dir: str | Path | None = None,
@@ -67,14 +69,10 @@ def train(
         DivergenceError: a NaN or infinite loss; the last checkpoint is kept.
         KeyboardInterrupt: interrupted; the last checkpoint is kept.
     """
-    if isinstance(config, str):
-        raise ConfigurationError(
-            f"train takes a configuration or a list of overrides, got {config!r}; give [{config!r}]."
-        )
     config = checked_root(TrainConfig, _whole(config if isinstance(config, Mapping) else compose(config)))
     options = checked_options(config["trainer"])
     folder = Path(config["run_dir"] if run_dir is None else run_dir)
-    allowed = (*TRUSTED, *(f"{package}." for package in trusted)) if resume else None
+    allowed = trusted_prefixes(trusted) if resume else None
     if resume:
         require_resumable(folder)
 

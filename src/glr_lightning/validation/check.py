@@ -131,12 +131,24 @@ class Parameter:
             return self._adapter.validate_python(value)
         except ValidationError:
             example = "" if self._is_no_example(value) else f"; for example {option}={shown(self.default)}"
+            if isinstance(value, str) and _accepts(self._adapter, [value]):
+                example = f"; for example {option}=[{shown(value)}]"
             message = f"{option} must be {self.allowed}, got {shown(value)}{example}."
             raise ConfigurationError(message, option=option) from None
 
     def _is_no_example(self, value: Any) -> bool:
         plain = isinstance(self.default, str | int | float | tuple) and self.default != ""
         return not plain or not self.has_default or shown(self.default) == shown(value)
+
+
+def _accepts(adapter: Any, value: Any) -> bool:
+    from pydantic import ValidationError
+
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 @functools.cache
