@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation
 from glr_lightning.estimators.local_expectation import Beyond
-from glr_lightning.estimators.output_loss import CrossEntropyOutput, OutputLoss, ZeroOneOutput, output_loss_for
+from glr_lightning.estimators.output_loss import (
+    CrossEntropyOutput,
+    OutputLoss,
+    ZeroOneOutput,
+    noise_free_output,
+    output_loss_for,
+    output_of,
+)
 from glr_lightning.injection import Joint
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import Residual, Shift, mlp
@@ -323,3 +330,27 @@ def test_units_of_a_block_move_beside_a_shortcut_common_to_all_copies() -> None:
             torch.testing.assert_close(
                 beyond.after_moves(at, v, chosen, v), beyond.losses.view(3, 5, 1).expand(3, 5, v.shape[2])
             )
+
+
+@pytest.mark.parametrize("integrates", [True, False])
+def test_a_loss_of_ones_own_registers_its_form(integrates: bool) -> None:
+    class Own(CrossEntropy):
+        pass
+
+    @output_of(Own, integrates=integrates)
+    class OwnOutput(OutputLoss):
+        pass
+
+    class Derived(Own):
+        pass
+
+    z, labels = torch.zeros(1, 3), torch.tensor([0])
+    assert type(output_loss_for(Own(), Gaussian(), 1.0, z, labels)) is OwnOutput
+    assert type(noise_free_output(Own(), Gaussian(), z, labels)) is (OutputLoss if integrates else OwnOutput)
+    assert type(output_loss_for(Derived(), Gaussian(), 1.0, z, labels)) is OutputLoss
+
+
+def test_a_form_that_integrates_noise_out_is_not_used_without_noise() -> None:
+    z, labels = torch.zeros(1, 3), torch.tensor([0])
+    assert type(noise_free_output(ZeroOne(), Gaussian(), z, labels)) is OutputLoss
+    assert type(noise_free_output(CrossEntropy(), Gaussian(), z, labels)) is CrossEntropyOutput

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
@@ -32,7 +32,8 @@ from glr_lightning.diagnosis.measure import Contender, measure
 from glr_lightning.diagnosis.statistics import SIGNS, Comparison, alignment, compare, critical_z, layers_of
 from glr_lightning.diagnosis.tables import finding_tables
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators import Estimator, Objective
+from glr_lightning.estimators import Estimator
+from glr_lightning.estimators.base import OBJECTIVES
 from glr_lightning.evaluation.plan import checkpoint_path
 from glr_lightning.randomness import generator_for
 from glr_lightning.reporting.report import ENVIRONMENT
@@ -145,10 +146,10 @@ class _ReferenceOptions:
 def _check(config: Mapping[str, Any]) -> None:
     checked_arguments(_Options, {key.name: config[key.name] for key in fields(_Options)})
     checked_arguments(_ReferenceOptions, config["reference"], "reference")
-    unknown = set(config["reference"]["estimator"]) - set(get_args(Objective))
+    unknown = set(config["reference"]["estimator"]) - OBJECTIVES.keys()
     if unknown:
         raise ConfigurationError(
-            f"reference.estimator has {', '.join(sorted(unknown))}; objectives are {', '.join(get_args(Objective))}.",
+            f"reference.estimator has {', '.join(sorted(unknown))}; objectives are {', '.join(OBJECTIVES)}.",
             option="reference.estimator",
         )
 

@@ -4,7 +4,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, final
+from typing import Any, ClassVar, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,8 @@ from glr_lightning.validation import Checked
 
 Value = TypeVar("Value")
 
-Objective = Literal["noise_free", "joint", "layerwise", "discontinuities", "weights"]
-"""The objective that an estimate is the gradient of: the plain loss; E[L] under noise at all sites; per layer E[L]
-under noise at that layer alone; E[L] under noise where something jumps (`Hybrid`); E[L] under noise on the weights."""
+Objective: TypeAlias = str
+"""The objective that an estimate is the gradient of: one of `OBJECTIVES`, or in words another."""
 
 OBJECTIVES: dict[Objective, str] = {
     "noise_free": "the loss itself, without noise",
@@ -31,9 +30,12 @@ OBJECTIVES: dict[Objective, str] = {
     "discontinuities": "E[L] under noise where something jumps",
     "weights": "E[L] under noise on the weights",
 }
-"""Every objective in words."""
+"""The objectives that this package knows, in words."""
 
-Family = Literal[
+Family: TypeAlias = str
+"""The kind of method: one of `FAMILIES`, or a name for another."""
+
+FAMILIES: tuple[Family, ...] = (
     "backpropagation",
     "pathwise",
     "straight-through",
@@ -41,9 +43,10 @@ Family = Literal[
     "likelihood ratio",
     "likelihood ratio and pathwise",
     "evolution strategies",
-]
-"""The kind of method. "likelihood ratio" holds all that learn from loss values under noise at the neurons, among them
-local expectation, its Rao-Blackwell form; "pathwise" is backpropagation through a noisy forward pass."""
+)
+"""The kinds of method in this package. "likelihood ratio" holds all that learn from loss values under noise at the
+neurons, among them local expectation, its Rao-Blackwell form; "pathwise" is backpropagation through a noisy forward
+pass."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ With v = u + sigma z an output loss returns, for all rows at once: the loss at u
 moved, for every unit (a rank-one change of u); and the derivative of the expected loss with respect to u, from loss
 values. What is integrated out exactly keeps the mean and lowers the variance.
 
-`output_loss_for` chooses by the class of the loss: `OUTPUT_LOSSES` holds better ones than the general `OutputLoss`.
+`output_loss_for` chooses by the class of the loss: `output_of` registers better ones than the general `OutputLoss`, for
+a loss in any package.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -70,6 +72,34 @@ class OutputLoss:
         return density_at_0(self.noise, u) / self.sigma * (above - below)
 
 
+class _Form(NamedTuple):
+    kind: type[OutputLoss]
+    integrates: bool
+
+
+_FORMS: dict[type[Loss], _Form] = {}
+"""By the exact class of the loss; a subclass may be another function."""
+
+AnyOutput = TypeVar("AnyOutput", bound=type[OutputLoss])
+
+
+def output_of(loss: type[Loss], *, integrates: bool) -> Callable[[AnyOutput], AnyOutput]:
+    """Register a class as the form that a loss has at the logits.
+
+    Args:
+        loss: the class of the loss, not its subclasses.
+        integrates: whether it integrates out some of the noise at the logits. Such a form is not used where a layer is
+            without noise.
+    """
+
+    def register(kind: AnyOutput) -> AnyOutput:
+        _FORMS[loss] = _Form(kind, integrates)
+        return kind
+
+    return register
+
+
+@output_of(CrossEntropy, integrates=False)
 @dataclass(frozen=True)
 class CrossEntropyOutput(OutputLoss):
     """Cross-entropy, log sum_c exp(v_c) - v_y: a unit that jumps between two levels costs a share of a matrix product.
@@ -116,6 +146,7 @@ def _log_sum_of_others(v: Tensor) -> Tensor:
     return rest.scatter(1, largest, v.scatter(1, largest, -torch.inf).logsumexp(1, keepdim=True))
 
 
+@output_of(ZeroOne, integrates=True)
 @dataclass(frozen=True)
 class ZeroOneOutput(OutputLoss):
     """0-1 loss, with the noise of the label's own logit integrated out.
@@ -177,16 +208,16 @@ def density_at_0(noise: Noise, like: Tensor) -> Tensor:
     return noise.log_prob(like.new_zeros(())).exp()
 
 
-OUTPUT_LOSSES: dict[type[Loss], type[OutputLoss]] = {CrossEntropy: CrossEntropyOutput, ZeroOne: ZeroOneOutput}
-"""Output losses by the exact class of the loss; a subclass may be another function."""
-
-
 def noise_free_output(loss: Loss, noise: Noise, like: Tensor, labels: Tensor) -> OutputLoss:
     """The output loss without noise at the logits, like [rows, classes]: none that integrates it out."""
-    kind = CrossEntropyOutput if type(loss) is CrossEntropy else OutputLoss
-    return kind(loss, noise, 1.0, torch.zeros_like(like), labels)
+    form = _form(loss)
+    return (OutputLoss if form.integrates else form.kind)(loss, noise, 1.0, torch.zeros_like(like), labels)
 
 
 def output_loss_for(loss: Loss, noise: Noise, sigma: float, z: Tensor, labels: Tensor) -> OutputLoss:
     """The output loss of a loss, given the noise z [rows, classes] at the logits."""
-    return OUTPUT_LOSSES.get(type(loss), OutputLoss)(loss, noise, sigma, z, labels)
+    return _form(loss).kind(loss, noise, sigma, z, labels)
+
+
+def _form(loss: Loss) -> _Form:
+    return _FORMS.get(type(loss), _Form(OutputLoss, False))

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from glr_lightning.evaluation.row import Row
 from glr_lightning.evaluation.summary import wilson_interval
+from glr_lightning.threats.facts import BLACK_BOX, WHITE_BOX
 
 WORST_CASE = "worst_case"
-GRADIENTS = ("autograd", "straight_through", "likelihood_ratio")
-BLACK_BOX = ("none", "transfer")
 SIGNIFICANT = 3.0  # standard errors; a false alarm in 700 comparisons
 SHOWN_UP = "a black-box attack"  # how the notes about it begin
 UNCHECKED = "no black-box attack"
@@ -83,7 +82,7 @@ def _compared(row: Row, rows: Sequence[Row], correct: Hits) -> Row:
     Just one of the two succeeds on b + c images, b by the black box and c by the gradients: without a
     difference b - c has mean 0 and variance b + c (McNemar, Psychometrika 12, 1947).
     """
-    if row.kind != "attack" or not row.norm or row.gradient_source not in GRADIENTS or row.targeted:
+    if row.kind != "attack" or not row.norm or row.gradient_source not in WHITE_BOX or row.targeted:
         return row
     same = [other for other in rows if _network(other) == _network(row) and other.fingerprint in correct]
     peers = [o for o in same if (o.kind, o.norm, o.level) == ("attack", row.norm, row.level)]

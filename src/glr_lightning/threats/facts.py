@@ -4,7 +4,7 @@ import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, ParamSpec, final
+from typing import Annotated, Literal, ParamSpec, final, get_args
 
 from annotated_types import Interval
 from torch import Tensor
@@ -14,15 +14,18 @@ from glr_lightning.validation import MOST, Checked, Count, checked_arguments, ch
 
 P = ParamSpec("P")
 
-WHITE_BOX = ("autograd", "straight_through", "likelihood_ratio")
+Norm = Literal["linf", "l2"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+BlackBox = Literal["none", "transfer"]
+BLACK_BOX: tuple[BlackBox, ...] = get_args(BlackBox)
+"""What an attack may follow in place of the attacked network's gradient."""
+WhiteBox = Literal["autograd", "straight_through", "likelihood_ratio"]
+WHITE_BOX: tuple[WhiteBox, ...] = get_args(WhiteBox)
 """Where the gradient of the attacked network itself can come from."""
-GRADIENT_SOURCES = ("none", "transfer", *WHITE_BOX)
-NORMS = ("linf", "l2")
+Source = Literal[BlackBox, WhiteBox]
+GRADIENT_SOURCES: tuple[Source, ...] = get_args(Source)
 ARGUMENTS = ("model", "x", "y", "random", "target")
 """What the evaluation hands to a threat function; its other arguments are parameters."""
-
-Norm = Literal["linf", "l2"]
-Source = Literal["none", "transfer", "autograd", "straight_through", "likelihood_ratio"]
 
 
 @final
