@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,8 @@ class TestTable:
                 "line 2: (searches|masked|randomized|targeted) cannot be 'no'",
             ),
             (lambda text: text.replace(",60,", ",sixty,", 1), "line 2: n cannot be 'sixty'"),
+            (lambda text: re.sub(r"(,60,\d+,)[0-9.]+", r"\1nan", text, count=1), "line 2: accuracy cannot be 'nan'"),
+            (lambda text: re.sub(r"(,60,\d+,)[0-9.]+", r"\1-inf", text, count=1), "line 2: accuracy cannot be '-inf'"),
             (lambda text: text.splitlines()[0] + "\na,b,c\n", "37 cells expected, got 3"),
             (lambda text: text[: text.rindex('"')], "cannot be read"),
         ],

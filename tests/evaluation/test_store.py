@@ -146,6 +146,24 @@ def test_a_damaged_record_is_refused(evaluate: Any, trained: Path) -> None:
         assert (outcome.code, "Remove the file" in outcome.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("surrogate.dir=runs/lrtz/config.yaml", "surrogate.dir=runs/lrtz/config.yaml must be a folder"),
+        ("surrogate.dir=null", "surrogate.dir must be a folder, got null"),
+        ("surrogate.experiment=3", "surrogate.experiment must be a name"),
+        ("run=null", "run must be a folder, a glob"),
+        ("run=[]", "run must be a folder, a glob"),
+        ("run=[null]", "run must be a folder, a glob"),
+    ],
+)
+def test_what_is_no_folder_or_name_is_refused_in_one_line(evaluate: Any, option: str, words: str) -> None:
+    outcome = evaluate("run=runs/lrtz", "threat=[clean,transfer_pgd]", "limit=5", option)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert "Traceback" not in outcome.err
+
+
 def test_each_family_of_surrogates_has_a_row_and_its_images_once(evaluate: Any, trained: Path) -> None:
     families = "surrogate.experiment=[surrogate/relu,surrogate/straight_through]"
     assert evaluate("run=runs/lrtz", *QUICK, "threat=fgsm", families).code == 0

@@ -58,6 +58,10 @@ def test_a_function_in_a_users_module_is_a_figure_of_the_report(
     assert "![training time](training_time.png)\n\nAccuracy against training time, of all runs." in text
     assert text.index("epsilon.png") < text.index("training_time.png")
     assert "Accuracy against training time, of all runs." in (out / "report.html").read_text()
+    (out / "mine.png").write_bytes(b"no figure of the report")
+    assert call(monkeypatch, f"runs={folder}", f"out={out}") == 0
+    assert not (out / "training_time.png").exists()
+    assert (out / "mine.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,8 @@ def damage(name: str, content: str) -> Callable[[Path], object]:
         (damage("result.json", '{"test_accuracy": "high"}'), "no valid 'test_accuracy'"),
         (damage("metrics.csv", "epoch,train_loss\nx,1\n"), "metrics.csv is damaged"),
         (damage("metrics.csv", "train_loss\n1\n"), "metrics.csv is damaged"),
+        (damage("metrics.csv", ""), "it is empty"),
+        (damage("metrics.csv", "epoch,train_loss\n0,1\n1\n"), "line 3 has not as many cells"),
         (damage("robustness.csv", "a,b\n"), "is no table of results"),
         (damage("config.yaml", "- 1"), "does not hold a mapping"),
         (damage("config.yaml", "date: 2020-01-01"), "holds more than plain values"),

@@ -24,15 +24,6 @@ class ReportConfig:
 store_root("report_schema", ReportConfig)
 
 
-def _patterns(runs: Any) -> list[str]:
-    patterns = [runs] if isinstance(runs, str | int) else runs
-    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str | int) for p in patterns):
-        raise ConfigurationError(
-            f'runs must be a folder, a glob such as "runs=runs/*", or a list of them, got runs={runs!r}.', option="runs"
-        )
-    return [str(pattern) for pattern in patterns]
-
-
 def _report(composed: DictConfig) -> None:
     if "runs" not in composed or composed.runs is None:
         raise ConfigurationError(
@@ -44,7 +35,7 @@ def _report(composed: DictConfig) -> None:
 
     config = checked_root(ReportConfig, resolve(composed))
     out = Path(config["out"]).expanduser()
-    folders = find_runs(_patterns(config["runs"]), option="runs")
+    folders = find_runs(config["runs"], option="runs")
     show(report(folders, out, config["mce_baseline"], config["figures"]))
     print(f"\nreport: {out / REPORT}\npage: {out / PAGE}")
 

@@ -6,6 +6,7 @@ their order.
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -100,6 +101,9 @@ FIELDS = tuple(field.name for field in fields(Row))
 """The header of the table."""
 FIELDS_0_4 = tuple(name for name in FIELDS if name != "searches")
 
+DISTANCES = ("mean_l2", "max_l2", "mean_linf", "max_linf")
+"""What is not finite where an image left the finite numbers."""
+
 AGAIN = "Remove the file and evaluate the run again."
 
 
@@ -168,7 +172,9 @@ def _parse(header: Sequence[str], cells: Sequence[str], where: str) -> Row:
     values: dict[str, Any] = {}
     for name, text in zip(header, cells, strict=True):
         try:
-            values[name] = PARSERS[types[name]](text)
+            value = values[name] = PARSERS[types[name]](text)
+            if isinstance(value, float) and not math.isfinite(value) and name not in DISTANCES:
+                raise ValueError("no number")
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{where}: {name} cannot be {text!r}. {AGAIN}") from error
     row = Row(**values)

@@ -26,6 +26,7 @@ from glr_lightning.runs.trained_run import CONFIG, TrainedRun, at_root, load_run
 from glr_lightning.threats import Threat
 from glr_lightning.threats.attacks.adversarial_set import AdversarialSet, image_checksums, load_set, replayed, save_set
 from glr_lightning.training.fit import train
+from glr_lightning.validation.words import shown
 
 
 class Surrogates(ABC):
@@ -130,7 +131,12 @@ class TrainedSurrogates(Surrogates):
 def wanted(threats: Mapping[str, Threat], options: Mapping[str, Any]) -> list[str]:
     """The experiments whose surrogates some threats need: those that they name, else those of the options."""
     experiments = options["experiment"]
-    given = [experiments] if isinstance(experiments, str) else list(experiments or [])
+    given = [experiments] if isinstance(experiments, str) else experiments or []
+    if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
+        raise ConfigurationError(
+            f"surrogate.experiment must be a name such as surrogate/relu, or a list of them, got {shown(experiments)}.",
+            option="surrogate.experiment",
+        )
     names: dict[str, None] = {}
     for threat in threats.values():
         if "transfer" in threat.gradient_sources and not threat.recorded:
@@ -155,12 +161,11 @@ def load_surrogate(
     config = compose(overrides + ([] if epochs is None else [f"epochs={epochs}"]))
     own = {name: config["data"][name] for name in ("batch_size", "validation", "seed", "flip", "crop")}
     config["data"] = at_root(run.config["data"], None if run.data.root is None else str(run.data.root)) | own
-    parent = Path(options["dir"])
+    parent = _folder(options["dir"])
     folder = parent / f"{experiment.replace('/', '-')}-{config_hash(config)}"
     if not (folder / CONFIG).exists():
         terminal.console.print(f"training the surrogate {folder} (once)")
-        parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(prefix=".training-", dir=parent))
+        workplace = _workplace(parent)
         try:
             train(config, workplace / "run")
             with contextlib.suppress(OSError):  # another process may have put the same one there meanwhile
@@ -170,6 +175,25 @@ def load_surrogate(
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
     return load_run(folder, trusted=trusted, root=config["data"]["root"])
+
+
+def _folder(value: Any) -> Path:
+    """The folder that an option names. Raises ConfigurationError."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise ConfigurationError(f"surrogate.dir must be a folder, got {shown(value)}.", option="surrogate.dir")
+    return Path(value).expanduser()
+
+
+def _workplace(parent: Path) -> Path:
+    """Make a folder to train in. Raises ConfigurationError if there can be none."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".training-", dir=parent))
+    except OSError as error:
+        raise ConfigurationError(
+            f"surrogate.dir={parent} must be a folder that can be written, but {error}; choose another.",
+            option="surrogate.dir",
+        ) from None
 
 
 def with_kept_images(inputs: Inputs, attempt: Attempt, surrogate: TrainedRun, advance: Advance = nothing) -> Attempt:

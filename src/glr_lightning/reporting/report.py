@@ -13,6 +13,7 @@ Run folders are read, and nothing in them is run.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,9 +82,17 @@ def report(
     for name, file in file_names(evaluated, ".json").items():
         files[f"{FOLDER}/{file}"] = robustbench_json(evaluated[name])
     images = {picture.name: picture.png for picture in (*pictures, *examples)}
-    stale = (*STALE, *(figure.name for figure in known))
+    stale = (*STALE, *(figure.name for figure in known), *_figures_of(out / REPORT))
     write_files(out, {name: text.encode() for name, text in files.items()} | images, stale=stale)
     return robustness_tables(runs, comparison.columns) if comparison.columns else [runs_table(runs)]
+
+
+def _figures_of(earlier: Path) -> list[str]:
+    """The figures beside an earlier report, which names them; those of modules that are not asked for now included."""
+    try:
+        return re.findall(r"!\[[^\]]*\]\((\w+\.png)\)", earlier.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):  # there is none, or it is none of ours
+        return []
 
 
 def _document(

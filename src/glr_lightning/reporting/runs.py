@@ -170,7 +170,12 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     merged: dict[int, dict[str, float]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file, strict=True):
+            reader = csv.DictReader(file, strict=True)
+            if not reader.fieldnames:
+                raise ValueError("it is empty")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"line {reader.line_num} has not as many cells as the header")
                 if row["epoch"] == "":  # of a callback that logs by step, such as Lightning's LearningRateMonitor
                     continue
                 values = {key: float(value) for key, value in row.items() if value}

@@ -22,6 +22,7 @@ from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.runs.upgrade import upgrade
 from glr_lightning.storage import write_atomically
 from glr_lightning.validation import checked
+from glr_lightning.validation.words import shown
 
 CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.csv"
 ROBUSTNESS, PER_IMAGE = "robustness.csv", "robustness.npz"
@@ -67,16 +68,23 @@ def create_run_folder(folder: Path, config: dict[str, Any]) -> None:
         ) from None
 
 
-def find_runs(patterns: str | Sequence[str], option: str = "run") -> list[Path]:
+def find_runs(patterns: Any, option: str = "run") -> list[Path]:
     """The run folders that a path, a glob, or a list of them names, sorted.
 
     A folder without a config.yaml of its own stands for the runs below it. `option` names the option in errors.
 
     Raises:
         CheckpointError: a pattern that names no run.
+        ConfigurationError: what is no pattern.
     """
     found: set[Path] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    given = patterns if isinstance(patterns, list | tuple) else [patterns]
+    if not given or any(isinstance(each, bool) or not isinstance(each, str | int | Path) for each in given):
+        raise ConfigurationError(
+            f'{option} must be a folder, a glob such as "{option}=runs/*", or a list of them, got {shown(patterns)}.',
+            option=option,
+        )
+    for pattern in map(str, given):
         path = Path(pattern).expanduser()
         matches = [path] if path.exists() else [Path(match) for match in glob.glob(str(path), recursive=True)]
         runs = [run for match in matches for run in _runs_at(match)]
