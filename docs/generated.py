@@ -14,6 +14,7 @@ import nbformat
 import yaml
 
 from glr_lightning.config import SHORT_FORMS
+from glr_lightning.config.comments import Setting, settings
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -23,25 +24,6 @@ COMMANDS = {name: f"glr-{name}" for name in ("train", "evaluate", "report", "dia
 
 SORTED_INTO = ("experiment", "method", "setting")
 """Groups whose subfolders only sort their options, as in experiment=paper/lrt; other subfolders are groups."""
-
-HIDDEN = {"defaults", "hydra"}
-SHORTEST = 60
-"""Characters of a default value that are shown before it is cut."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One key of a configuration file.
-
-    Attributes:
-        path: the dotted key, as an override names it.
-        default: the value in the file, in YAML.
-        comment: what the file says about it.
-    """
-
-    path: str
-    default: str
-    comment: str
 
 
 @dataclass(frozen=True)
@@ -91,17 +73,6 @@ def read_option(path: Path, group: str, conf: Path = CONF) -> Option:
     return Option(name, " ".join(top), str(target), settings(text, prefix), [*_choices(content)])
 
 
-def settings(text: str, prefix: str = "") -> list[Setting]:
-    """The keys of a YAML text, with the comments that stand beside and below them."""
-    lines = text.splitlines()
-    node = yaml.compose(text)
-    found: list[Setting] = []
-    if isinstance(node, yaml.MappingNode):
-        for path, value, line in _leaves(node, prefix):
-            found.append(Setting(path, _shown(value), _comment(lines, line)))
-    return found
-
-
 def _leading_comments(text: str) -> list[str]:
     lines = []
     for line in text.splitlines():
@@ -118,39 +89,6 @@ def _choices(content: dict[str, Any]) -> Iterator[str]:
             yield f"{group.removeprefix('override ').lstrip('/')}={option}"
         elif entry != "_self_":
             yield str(entry).lstrip("/")
-
-
-def _leaves(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, yaml.Node, int]]:
-    for key, value in node.value:
-        name = f"{prefix}.{key.value}" if prefix else key.value
-        if key.value.startswith("_") or (not prefix and key.value in HIDDEN) or key.value == "defaults":
-            continue
-        if isinstance(value, yaml.MappingNode) and not value.flow_style:
-            yield from _leaves(value, name)
-        else:
-            yield name, value, key.start_mark.line
-
-
-def _shown(node: yaml.Node) -> str:
-    if isinstance(node, yaml.ScalarNode):
-        return node.value if node.value else '""'
-    text = node.start_mark.buffer[node.start_mark.index : node.end_mark.index] if node.start_mark.buffer else ""
-    text = re.sub(r"#.*", "", text.rstrip("\0"))
-    text = " ".join(text.split())
-    return text if len(text) <= SHORTEST else f"{text[:SHORTEST].rsplit(' ', 1)[0]} …"
-
-
-def _comment(lines: list[str], line: int) -> str:
-    """The comment behind a key, with the comment lines below it that are indented deeper than the key."""
-    _, mark, comment = lines[line].partition(" #")
-    parts = [comment.strip()] if mark else []
-    indent = len(lines[line]) - len(lines[line].lstrip())
-    for below in lines[line + 1 :]:
-        inner = below.lstrip()
-        if not mark or not inner.startswith("#") or len(below) - len(inner) <= indent:
-            break
-        parts.append(inner[1:].strip())
-    return " ".join(parts)
 
 
 def _cell(text: str) -> str:

@@ -11,8 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from glr_lightning.cli import diagnose, evaluate, train
-from glr_lightning.config import TrainConfig, build, compose, config_hash
+from glr_lightning.cli import diagnose, evaluate, report, train
+from glr_lightning.config import CONF_DIR, TrainConfig, build, compose, config_hash
+from glr_lightning.config.comments import settings
+from glr_lightning.config.composition import Node
 from glr_lightning.config.identity import PLACE_OF
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.networks import mlp
@@ -267,7 +269,26 @@ def test_help_lists_the_groups_that_a_command_takes(
         (diagnose.main, "estimator/noise: gaussian", "threat: "),
         (evaluate.main, "threat: ", "optimizer: "),
     ):
-        groups = run_cli(main, ["--help"], monkeypatch, capsys).out.partition("== Configuration")[0]
+        groups = run_cli(main, ["--help"], monkeypatch, capsys).out.partition("== Options")[0]
         assert has in groups
         assert lacks not in groups
         assert "shared" not in groups
+
+
+def test_help_gives_each_root_option_with_its_value_and_meaning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = {"train": train.main, "evaluate": evaluate.main, "report": report.main, "diagnose": diagnose.main}
+    declared = [field.name for field in dataclasses.fields(TrainConfig) if field.type != Node]
+    for command, main in commands.items():
+        names = ("train", "diagnose") if command == "diagnose" else (command,)
+        texts = [(Path(CONF_DIR) / f"{name}.yaml").read_text(encoding="utf-8") for name in names]
+        found = [setting for text in texts for setting in settings(text)]
+        assert command in ("evaluate", "report") or set(declared) <= {setting.path for setting in found}
+        help_text = run_cli(main, ["--help"], monkeypatch, capsys).out.partition("== Options")[2]
+        words = " ".join(help_text.split())
+        assert max(map(len, help_text.splitlines())) < 150
+        for setting in found:
+            assert setting.comment or "." in setting.path, f"{setting.path} of glr-{command} has no meaning"
+            shown = " ".join(f"{setting.path}={setting.default} {setting.comment}".split())
+            assert shown in words, f"glr-{command} --help"

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from glr_lightning.config.comments import listing_of_options
 from glr_lightning.config.groups import CONF_DIR, Groups, as_url, listing, require_there, user_folders
 from glr_lightning.config.messages import group_without_name, in_one_line, is_users, lacks
 from glr_lightning.config.short_forms import long_forms, short_name, short_overrides
@@ -95,6 +96,7 @@ def checked_root(root: type, config: Mapping[str, Any]) -> dict[str, Any]:
 
 store_root("train_schema", TrainConfig)
 OmegaConf.register_new_resolver("short_forms", short_overrides, replace=True)
+OmegaConf.register_new_resolver("options", listing_of_options, replace=True)
 OmegaConf.register_new_resolver("groups", lambda *roots: listing(roots), replace=True)
 
 
