@@ -89,7 +89,7 @@ class Run:
 
     @property
     def family(self) -> str:
-        """The family that the estimator declares, or an empty string; a result before 0.6 does not tell it."""
+        """The family that the estimator declares, or an empty string; earlier results do not tell it."""
         return str(self.result.get("family") or getattr(self.built("estimator"), "family", ""))
 
 

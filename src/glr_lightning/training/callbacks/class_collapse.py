@@ -123,7 +123,7 @@ class ClassCollapse(TrainingCallback):
 
 
 def dead_classes(checkpoint: Mapping[str, Any]) -> list[int]:
-    """The dead classes that a checkpoint tells of; until 0.5 they were in the state of the callback."""
+    """The dead classes that a checkpoint tells of; earlier ones have them in the state of the callback."""
     state = checkpoint if "dead_classes" in checkpoint else checkpoint["callbacks"]["ClassCollapse"]
     classes: list[int] = state["dead_classes"]
     return classes
