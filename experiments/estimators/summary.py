@@ -74,7 +74,7 @@ def total(rows: list[dict[str, str]]) -> dict[tuple[str, str], tuple[float, floa
     return {
         key: (statistics.fmean(float(r["relative_variance"]) for r in group), float(group[0]["milliseconds"]))
         for key, group in by.items()
-        if all(r["verdict"] == UNBIASED and r["relative_variance"] for r in group)
+        if all((r.get("outcome") or r["verdict"]) == UNBIASED and r["relative_variance"] for r in group)
     }
 
 

@@ -303,6 +303,8 @@ def test_findings_are_read_as_they_were_written(tmp_path: Path) -> None:
     ]
     (tmp_path / "diagnosis.csv").write_text(findings_csv(found))
     assert read_findings(tmp_path / "diagnosis.csv") == found
+    (tmp_path / "diagnosis.csv").write_text(findings_csv(found).replace(",outcome,", ",verdict,", 1))  # as 0.4 wrote it
+    assert read_findings(tmp_path / "diagnosis.csv") == found
     (tmp_path / "diagnosis.csv").write_text("a,b\n1,2\n")
     with pytest.raises(CheckpointError, match="no table of a diagnosis"):
         read_findings(tmp_path / "diagnosis.csv")
@@ -386,20 +388,20 @@ def test_an_untrained_experiment_is_diagnosed(diagnose: Any, tmp_path: Path) -> 
     folder = tmp_path / "diagnosis"
     assert {p.name for p in folder.iterdir()} == {"diagnosis.csv", "diagnosis.md", "diagnosis.png", "environment.json"}
     found = read_findings(folder / "diagnosis.csv")
-    measured = [f for f in found if f.verdict not in (REFUSED, NO_REFERENCE)]
+    measured = [f for f in found if f.outcome not in (REFUSED, NO_REFERENCE)]
     assert {(f.estimator, f.copies) for f in measured} >= {
         (e, k) for e in ("local_expectation", "published", "joint", "layerwise") for k in (4, 8)
     }
     assert {f.layer for f in measured} == {"linear1", "linear2"}
-    assert all(f.verdict in (UNBIASED, UNCLEAR, DECLARED) for f in measured)
-    assert {f.estimator for f in found if f.verdict == NO_REFERENCE} == {"forward_gradient"}  # here backprop has none
+    assert all(f.outcome in (UNBIASED, UNCLEAR, DECLARED) for f in measured)
+    assert {f.estimator for f in found if f.outcome == NO_REFERENCE} == {"forward_gradient"}  # here backprop has none
     for f in measured:
         assert f.relative_variance is not None
         assert f.milliseconds is not None
         assert f.variance_time == pytest.approx(f.relative_variance * f.milliseconds)
     joint = {f.copies: f for f in measured if (f.layer, f.estimator) == ("linear2", "joint")}
     assert (joint[4].forwards, joint[8].forwards) == (5 * 32, 9 * 32)
-    assert any(f.verdict == REFUSED and f.estimator == "noisy_backprop" for f in found)
+    assert any(f.outcome == REFUSED and f.estimator == "noisy_backprop" for f in found)
     for text in (outcome.out, (folder / "diagnosis.md").read_text()):
         assert "linear2:" in text
         assert "noisy_backprop refused: backpropagation cannot train through" in text
@@ -444,10 +446,10 @@ def test_a_trained_run_is_diagnosed_as_it_was_configured(diagnose: Any, tmp_path
         ("odd", 3),
     }
     exact = by["backprop", None, "linear1"]
-    assert (exact.objective, exact.verdict, exact.z, exact.relative_variance) == ("noise_free", UNBIASED, 0.0, 0.0)
-    assert by["odd", 3, ""].verdict == REFUSED
+    assert (exact.objective, exact.outcome, exact.z, exact.relative_variance) == ("noise_free", UNBIASED, 0.0, 0.0)
+    assert by["odd", 3, ""].outcome == REFUSED
     assert by["pinned", 8, "linear1"].objective == "layerwise"
-    assert not [f for f in found if f.verdict == BIASED]
+    assert not [f for f in found if f.outcome == BIASED]
     assert "Reference of joint, sigma=0.1" in outcome.out  # another sigma is another objective
 
 
@@ -456,7 +458,7 @@ def test_backpropagation_alone_needs_no_reference_of_the_smoothed_objective(diag
     assert outcome.code == 0, outcome.err
     assert "Reference of joint" not in outcome.out
     found = read_findings(tmp_path / "diagnosis/diagnosis.csv")
-    assert [(f.verdict, f.relative_variance, f.alignment) for f in found] == [(UNBIASED, 0.0, None)] * 2
+    assert [(f.outcome, f.relative_variance, f.alignment) for f in found] == [(UNBIASED, 0.0, None)] * 2
     assert imread(tmp_path / "diagnosis/diagnosis.png").size
 
 
@@ -471,7 +473,7 @@ def test_the_command_flags_leave_one_out_across_antithetic_pairs(
     outcome = diagnose("experiment=lrt", f"estimators=[{{layerwise:'{ratio}'}}]", *options, *more)
     assert outcome.code == 0, outcome.err
     for f in read_findings(tmp_path / "diagnosis/diagnosis.csv"):
-        assert f.verdict == BIASED
+        assert f.outcome == BIASED
         assert f.relative_bias == pytest.approx(1 / 3, abs=0.1)
     assert "BIASED: layerwise" in outcome.out
 

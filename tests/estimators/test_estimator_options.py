@@ -26,9 +26,15 @@ from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Uniform
 from glr_lightning.sampling import Independent, Sobol
 from tests.checks.estimator_cases import NotAChain, X, estimate, network_for, small_network
+from tests.checks.groups import configured
 from tests.checks.refusals import refused
 
 # ---- options and refusals -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["hybrid", "likelihood_ratio", "noisy_backprop", "straight_through", "tiered"])
+def test_python_and_the_configuration_have_the_same_defaults(name: str) -> None:
+    assert type(configured(name))() == configured(name)
 
 
 def test_one_scale_serves_all_layers_and_a_list_has_one_for_each() -> None:

@@ -178,7 +178,7 @@ def test_attacks_with_one_source_of_gradients_stand_together() -> None:
     assert not any(row.black_box_stronger for row in cross_check(rows, hits))
 
 
-def test_verdicts_made_anew_keep_what_a_row_knows_of_itself() -> None:
+def test_flags_made_anew_keep_what_a_row_knows_of_itself() -> None:
     rows, hits = judged(linear(), {"fgsm": white([0.1])})
     rows[0] = replace(
         rows[0], masked=True, unreliable=True, black_box_stronger=True, note="mine; a black-box attack, x"

@@ -455,14 +455,14 @@ def test_tiered_is_diagnosed_against_the_layerwise_reference(
         own = [f for f in found if f.estimator == label]
         assert {f.layer for f in own} == {"conv1", "conv2", "linear3"}
         assert {f.objective for f in own} == {"layerwise"}
-        assert {f.verdict for f in own} <= {UNBIASED, UNCLEAR}, [(f.layer, f.verdict, f.note) for f in own]
-    assert {f.verdict for f in found if f.estimator == "wrong"} == {REFUSED}
+        assert {f.outcome for f in own} <= {UNBIASED, UNCLEAR}, [(f.layer, f.outcome, f.note) for f in own]
+    assert {f.outcome for f in found if f.estimator == "wrong"} == {REFUSED}
     assert {(f.layer, f.copies) for f in found if f.estimator == "listed"} == {
         ("conv1", 4),
         ("conv2", 8),
         ("linear3", 10),
     }
-    assert NO_REFERENCE not in {f.verdict for f in found}
+    assert NO_REFERENCE not in {f.outcome for f in found}
     assert "Reference of layerwise" in outcome.out
     by = {(f.estimator, f.layer): f for f in found}
     assert by["tiered", "linear3"].relative_variance < by["layerwise", "linear3"].relative_variance

@@ -9,6 +9,7 @@ import pytest
 from glr_lightning.config import compose
 from glr_lightning.estimators import Backprop, Estimate, LikelihoodRatio, LocalExpectation, NoisyBackprop
 from glr_lightning.reporting.runs import read_metrics
+from glr_lightning.sampling import Independent
 from glr_lightning.schedules import Geometric
 from glr_lightning.training.callbacks import Annealing
 from glr_lightning.training.fit import train
@@ -25,7 +26,7 @@ def test_sigma_is_multiplied_and_copies_are_whole_pairs() -> None:
     rounded = [Annealing(copies=Geometric(30)).at(estimator, epoch, 7)["copies"] for epoch in range(7)]
     assert (rounded[0], rounded[-1]) == (4, 30)
     assert all(number % 2 == 0 for number in rounded)
-    assert Annealing(copies=Geometric(3)).at(NoisyBackprop(copies=1), 1, 3) == {"copies": 2}
+    assert Annealing(copies=Geometric(3)).at(NoisyBackprop(copies=1, sampling=Independent()), 1, 3) == {"copies": 2}
 
 
 def test_one_epoch_has_the_configured_values() -> None:

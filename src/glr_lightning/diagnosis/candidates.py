@@ -39,7 +39,7 @@ class Subject:
         estimator: Estimator = build(node, where="estimator", trusted=self.trusted)
         with suppress(IdleSettingError):  # a comparison may name a setting that matters on other networks
             estimator.check(self.network, self.loss)
-        generator = generator_for(self.x.device, "trial")
+        generator = generator_for(self.x.device, "attempt")
         drawing(estimator, self.network, self.loss, self.x, self.y, generator)()
         return estimator
 

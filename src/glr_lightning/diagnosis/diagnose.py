@@ -1,4 +1,4 @@
-"""Diagnose estimators on one batch of one network: measure them in turns, judge their bias, write the findings."""
+"""Diagnose estimators on one batch of one network: measure them in turns, test their bias, write the findings."""
 
 import json
 import platform
@@ -85,8 +85,8 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
         options = {"repetitions": config["repetitions"], "seed": config["seed"], "tick": lambda: bar.advance(task)}
         measured = measure(contenders, subject.network, subject.loss, subject.x, subject.y, **options)
     layers = layers_of(subject.network)
-    judged = sum(c.reference is not None and not c.estimator.bias(subject.network) for c in contenders)
-    tests = max(judged, 1) * len(layers) * (1 + SIGNS)
+    tested = sum(c.reference is not None and not c.estimator.bias(subject.network) for c in contenders)
+    tests = max(tested, 1) * len(layers) * (1 + SIGNS)
     critical = critical_z(tests)
     rounding = 100 * torch.finfo(next(subject.network.parameters()).dtype).eps
     findings = []
@@ -107,7 +107,7 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
             )
             compared = contender.reference and compare(result.moments[layer], contender.reference[layer], rounding)
             bias = contender.estimator.bias(subject.network)
-            findings.append(_judged(finding, compared, critical, bias) if compared else finding)
+            findings.append(_tested(finding, compared, critical, bias) if compared else finding)
     refused = _refused(candidates)
     if config["run"] is not None and learned_per(subject.base, subject.trusted or TRUSTED) == "neuron":
         references.notes.append("The noise scales were learned per neuron; here each layer has the mean of its own.")
@@ -115,13 +115,13 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
     return findings + refused, notes, subject
 
 
-def _judged(finding: Finding, compared: Comparison, critical: float, bias: str) -> Finding:
-    verdict = DECLARED if bias else BIASED if compared.z > critical else UNBIASED
-    if verdict == UNBIASED and compared.relative_bias_error > LARGEST_ERROR:  # a bias of that size would pass unseen
-        verdict = UNCLEAR
+def _tested(finding: Finding, compared: Comparison, critical: float, bias: str) -> Finding:
+    outcome = DECLARED if bias else BIASED if compared.z > critical else UNBIASED
+    if outcome == UNBIASED and compared.relative_bias_error > LARGEST_ERROR:  # a bias of that size would pass unseen
+        outcome = UNCLEAR
     variance_time = compared.relative_variance * (finding.milliseconds or 0.0)
     numbers = vars(compared) | {"critical": critical, "variance_time": variance_time}
-    return replace(finding, verdict=verdict, note=bias, **numbers)
+    return replace(finding, outcome=outcome, note=bias, **numbers)
 
 
 @dataclass(kw_only=True)
@@ -226,12 +226,12 @@ def _remarks(findings: Sequence[Finding]) -> list[str]:
     """The biases that are declared, and the estimators without a reference, each once."""
     notes: dict[str, None] = {}
     for f in findings:
-        if f.verdict == DECLARED:
+        if f.outcome == DECLARED:
             notes[f"{f.estimator} declares a bias: {f.note}"] = None
-        if f.verdict == NO_REFERENCE:
+        if f.outcome == NO_REFERENCE:
             notes[f"{f.estimator}, {f.layer}: no reference: {f.note}"] = None
-    if any(f.verdict == BIASED for f in findings):
-        names = dict.fromkeys(f.estimator for f in findings if f.verdict == BIASED)
+    if any(f.outcome == BIASED for f in findings):
+        names = dict.fromkeys(f.estimator for f in findings if f.outcome == BIASED)
         notes[
             f"{BIASED}: {', '.join(names)} — declared unbiased, and the mean is not the gradient of the objective."
         ] = None

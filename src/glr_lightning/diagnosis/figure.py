@@ -35,7 +35,7 @@ def variance_against_time(findings: Sequence[Finding]) -> bytes:
                 x, y = [f.milliseconds or 0.0 for f in points], [f.relative_variance or 0.0 for f in points]
                 axes.plot(x, y, color=look.colour, linewidth=1.2)
                 sizes = [22.0 + 16 * place for place in range(len(points))]
-                biased = any(f.verdict == DECLARED for f in points)
+                biased = any(f.outcome == DECLARED for f in points)
                 face = "white" if biased else look.colour
                 axes.scatter(x, y, sizes, marker=look.marker, facecolor=face, edgecolor=look.colour, zorder=3)
             axes.set_title(layer or "network")
@@ -51,7 +51,7 @@ def variance_against_time(findings: Sequence[Finding]) -> bytes:
             axes.remove()
         for axes in grid[:, 0]:
             axes.set_ylabel("relative variance of one estimate")
-        biased = any(f.verdict == DECLARED for f in findings)
+        biased = any(f.outcome == DECLARED for f in findings)
         handles = [handle(look) for look in looks.values()]
         drawn = {f.estimator for f in findings if f.relative_variance}
         names = [label if label in drawn else f"{label} (no variance)" for label in labels]

@@ -30,7 +30,7 @@ class Finding:
     layer: str
     estimator: str
     copies: int | None
-    verdict: str
+    outcome: str  # of the test for bias
     objective: str = ""
     source: str = ""  # where the layer's gradient comes from
     z: float | None = None
@@ -69,10 +69,15 @@ def read_findings(path: Path) -> list[Finding]:
         with path.open(newline="", encoding="utf-8") as file:
             return [
                 Finding(**{f.name: _parsed(f.type, row[f.name]) for f in fields(Finding)})
-                for row in csv.DictReader(file)
+                for row in map(_renamed, csv.DictReader(file))
             ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no table of a diagnosis ({error!r}); diagnose again.") from None
+
+
+def _renamed(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row under the present names; version 0.4 named the outcome `verdict`."""
+    return {"outcome" if name == "verdict" else name: value for name, value in row.items()}
 
 
 def _parsed(kind: Any, text: str) -> Any:
@@ -83,7 +88,7 @@ def _parsed(kind: Any, text: str) -> Any:
 
 def layer_names(findings: Sequence[Finding]) -> list[str]:
     """The layers that were measured, in order."""
-    return list(dict.fromkeys(f.layer for f in findings if f.verdict != REFUSED))
+    return list(dict.fromkeys(f.layer for f in findings if f.outcome != REFUSED))
 
 
 def _at(copies: int | None) -> str:

@@ -14,7 +14,7 @@ def by_figure_of_merit(findings: Sequence[Finding]) -> list[Finding]:
 
 def finding_tables(findings: Sequence[Finding], notes: Sequence[str]) -> list[Table]:
     """A table for each layer, the smallest variance x time first; the notes stand below the last."""
-    words = ["estimator", "K", "objective", "verdict"]
+    words = ["estimator", "K", "objective", "outcome"]
     numbers = ["largest |z|", "bias / %", "relative variance", "cosine", "alignment", "forwards", "ms", "variance × ms"]
     layers = layer_names(findings)
     tables = []
@@ -32,7 +32,7 @@ def _cells(f: Finding) -> list[str]:
     ends = [_number(f.relative_variance), _number(f.cosine, ".3f"), _number(f.alignment, ".3f")]
     cost = [NONE if f.forwards is None else f"{f.forwards:,}", _number(f.milliseconds), _number(f.variance_time)]
     copies = NONE if f.copies is None else str(f.copies)
-    return [f.estimator, copies, f.objective, f.verdict, _number(f.z, ".1f"), bias, *ends, *cost]
+    return [f.estimator, copies, f.objective, f.outcome, _number(f.z, ".1f"), bias, *ends, *cost]
 
 
 def _number(value: float | None, form: str = "#.3g") -> str:

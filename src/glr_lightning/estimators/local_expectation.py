@@ -69,8 +69,8 @@ class LocalExpectation(Estimator):
     Args:
         noise: the standardised density.
         sigma: its scale, one value or one per layer, in units of the pre-activation.
-        copies: K, how often all noise is drawn.
-        sampling: how the copies are drawn.
+        copies: K, how often all noise is drawn; in Python one by default, in configuration files 32.
+        sampling: how the copies are drawn; in Python independent by default, in configuration files antithetic.
         units: how many units of a layer below the last hidden one are evaluated per sample and step, None for all.
 
     Raises:

@@ -11,7 +11,7 @@ from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.chain import Chain
-from glr_lightning.sampling import Independent, Sampler
+from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import Count, ScalePerLayer
 
 
@@ -29,8 +29,8 @@ class NoisyBackprop(Estimator):
 
     noise: Noise = Gaussian()
     sigma: ScalePerLayer = 1.0
-    copies: Count = 1
-    sampling: Sampler = Independent()
+    copies: Count = 32
+    sampling: Sampler = Antithetic()
 
     family: ClassVar[Family] = "pathwise"
     needs_derivatives: ClassVar[bool] = True

@@ -64,7 +64,7 @@ class Tiered(Estimator):
 
     noise: Noise = Gaussian()
     sigma: ScalePerLayer = 1.0
-    copies: CountPerLayer = 8
+    copies: CountPerLayer = 32
     sampling: Sampler = Antithetic()
     baseline: Baseline = LeaveOneOut()
     score: Score = "auto"
