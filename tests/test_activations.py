@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
-from glr_lightning.errors import ConfigurationError
 from tests.checks.groups import member, options
+from tests.checks.refusals import refused
 
 STAIRS = PiecewiseConstant(cuts=(-1.0, 0.5, 2.0), levels=(3.0, -1.0, 0.25, 7.0))
 CONSTANT = [m for m in (member("activation", o) for o in options("activation")) if isinstance(m, PiecewiseConstant)]
@@ -80,7 +80,7 @@ def test_threshold_is_1_above_0_and_sign_is_minus_1_up_to_0() -> None:
     ("cuts", "levels"), [((), (1.0,)), ((0.0,), (1.0,)), ((1.0, 0.0), (1, 2, 3)), ((0.0, 0.0), (1, 2, 3)), ((0.0,), ())]
 )
 def test_cuts_that_do_not_ascend_or_do_not_fit_the_levels_are_refused(cuts: tuple, levels: tuple) -> None:
-    with pytest.raises(ConfigurationError, match="ascending cuts and one level more"):
+    with refused(None, "ascending cuts and one level more than cuts"):
         PiecewiseConstant(cuts, levels)
 
 

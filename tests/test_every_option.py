@@ -6,7 +6,7 @@ The options are not typed here but read from the composed configurations, so tha
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,14 @@ from torch import Tensor
 
 from glr_lightning.config import compose, long_form
 from glr_lightning.data.base import ImageDataModule
+from glr_lightning.diagnosis.candidates import entries_of
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.evaluation.plan import checkpoint_path
+from glr_lightning.runs.environment import torch_device
 from glr_lightning.training import fit
+from glr_lightning.training.trainer import checked_options
 from tests.checks.groups import options
+from tests.checks.refusals import refused
 
 WRONG = (True, "abc", "", -1, 1.5, math.nan, math.inf, [1, 2], {}, 99999999999999999999)
 INDEPENDENT = (("data", "optimizer", "scheduler", "logger"), ("network", "preprocess", "noise", "sampling"))
@@ -168,9 +173,26 @@ REFUSED = [
 
 @pytest.mark.parametrize("override", REFUSED)
 def test_a_wrong_value_is_refused_with_its_option(override: str) -> None:
-    with pytest.raises(ConfigurationError) as refusal:
+    with refused(long_form(override).partition("=")[0]):
         fit.train([override])
-    assert refusal.value.option == long_form(override).partition("=")[0]
+
+
+@pytest.mark.parametrize(
+    ("refuse", "option"),
+    [
+        (lambda: fit.train(["experiment=bp", "+estimator.sigma=2"]), "estimator.sigma"),
+        (lambda: fit.train(["network=mlp", "network._target_=torch.nothing"]), "network"),
+        (lambda: fit.train(["+trainer.devicez=1"]), "trainer.devicez"),
+        (lambda: checked_options([]), "trainer"),
+        (lambda: checkpoint_path("first"), "checkpoint"),
+        (lambda: torch_device("nowhere"), "device"),
+        (lambda: entries_of([]), "estimators"),
+        (lambda: entries_of([3]), "estimators"),
+    ],
+)
+def test_what_no_hint_can_refuse_is_refused_with_its_option_too(refuse: Callable[[], object], option: str) -> None:
+    with refused(option):
+        refuse()
 
 
 def test_every_option_is_accepted_as_what_it_declares_or_refused_by_name() -> None:

@@ -28,7 +28,7 @@ ORDER = (
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MOST_ROOT_MODULES = 14
 LONGEST = 300  # lines of a file
-LONGEST_NAME = 80  # of a test
+LONGEST_NAME = 72  # of a test
 
 
 def modules() -> list[Path]:

@@ -118,7 +118,7 @@ def test_copies_are_advised_that_fill_whole_groups(copies: int, works: int) -> N
         def group_size(self, copies: int) -> int:
             return 3
 
-    with pytest.raises(ConfigurationError, match=f"use copies={works} "):
+    with refused("copies", f"use copies={works} "):
         Triples().check(Gaussian(), copies)
 
 

@@ -71,7 +71,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         OSError: if it cannot be written.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no array has the name of an option
 
 
 def write_files(out: Path, files: Mapping[str, bytes], stale: Sequence[str] = ()) -> None:

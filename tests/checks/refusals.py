@@ -10,7 +10,7 @@ from glr_lightning.errors import ConfigurationError
 
 @contextmanager
 def refused(option: str | None, *advice: str, error: type[ConfigurationError] = ConfigurationError) -> Iterator[None]:
-    """Check that the block raises exactly this error, about this option, and says what to do.
+    """Check that the block raises exactly this error, about this option, and says in one line what to do.
 
     Args:
         option: the option at fault, as `error.option` has it; None for a combination, which takes some advice.
@@ -22,5 +22,6 @@ def refused(option: str | None, *advice: str, error: type[ConfigurationError] = 
         yield
     assert type(caught.value) is error
     assert caught.value.option == option, str(caught.value)
+    assert "\n" not in str(caught.value)
     for words in advice:
         assert words in str(caught.value)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Backprop, Estimator, EvolutionStrategies, ForwardGradient, StraightThrough
 from glr_lightning.estimators import forward_gradient as module_of_forward_gradient
 from glr_lightning.estimators.straight_through import smoothed_slope
@@ -322,25 +321,25 @@ BATCH_NORM = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), Har
 @pytest.mark.parametrize(
     ("estimator", "network", "loss", "advice"),
     [
-        (StraightThrough(), small_network(HardThreshold()), ZeroOne(), "or estimator=local_expectation"),
-        (StraightThrough(), small_network(nn.Tanh()), CrossEntropy(), "use estimator=backprop, which is exact here"),
-        (StraightThrough(), HIDDEN, CrossEntropy(), r"module '1' .* an element of the nn\.Sequential"),
-        (ForwardGradient(), small_network(nn.Tanh()), ZeroOne(), "or estimator=local_expectation"),
-        (ForwardGradient(), HIDDEN, CrossEntropy(), r"module '1' .* an element of the nn\.Sequential"),
-        (ForwardGradient(), DROPOUT, CrossEntropy(), r"module '2' \(Dropout\) draws noise of its own .* remove it"),
-        (ForwardGradient(), BATCH_NORM, CrossEntropy(), r"module '1' \(BatchNorm1d\) .* or put it in eval mode"),
-        (ForwardGradient(), NotAChain(), CrossEntropy(), r"write the network as an nn\.Sequential"),
-        (EvolutionStrategies(), DROPOUT, CrossEntropy(), r"module '2' \(Dropout\) draws noise of its own .* remove it"),
+        (StraightThrough(), small_network(HardThreshold()), ZeroOne(), ("or estimator=local_expectation",)),
+        (StraightThrough(), small_network(nn.Tanh()), CrossEntropy(), ("use estimator=backprop, which is exact here",)),
+        (StraightThrough(), HIDDEN, CrossEntropy(), ("module '1'", "an element of the nn.Sequential")),
+        (ForwardGradient(), small_network(nn.Tanh()), ZeroOne(), ("or estimator=local_expectation",)),
+        (ForwardGradient(), HIDDEN, CrossEntropy(), ("module '1'", "an element of the nn.Sequential")),
+        (ForwardGradient(), DROPOUT, CrossEntropy(), ("module '2' (Dropout) draws noise of its own", "remove it")),
+        (ForwardGradient(), BATCH_NORM, CrossEntropy(), ("module '1' (BatchNorm1d)", "or put it in eval mode")),
+        (ForwardGradient(), NotAChain(), CrossEntropy(), ("write the network as an nn.Sequential",)),
+        (EvolutionStrategies(), DROPOUT, CrossEntropy(), ("module '2' (Dropout) draws noise of its own", "remove it")),
     ],
 )
 def test_what_a_peer_cannot_train_is_refused_with_what_to_do(
-    estimator: Estimator, network: nn.Module, loss: Any, advice: str
+    estimator: Estimator, network: nn.Module, loss: Any, advice: tuple[str, ...]
 ) -> None:
     for refuse in (
         lambda: estimator.check(network, loss),
         lambda: estimate(estimator, network, loss, X.to(next(network.parameters()).dtype)),
     ):
-        with pytest.raises(ConfigurationError, match=advice):
+        with refused(None, *advice):
             refuse()
 
 

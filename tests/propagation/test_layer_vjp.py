@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import has_weight_vjp, has_weights, rows_of, unit_norms, weight_vjp
 from tests.checks.layer_vjp import BATCH, COPIES, check_weight_vjp, convolution, random
+from tests.checks.refusals import refused
 
 LINEAR_INPUTS = [(5,), (2, 5), (3, 2, 5)]
 STRIDES, PADDINGS, DILATIONS = (1, 2, (3, 2)), (0, 1, (2, 0)), (1, 2, (1, 2))
@@ -160,9 +160,7 @@ def test_an_input_common_to_all_copies_is_never_tiled() -> None:
 @pytest.mark.parametrize("layer", [nn.Conv1d(4, 8, 3), nn.BatchNorm1d(5), nn.Embedding(5, 7), nn.PReLU()], ids=repr)
 def test_a_layer_without_a_registered_product_is_refused_by_name(layer: nn.Module) -> None:
     assert not has_weight_vjp(layer)
-    with pytest.raises(
-        ConfigurationError, match=rf"{type(layer).__name__} has weights but no registered .*weight_vjp.register"
-    ):
+    with refused(None, type(layer).__name__, "or register one with glr_lightning.propagation.layer_vjp.weight_vjp"):
         weight_vjp(layer, random(BATCH, 5), random(COPIES, BATCH, 7))
 
 
@@ -172,7 +170,7 @@ def test_a_layer_without_a_registered_product_is_refused_by_name(layer: nn.Modul
 def test_a_convolution_with_another_padding_is_refused(options: dict[str, Any]) -> None:
     layer = convolution(**options)
     x = random(BATCH, 4, 8, 8)
-    with pytest.raises(ConfigurationError, match="padding as numbers"):
+    with refused(None, "takes its padding as numbers"):
         weight_vjp(layer, x, random(COPIES, BATCH, *layer(x).shape[1:]))
 
 
@@ -202,5 +200,5 @@ def test_a_layer_of_ones_own_joins_by_registering_its_product() -> None:
 def test_modules_that_write_into_their_input_are_refused() -> None:
     """A pass keeps the pre-activations, which an inplace activation would overwrite."""
     network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(inplace=True)), nn.Linear(4, 2))
-    with pytest.raises(ConfigurationError, match=r"'1.0' \(ReLU\) writes into its input"):
+    with refused(None, "'1.0' (ReLU)", "use inplace=False"):
         Chain.of(network)

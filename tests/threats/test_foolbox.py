@@ -7,12 +7,12 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.threats.attacks.fgsm import fgsm
 from glr_lightning.threats.attacks.hopskipjump import hopskipjump
 from glr_lightning.threats.attacks.pgd import pgd
 from glr_lightning.threats.attacks.query import Query
 from tests.checks.attack_cases import distances, inner_pictures, linear, pictures, random_of
+from tests.checks.refusals import refused
 
 
 class TestFoolbox:
@@ -98,5 +98,5 @@ class TestHopSkipJump:
 
     def test_without_foolbox_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "foolbox", None)
-        with pytest.raises(ConfigurationError, match=r"pip install \"glr-lightning\[foolbox\]\""):
+        with refused(None, 'pip install "glr-lightning[foolbox]"'):
             hopskipjump(linear(2), inner_pictures(1), torch.zeros(1).long(), random=random_of(1), epsilon=1.0)

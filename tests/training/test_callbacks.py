@@ -1,6 +1,7 @@
 """Callbacks of a training: chosen by name, joined by foreign ones, resumed bit for bit, usable in any Trainer."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from glr_lightning.activations import HardThreshold
 from glr_lightning.cli.train import main
 from glr_lightning.config import compose
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import LikelihoodRatio
 from glr_lightning.losses import ZeroOne
 from glr_lightning.reporting.runs import read_metrics
@@ -45,13 +45,14 @@ class Count(pl.Callback):
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of a user with a module of their own, where their command runs."""
     (tmp_path / "mine.py").write_text(FOREIGN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("mine", None)
 
 
 @pytest.mark.parametrize("name", options("callbacks"))
@@ -112,7 +113,7 @@ def test_a_run_with_a_users_callback_resumes_if_its_package_is_trusted(
     config = compose([*FAST, "+callbacks.mine={_target_:mine.Count,by:1}"])
     train(config, package / "run")
     (package / "run/result.json").unlink()
-    with pytest.raises(ConfigurationError, match=r"add its package with trusted=\[PACKAGE\]"):
+    with refused(None, "add its package with trusted=[PACKAGE]"):
         train(config, package / "run", resume=True)
     outcome = run_cli(main, ["resume=run", "trusted=[mine]", "progress=false"], monkeypatch, capsys)
     assert outcome.code == 0, outcome.err
@@ -141,9 +142,8 @@ def test_an_option_that_a_users_callback_does_not_have_is_refused(package: Path)
 
 def test_a_callback_of_another_package_that_fails_is_named(tmp_path: Path) -> None:
     stopping = "+callbacks.stop={_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:nope}"
-    with pytest.raises(ConfigurationError, match=r"^callbacks\.stop failed in the training: .*nope") as refusal:
+    with refused("callbacks.stop", "RuntimeError: ", "nope", "or leave it out: ~callbacks.stop"):
         train(compose([*FAST, stopping]), tmp_path / "run")
-    assert "\n" not in str(refusal.value)
 
 
 # ---- in a Trainer of one's own --------------------------------------------------------------------------------------
@@ -185,14 +185,14 @@ def test_the_callbacks_work_in_any_trainer_and_leave_the_module_as_it_was(tmp_pa
 
 def test_callbacks_refuse_another_module() -> None:
     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[LayerRates([1.0])])
-    with pytest.raises(ConfigurationError, match="for the training of a GLRModule, got BoringModel"):
+    with refused(None, "a GLRModule, got BoringModel"):
         LayerRates([1.0]).setup(trainer, type("BoringModel", (pl.LightningModule,), {})(), "fit")
 
 
 def test_a_checkpoint_alone_is_refused_with_what_to_call() -> None:
-    with pytest.raises(ConfigurationError, match=r"glr_lightning\.load_run\('runs/a'\)"):
+    with refused(None, "glr_lightning.load_run('runs/a')"):
         GLRModule.load_from_checkpoint("runs/a/checkpoints/best.ckpt")
-    with pytest.raises(ConfigurationError, match="load_run"):
+    with refused(None, "glr_lightning.load_run('FOLDER')"):
         GLRModule.load_from_checkpoint(Path("best.ckpt"))
 
 

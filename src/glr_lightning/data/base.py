@@ -109,8 +109,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.setup("fit")
         assert self._train is not None
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        # Lightning sets this attribute where type checkers do not see it; it asks for the same few batches every epoch
-        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+        # the same few batches every epoch
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]  # Lightning sets it
             return OrderedLoader(self._train, self.batch_size)
         size = len(self._train)
         order = Shuffled(size, self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
@@ -172,7 +172,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the images, which a spawned process reads again."""
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]  # a dict, as there are no slots
         return state | dict.fromkeys(("_train", "_val", "_test"))
 
     def _evaluation_loader(self, data: ImageSet) -> OrderedLoader:

@@ -163,7 +163,8 @@ def _tar(archive: Path, top: str, wanted: Callable[[str], bool], most: int, unpa
     try:
         with unpack(archive, "rb") as stream:
             bounded = _Bounded(archive, stream, most)
-            with tarfile.open(fileobj=bounded, mode="r|", bufsize=BLOCK, tarinfo=_Member) as file:  # type: ignore[call-overload]
+            open_tar: Any = tarfile.open  # typed for whole files; with "r|" it only reads
+            with open_tar(fileobj=bounded, mode="r|", bufsize=BLOCK, tarinfo=_Member) as file:
                 for member in file:
                     special = not (member.isdir() or member.isreg()) or member.issparse()
                     name = _name(archive, member.name, top, special, contents)

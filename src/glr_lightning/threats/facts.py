@@ -108,7 +108,7 @@ def declare(facts: AttackFacts) -> Callable[[Callable[P, Tensor]], Callable[P, T
             return checking(*args, **kwargs)
 
         checking = checked_parameters(function)
-        call.facts = facts  # type: ignore[attr-defined]
+        call.facts = facts  # type: ignore[attr-defined]  # no attribute of functions
         return call
 
     return mark

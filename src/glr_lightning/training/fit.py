@@ -27,9 +27,9 @@ from glr_lightning.training.callbacks import (
     DivergenceCheck,
     EpochMetrics,
     GradientClipping,
-    TrainingCallback,
     TrainingProgress,
 )
+from glr_lightning.training.callbacks.base import training_callbacks
 from glr_lightning.training.callbacks.checkpoints import run_checkpoints
 from glr_lightning.training.module import GLRModule, require_working_optimizer
 from glr_lightning.training.result import write_result
@@ -189,9 +189,8 @@ def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_callbacks(trainer: pl.Trainer, module: GLRModule) -> None:
     """Let callbacks refuse the training before anything is written. Raises ConfigurationError."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, TrainingCallback):
-            callback.check(trainer, module)
+    for callback in training_callbacks(trainer):
+        callback.check(trainer, module)
 
 
 def _callbacks(config: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[Callback]:

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import rich.box
 import rich.table
@@ -57,9 +58,9 @@ class Table:
         for place, lines in enumerate(self.heading):
             width = max(len(text) for text in [*" ".join(lines).split(), *(row[place] for row in self.rows)])
             heading = Text("\n".join(part for line in lines for part in textwrap.wrap(line, width)))
-            justify = "left" if place < self.text_columns else "right"
+            justify: Literal["left", "right"] = "left" if place < self.text_columns else "right"
             style = "bold" if place in self.headline else None
-            table.add_column(heading, justify=justify, no_wrap=True, style=style)  # type: ignore[arg-type]
+            table.add_column(heading, justify=justify, no_wrap=True, style=style)
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table

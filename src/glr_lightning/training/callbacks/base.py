@@ -33,6 +33,12 @@ class TrainingCallback(Callback):
         return {}
 
 
+def training_callbacks(trainer: pl.Trainer) -> list[TrainingCallback]:
+    """The trainer's callbacks that take part in the training, in their order."""
+    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+    return [callback for callback in found if isinstance(callback, TrainingCallback)]
+
+
 class Recent:
     """The tensors of the last few steps, handed out together so that they cost one operation for all."""
 

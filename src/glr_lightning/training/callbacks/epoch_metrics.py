@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from glr_lightning.training.callbacks.base import Recent, TrainingCallback
+from glr_lightning.training.callbacks.base import Recent, training_callbacks
 from glr_lightning.training.module import glr_module
 
 
@@ -73,9 +73,8 @@ class EpochMetrics(Callback):
         row = _compute_and_reset(self._train, module)
         row |= {name: float(trainer.callback_metrics.get(name, math.nan)) for name in self._val}
         row |= {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, TrainingCallback):
-                row |= callback.end_epoch(trainer, module)
+        for callback in training_callbacks(trainer):
+            row |= callback.end_epoch(trainer, module)
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if v == v}, step=trainer.global_step - 1)
 

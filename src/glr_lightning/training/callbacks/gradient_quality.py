@@ -120,12 +120,12 @@ class WatchedBaseline(Baseline):
         return hash(self.inner)
 
     @property
-    def needs_clean(self) -> bool:  # type: ignore[override]
+    def needs_clean(self) -> bool:  # type: ignore[override]  # of this object, not of its class
         """As the inner baseline's."""
         return self.inner.needs_clean
 
     @property
-    def required_groups(self) -> int:  # type: ignore[override]
+    def required_groups(self) -> int:  # type: ignore[override]  # as above
         """As the inner baseline's."""
         return self.inner.required_groups
 

@@ -14,7 +14,7 @@ from glr_lightning.estimators.base import per_site
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import unit_norms
 from glr_lightning.training.callbacks.annealing import Annealing
-from glr_lightning.training.callbacks.base import TrainingCallback
+from glr_lightning.training.callbacks.base import TrainingCallback, training_callbacks
 from glr_lightning.training.module import GLRModule, glr_module
 from glr_lightning.validation import Positive, checked
 
@@ -46,7 +46,7 @@ class LearnedSigma(TrainingCallback):
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
         """Raise ConfigurationError, as described above."""
         log_scales(module.estimator, module.network, self.per)  # refuses an estimator without their gradients
-        if any(isinstance(c, Annealing) and c.sigma is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
+        if any(isinstance(c, Annealing) and c.sigma is not None for c in training_callbacks(trainer)):
             raise ConfigurationError(
                 "callbacks.learned_sigma and callbacks.annealing.sigma would both move sigma; leave one of them out."
             )
