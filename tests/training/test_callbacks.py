@@ -200,5 +200,5 @@ def test_training_takes_overrides_and_a_folder_as_text(tmp_path: Path) -> None:
     result = train([*FAST, "epochs=1"], run_dir=str(tmp_path / "run"))
     assert (tmp_path / "run/result.json").exists()
     assert result["epochs"] == 1
-    with refused(None, "give ['experiment=lrtz']"):
+    with refused("config", "for example config=['experiment=lrtz']"):
         train("experiment=lrtz")
