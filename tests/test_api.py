@@ -100,6 +100,23 @@ def test_one_package_is_no_list_of_trusted_packages(function: Any, first: Any) -
     assert caught.value.option == "trusted"
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: glr_lightning.compose(["run_dir=null"]), "run_dir cannot be null; leave it out"),
+        (
+            lambda: glr_lightning.evaluate(
+                nn.Flatten(), torch.rand(2, 1, 1, 2), torch.tensor([0, 1]), ["fgsm.epsilon=1"]
+            ),
+            "name the threat too",
+        ),
+    ],
+)
+def test_a_refused_override_says_what_to_do(call: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        call()
+
+
 def test_a_folder_of_configurations_may_hold_what_is_none(tmp_path: Path) -> None:
     (tmp_path / "estimator").mkdir()
     (tmp_path / "estimator/up").symlink_to(tmp_path)

@@ -54,6 +54,9 @@ def in_one_line(error: Exception) -> str:
         return _no_option(cause, groups)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_choice(error.missing_cfg_file, groups)
+    if isinstance(cause, ValidationError) and "is not Optional" in str(cause):
+        name = short_name(str(cause.full_key))
+        return f"{name} cannot be null; leave it out, or give it a value: {name}=VALUE."
     if isinstance(cause, ValidationError):
         return f"{short_name(str(cause.full_key))}: {str(cause).splitlines()[0]}."
     no_group = NO_GROUP.search(str(error))
@@ -129,6 +132,9 @@ def _no_option(cause: Any, groups: Groups) -> str:
         return f"{name} is a short form of {long} for the command line; a file of the configuration has to name {long}."
     if not above and name in MOVED:
         return f"{name} is an option of 0.4; use {MOVED[name]} now. CHANGELOG.md has the others."
+    if above == ["threat"] or (not above and name == "threat"):
+        chosen = f"threat.{name} is" if above else "these are"
+        return f"{chosen} an option of a threat that is not chosen; name the threat too, as in threat=[clean,pgd_linf]."
     if above == ["trainer"]:
         others = f"Other options of Lightning's Trainer are added with a plus: +trainer.{name}=VALUE."
         return f"there is no option {name!r} in trainer.{closest(name, known)} {others}"
@@ -139,6 +145,8 @@ def _no_option(cause: Any, groups: Groups) -> str:
 
 def _no_choice(missing: str, groups: Groups) -> str:
     parts = missing.split("/")
+    if len(parts) == 1:
+        return f"there is no configuration {missing!r} of this command; leave out --config-name."
     # the longest group that there is: experiment/wide/lrtt is an option of experiment
     depth = next((n for n in range(len(parts) - 1, 0, -1) if _is_chosen("/".join(parts[:n]), groups)), 1)
     group, name = "/".join(parts[:depth]), "/".join(parts[depth:])
