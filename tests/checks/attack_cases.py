@@ -46,7 +46,7 @@ def inner_pictures(n: int, seed: int = 1) -> Tensor:
 def distances(model: nn.Sequential, x: Tensor, y: Tensor, norm: str, target: Tensor | None = None) -> Tensor:
     """How far the nearest image of another class, or of the target, is.
 
-    Of two classes a and b the boundary is margin / ||w_a - w_b|| away, in the dual norm. That is the untargeted answer
+    The boundary between classes a and b is margin / ||w_a - w_b|| away, in the dual norm. That is the untargeted answer
     as a minimum over b; the targeted one holds for two classes, where there is no third in the way.
     """
     weight = model[1].weight.detach()

@@ -115,7 +115,7 @@ def noisy_logits(network: nn.Module, x: Tensor, noise: Mapping[str, Tensor]) -> 
 
 
 def sizes(network: nn.Module, x: Tensor) -> dict[str, torch.Size]:
-    """Of one sample's pre-activation of every layer with weights."""
+    """The size of one sample's pre-activation at every layer with weights."""
     v: dict[str, Tensor] = {}
     with hooks(network, dict.fromkeys(weighted(network), torch.zeros((), dtype=x.dtype)), v, cut=False):
         network(x[:1])
@@ -123,9 +123,9 @@ def sizes(network: nn.Module, x: Tensor) -> dict[str, torch.Size]:
 
 
 RARE = 1e-4
-"""So much of a gradient may come from events that draws never meet, and an estimate by probabilities does."""
+"""Share of a gradient that may come from events that draws never meet; an estimate by probabilities has it."""
 PARTS = 100
-"""Independent parts of an oracle's draws. A mean of so many has Student's t: of 1e-6 false alarms it makes 4e-6."""
+"""Independent parts of an oracle's draws. Their mean has Student's t: of 1e-6 false alarms it makes 4e-6."""
 
 
 def pathwise(

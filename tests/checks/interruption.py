@@ -23,7 +23,7 @@ def lasting(path: Path) -> dict[str, torch.Tensor]:
 
 
 def train_in_two_parts(config: dict[str, Any], run_dir: Path, stop_at: int) -> dict[str, Any]:
-    """Train, be interrupted (Ctrl-C) after so many steps, and resume: the content of result.json."""
+    """Train, be interrupted (Ctrl-C) after a number of steps, and resume: the content of result.json."""
     steps = 0
     estimator = hydra.utils.get_class(config["estimator"]["_target_"])
     estimate = estimator.estimate

@@ -28,7 +28,7 @@ def log_sigma_gradients(
     number: int,
     loss: Loss = ERROR,
 ) -> list[Tensor]:
-    """Of so many independent estimates, for each layer [number, scales of the layer]."""
+    """`number` independent estimates, for each layer [number, scales of the layer]."""
     generator = torch.Generator().manual_seed(0)
     learned = replace(estimator, sigma=tuple(scales))
 

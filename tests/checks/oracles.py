@@ -41,7 +41,7 @@ def smoothed_gradient(
 
         E[g(v + sigma z)] = sum_c P_c(v) g(t_c),    P_c(v) = F((b_c - v) / sigma) - F((a_c - v) / sigma),
 
-    and the derivative with respect to v falls on the smooth P_c. Of a layer without noise no gradient is returned.
+    and the derivative with respect to v falls on the smooth P_c. No gradient is returned for a layer without noise.
     """
     first, activation, last = network
     weight, bias = last.weight.detach(), last.bias.detach()

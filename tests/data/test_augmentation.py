@@ -197,7 +197,7 @@ def fit(recorder: Recorder, resume: Path | None = None, data: Toy | None = None,
 
 
 def originals(batches: list[tuple[Tensor, Tensor]]) -> list[bool]:
-    """Of each batch, whether all its images are as they were read."""
+    """Whether all images are as they were read, by batch."""
     return [torch.equal(images, pictures(12)[labels].float() / 255) for images, labels in batches]
 
 

@@ -10,7 +10,7 @@ from tests.checks.attack_cases import pictures, random_of, threshold_net
 
 class TestSquare:
     def test_the_schedule_is_the_published_one(self) -> None:
-        """Andriushchenko et al. 2020, section B.2: p is halved after so many of 10,000 iterations."""
+        """Andriushchenko et al. 2020, section B.2: the iterations of 10,000 after which p is halved."""
         table = {10: 1, 50: 2, 200: 4, 500: 8, 1000: 16, 2000: 32, 4000: 64, 6000: 128, 8000: 256, 9999: 512}
         for last, divisor in table.items():
             assert square_share(0.8, last, 10_000) == 0.8 / divisor
