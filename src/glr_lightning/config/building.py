@@ -14,6 +14,7 @@ import yaml
 
 from glr_lightning.errors import ConfigurationError, GLRError, words_of
 from glr_lightning.validation import Count, NonNegative, checked_arguments
+from glr_lightning.validation.words import describe, shown
 
 _OWN = ["activations", "baselines", "data", "estimators", "injection", "losses", "networks", "noise", "sampling"]
 _OWN += ["schedules", "training.callbacks"]
@@ -34,7 +35,9 @@ RANGES: dict[str, dict[str, Any]] = {
 """Ranges of options of torch and Lightning that their type hints do not state, checked here before a run starts."""
 
 
-def build(node: Any, *, where: str = "", trusted: Sequence[str] | None = TRUSTED, **keywords: Any) -> Any:
+def build(
+    node: Any, *, where: str = "", trusted: Sequence[str] | None = TRUSTED, kind: type = object, **keywords: Any
+) -> Any:
     """Instantiate a plain configuration node: a mapping with a `_target_` is a call, or a partial with `_partial_`.
 
     Every argument is checked against the hints of its target before the call (see `glr_lightning.validation`).
@@ -43,15 +46,23 @@ def build(node: Any, *, where: str = "", trusted: Sequence[str] | None = TRUSTED
         node: a mapping with a `_target_`, nested ones included.
         where: the dotted path of the node in the configuration, which errors name.
         trusted: prefixes of the names that may be called; None allows all (a configuration the user just composed).
+        kind: the class that the result must be an instance of.
         keywords: further arguments for the outermost target.
 
     Raises:
-        ConfigurationError: a target outside `trusted`, an argument that its target does not take or accept, or what
-            the target itself refuses.
+        ConfigurationError: a target outside `trusted`, an argument that its target does not take or accept, what the
+            target itself refuses, or a result of another kind.
     """
     if trusted is not None:
         _require_trusted(node, tuple(trusted))
-    return _built(node, where, keywords)
+    built = _built(node, where, keywords)
+    if not isinstance(built, kind):
+        raise ConfigurationError(
+            f"{where} must be {describe(kind)}, which {shown(built)} is not; choose another {where}, or a _target_ "
+            "that makes one.",
+            option=where or None,
+        )
+    return built
 
 
 def target_of(node: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED) -> Any:

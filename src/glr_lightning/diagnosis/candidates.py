@@ -36,7 +36,7 @@ class Subject:
 
     def built(self, node: Mapping[str, Any]) -> Estimator:
         """Build an estimator, check it on this network and loss, and try one estimate. Raises ConfigurationError."""
-        estimator: Estimator = build(node, where="estimator", trusted=self.trusted)
+        estimator: Estimator = build(node, where="estimator", trusted=self.trusted, kind=Estimator)
         with suppress(IdleSettingError):  # a comparison may name a setting that matters on other networks
             estimator.check(self.network, self.loss)
         generator = generator_for(self.x.device, "attempt")

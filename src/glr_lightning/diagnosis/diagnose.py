@@ -35,6 +35,7 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator
 from glr_lightning.estimators.base import OBJECTIVES
 from glr_lightning.evaluation.plan import checkpoint_path
+from glr_lightning.losses import Loss
 from glr_lightning.randomness import generator_for
 from glr_lightning.reporting.report import ENVIRONMENT
 from glr_lightning.reporting.tables import Table, escape
@@ -181,7 +182,7 @@ def _subject(config: dict[str, Any]) -> Subject:
     order = torch.randperm(len(images), generator=generator_for(torch.device("cpu"), config["seed"], "batch"))
     x, y = images[order[: config["batch_size"]]]
     dtype = next(network.parameters()).dtype
-    loss = build(base["loss"], where="loss", trusted=trusted)
+    loss = build(base["loss"], where="loss", trusted=trusted, kind=Loss)
     return Subject(name, base, network, loss, scaled(x).to(device, dtype), y.to(device), trusted)
 
 
@@ -193,7 +194,7 @@ def with_trained_sigma(run: TrainedRun, trusted: tuple[str, ...]) -> dict[str, A
     node = run.config.get("estimator")
     if not isinstance(node, dict) or "sigma" not in node:
         return run.config
-    scales = trained_sigma(run, build(node, where="estimator", trusted=trusted), trusted)
+    scales = trained_sigma(run, build(node, where="estimator", trusted=trusted, kind=Estimator), trusted)
     sigma = [float(torch.as_tensor(scale).mean()) for scale in scales]
     one = sigma[0] if len(set(sigma)) == 1 else sigma
     return run.config | {"estimator": node | {"sigma": one}}

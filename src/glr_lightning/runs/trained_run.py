@@ -150,12 +150,15 @@ def load_weights(network: nn.Module, checkpoint: dict[str, Any], path: Path) -> 
         raise CheckpointError(f"{path} holds weights that are not finite; the training diverged. Train again.")
 
 
-def build_data(config: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED, root: str | None = None) -> Any:
+def build_data(
+    config: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED, root: str | None = None
+) -> ImageDataModule:
     """The data module of a configuration; `root` replaces the data folder it names."""
     section = config.get("data")
     if not isinstance(section, dict):
         raise ConfigurationError("the configuration has no section 'data'; it is damaged or not of glr-train.")
-    return build(at_root(section, root), where="data", trusted=trusted)
+    data: ImageDataModule = build(at_root(section, root), where="data", trusted=trusted, kind=ImageDataModule)
+    return data
 
 
 def at_root(section: dict[str, Any], root: str | None) -> dict[str, Any]:
@@ -168,12 +171,16 @@ def at_root(section: dict[str, Any], root: str | None) -> dict[str, Any]:
     return section | {"root": root} | ({"cache": None} if "cache" in section else {})
 
 
-def build_network(config: Mapping[str, Any], data: ImageDataModule, trusted: Sequence[str] | None = TRUSTED) -> Any:
+def build_network(
+    config: Mapping[str, Any], data: ImageDataModule, trusted: Sequence[str] | None = TRUSTED
+) -> nn.Module:
     """The untrained network of a configuration."""
     section = config.get("network")
     if not isinstance(section, dict):
         raise ConfigurationError("the configuration has no section 'network'; it is damaged or not of glr-train.")
-    return build(section, where="network", trusted=trusted, image_shape=data.image_shape, classes=data.classes)
+    facts = {"image_shape": data.image_shape, "classes": data.classes}
+    network: nn.Module = build(section, where="network", trusted=trusted, kind=nn.Module, **facts)
+    return network
 
 
 @checked

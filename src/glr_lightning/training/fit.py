@@ -36,7 +36,6 @@ from glr_lightning.training.result import write_result
 from glr_lightning.training.resume import require_resumable, restore_metrics, start_metrics
 from glr_lightning.training.trainer import checked_options, make_trainer
 from glr_lightning.validation import checked
-from glr_lightning.validation.words import shown
 
 log = logging.getLogger(__name__)
 
@@ -106,33 +105,20 @@ def _built(
     config: Mapping[str, Any], trusted: Sequence[str] | None
 ) -> tuple[ImageDataModule, GLRModule, dict[str, Any]]:
     """Return the data, the module that trains on them, checked together, and the chosen callbacks by name."""
-    data = _of_kind(ImageDataModule, build_data(config, trusted), "data")
+    data = build_data(config, trusted)
     data.prepare_data()
     data.setup()  # the test files too: damage shows now and not after hours
-    network = _of_kind(nn.Module, build_network(config, data, trusted), "network")
-    parts = build(
-        {key: config[key] for key in ("estimator", "loss", "optimizer", "scheduler", "callbacks")}, trusted=trusted
-    )
+    network = build_network(config, data, trusted)
+    parts = build({key: config[key] for key in ("optimizer", "scheduler", "callbacks")}, trusted=trusted)
     chosen = parts.pop("callbacks")
-    _of_kind(Estimator, parts["estimator"], "estimator")
-    _of_kind(Loss, parts["loss"], "loss")
+    for key, kind in {"estimator": Estimator, "loss": Loss}.items():
+        parts[key] = build(config[key], where=key, trusted=trusted, kind=kind)
     images = data.split("train", 8)[0]
     _require_logits(network, images, data.classes)
     module = GLRModule(network, **parts, seed=config["seed"])
     module.estimator.check(network, module.loss, images)  # with images, some of it depends on them
     require_working_optimizer(module)
     return data, module, chosen
-
-
-def _of_kind(kind: type, built: Any, section: str) -> Any:
-    """Return what a section of the configuration became. Raises ConfigurationError unless it is of this kind."""
-    if not isinstance(built, kind):
-        raise ConfigurationError(
-            f"{section} must be a {kind.__name__}, which {shown(built)} is not; choose another {section}, or "
-            "a _target_ that makes one.",
-            option=section,
-        )
-    return built
 
 
 @torch.no_grad()
@@ -219,13 +205,10 @@ def _callbacks(config: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[Cal
 def _loggers(config: Mapping[str, Any], folder: Path, resume: bool) -> list[Logger]:
     # of a run folder's loggers only the choice is taken, since a logger may write anywhere
     chosen = compose([f"logger={list(config['logger'])[-1]}"])["logger"] if resume else config["logger"]
-    built = {
-        f"logger.{name}": build(
-            node, where=f"logger.{name}", trusted=None, **({"save_dir": str(folder)} if isinstance(node, dict) else {})
-        )
-        for name, node in chosen.items()
-    }
-    loggers: list[Logger] = [_of_kind(Logger, each, name) for name, each in built.items()]
+    loggers: list[Logger] = []
+    for name, node in chosen.items():
+        place = {"save_dir": str(folder)} if isinstance(node, dict) else {}
+        loggers.append(build(node, where=f"logger.{name}", trusted=None, kind=Logger, **place))
     if resume:
         restore_metrics(loggers, folder)
     return loggers

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root, target_of
 from glr_lightning.errors import CheckpointError, ConfigurationError
-from glr_lightning.estimators.base import per_site
+from glr_lightning.estimators.base import Estimator, per_site
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.runs.trained_run import TrainedRun
@@ -30,7 +30,7 @@ def noise_averaged(run: TrainedRun, passes: Count, trusted: tuple[str, ...] = TR
     Raises:
         ConfigurationError, CheckpointError: a number of passes below 1; a run whose files do not fit each other.
     """
-    estimator: Any = build(run.config.get("estimator"), where="estimator", trusted=trusted)
+    estimator: Any = build(run.config.get("estimator"), where="estimator", trusted=trusted, kind=Estimator)
     names = {field.name for field in dataclasses.fields(estimator)} if dataclasses.is_dataclass(estimator) else set()
     if not {"noise", "sigma", "copies"} <= names or estimator.objective not in ("joint", "layerwise"):
         return None
