@@ -11,7 +11,8 @@ from glr_lightning.config import load_yaml
 from glr_lightning.runs.trained_run import load_run
 from glr_lightning.training.trained_noise import noise_averaged
 from tests.checks.refusals import refused
-from tests.runs.test_upgrade import OLD
+
+OLD = Path(__file__).parent / "v0_4"
 
 
 @pytest.fixture
