@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from glr_lightning.cli import train
-from glr_lightning.config import SHORT_FORMS, Groups, compose, long_form, short_name, short_overrides
+from glr_lightning.config import SHORT_FORMS, Groups, build, compose, long_form, short_name, short_overrides
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.runs.upgrade import upgrade
 from glr_lightning.training.trainer import FIXED, checked_options
@@ -255,3 +255,13 @@ def test_a_users_file_that_is_no_yaml_is_named(
     assert "callbacks/bad.yaml" in outcome.err
     with pytest.raises(ConfigurationError, match=r"callbacks/bad\.yaml"):
         compose(["callbacks=bad"], [tmp_path])
+
+
+def test_a_nested_option_of_another_choice_is_refused_by_name() -> None:
+    foreign = {"noise": "nu", "sampling": "randomisations", "baseline": "decay", "injection": "layers"}
+    for name, setting in itertools.product(options("estimator"), foreign):
+        if setting in Groups.present().settings("estimator", name):
+            config = compose(["~experiment", f"estimator={name}", f"+{setting}.{foreign[setting]}=3"])
+            with pytest.raises(ConfigurationError) as caught:
+                build(config["estimator"], where="estimator")
+            assert caught.value.option == f"estimator.{setting}.{foreign[setting]}"
