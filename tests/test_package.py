@@ -55,6 +55,18 @@ def test_the_plain_torch_loop_of_the_readme_runs_and_learns() -> None:
     assert len(predictions.unique()) == 10
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "report", "diagnose"])
+def test_help_does_not_wait_for_torch(command: str) -> None:
+    script = (
+        f"import atexit, sys\nfrom glr_lightning.cli.{command} import main\n"
+        "atexit.register(lambda: print(sorted({'torch', 'matplotlib', 'pytorch_lightning'} & set(sys.modules))))\n"
+        f"sys.argv = ['glr-{command}', '--help']\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) > 10
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     assert len(README.splitlines()) <= 110
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from glr_lightning.cli import train as cli_train
 from glr_lightning.cli.train import main
 from glr_lightning.config import CONF_DIR, compose, config_hash
 from glr_lightning.errors import ConfigurationError, DivergenceError
@@ -585,7 +584,7 @@ def test_resume_takes_another_place_and_refuses_another_training(
         assert words in outcome.err
     same = ["devices=1", "strategy=auto", "device=cpu", "trainer.deterministic=true", "+trainer.benchmark=false"]
     taken: list[dict[str, Any]] = []
-    monkeypatch.setattr(cli_train, "train", lambda config, *args, **options: taken.append(config))
+    monkeypatch.setattr(fit, "train", lambda config, *args, **options: taken.append(config))
     assert run_cli(main, ["resume=run", *same, "threads=2", "progress=false"], monkeypatch, capsys).code == 0
     (config,) = taken
     expected = {"devices": 1, "strategy": "auto", "accelerator": "cpu", "deterministic": True, "benchmark": False}

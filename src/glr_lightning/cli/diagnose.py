@@ -18,10 +18,7 @@ from omegaconf import MISSING, DictConfig
 
 from glr_lightning import terminal
 from glr_lightning.config import TrainConfig, experiment_name, keys_of, resolve, short_name, store_root
-from glr_lightning.diagnosis.diagnose import TEXT, write_diagnosis
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.reporting.tables import show
-from glr_lightning.runs.environment import cpu_threads
 
 
 @dataclass
@@ -77,6 +74,10 @@ def _diagnose(typed: Sequence[str], composed: DictConfig) -> None:
     config = resolve(composed)
     config["experiment"] = experiment_name(HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
     out = Path(config["out"]).expanduser()
+    from glr_lightning.diagnosis.diagnose import TEXT, write_diagnosis
+    from glr_lightning.reporting.tables import show
+    from glr_lightning.runs.environment import cpu_threads
+
     with cpu_threads(config["threads"]):
         tables = write_diagnosis(config, out, ["glr-diagnose", *typed])
     show(tables)

@@ -8,13 +8,6 @@ from omegaconf import DictConfig
 from glr_lightning import terminal
 from glr_lightning.config import checked_root, resolve, store_root
 from glr_lightning.errors import CheckpointError
-from glr_lightning.evaluation.evaluate import evaluate_runs
-from glr_lightning.reporting.results import all_columns
-from glr_lightning.reporting.runs import read_runs
-from glr_lightning.reporting.tables import show
-from glr_lightning.reporting.tables.robustness import robustness_tables
-from glr_lightning.runs.environment import cpu_threads
-from glr_lightning.runs.trained_run import find_runs
 from glr_lightning.validation import Count, Seed, Threads
 
 
@@ -46,6 +39,14 @@ def _evaluate(composed: DictConfig) -> None:
     if "run" not in composed:
         raise CheckpointError('which run? Give run=FOLDER, a glob such as "run=runs/*", or a list.')
     config = checked_root(EvaluateConfig, resolve(composed))
+    from glr_lightning.evaluation.evaluate import evaluate_runs
+    from glr_lightning.reporting.results import all_columns
+    from glr_lightning.reporting.runs import read_runs
+    from glr_lightning.reporting.tables import show
+    from glr_lightning.reporting.tables.robustness import robustness_tables
+    from glr_lightning.runs.environment import cpu_threads
+    from glr_lightning.runs.trained_run import find_runs
+
     try:
         with cpu_threads(config["threads"]):
             evaluate_runs(config)

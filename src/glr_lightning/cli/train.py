@@ -20,10 +20,6 @@ from glr_lightning.config import (
     short_overrides,
 )
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.runs.environment import cpu_threads
-from glr_lightning.runs.trained_run import at_root, read_config
-from glr_lightning.training.callbacks.class_collapse import in_words
-from glr_lightning.training.fit import train
 from glr_lightning.validation.words import shown
 
 RUN_DIR_OF_RANK_0 = "GLR_RUN_DIR"
@@ -34,6 +30,8 @@ def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
 
     That is what leaves its identity as it is: one GPU in place of another, but not two in place of one.
     """
+    from glr_lightning.runs.trained_run import at_root
+
     for override in HydraConfig.get().overrides.task:
         (key,) = keys_of([override])
         section, _, option = key.partition(".")
@@ -59,6 +57,8 @@ def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any], run_dir: Path) -> None:
+    from glr_lightning.training.callbacks.class_collapse import in_words
+
     table = Table(show_header=False, box=None)
     table.add_column()
     table.add_column(overflow="fold")  # a long path whole, to be copied
@@ -75,6 +75,10 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
 
 def _train(composed: DictConfig) -> tuple[Path, dict[str, Any]]:
     """Train, and return the run folder and the result, which is empty but in the first process."""
+    from glr_lightning.runs.environment import cpu_threads
+    from glr_lightning.runs.trained_run import read_config
+    from glr_lightning.training.fit import train
+
     if composed.resume is not None:
         run_dir = Path(composed.resume)
         config = _with_place(read_config(run_dir), composed)
