@@ -23,11 +23,12 @@ from glr_lightning.config import (
     in_one_line,
     is_users,
     long_forms,
+    require_options,
     require_there,
     short_overrides,
     user_folders,
 )
-from glr_lightning.errors import GLRError
+from glr_lightning.errors import ConfigurationError, GLRError
 
 console = Console(stderr=True)
 """Progress and messages; results that a program may want to read go to files."""
@@ -60,6 +61,11 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
     """
     if own is not None:
         sys.argv[1:] = long_forms(sys.argv[1:], own)
+    try:
+        require_options(config_name, sys.argv[1:])
+    except ConfigurationError as error:
+        _show_error(str(error))
+        sys.exit(2)
     failed: list[str] = []
 
     def guarded(composed: DictConfig) -> None:

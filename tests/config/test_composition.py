@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from glr_lightning.cli import train
-from glr_lightning.config import SHORT_FORMS, Groups, build, compose, long_form, short_name, short_overrides
+from glr_lightning.cli import diagnose, evaluate, report, train
+from glr_lightning.config import (
+    CONF_DIR,
+    SHORT_FORMS,
+    Groups,
+    build,
+    compose,
+    load_yaml,
+    long_form,
+    short_name,
+    short_overrides,
+)
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.runs.upgrade import upgrade
 from glr_lightning.training.trainer import FIXED, checked_options
@@ -201,6 +211,62 @@ def test_a_refusal_is_one_line_and_leaves_nothing_behind(
 def test_what_an_experiment_sets_can_be_left_out() -> None:
     left_out = compose(["experiment=conv/lrt", "estimator=backprop", "activation=relu", "~sigma", "~copies"])
     assert left_out["estimator"] == {"_target_": "glr_lightning.estimators.Backprop"}
+
+
+MAINS = {"train": train.main, "evaluate": evaluate.main, "report": report.main, "diagnose": diagnose.main}
+
+
+def cannot_be_left_out() -> list[tuple[str, str]]:
+    found = []
+    for command in MAINS:
+        names = ("train", "diagnose") if command == "diagnose" else (command,)
+        keys = {key for name in names for key in load_yaml(Path(CONF_DIR) / f"{name}.yaml")}
+        found += [(command, key) for key in sorted(keys - {"defaults", "hydra", "callbacks"})]
+    sections = {"evaluate": ("data.root", "surrogate.dir", "surrogate.epochs"), "diagnose": ("reference.copies",)}
+    found += [(command, key) for command, keys in sections.items() for key in keys]
+    groups = ("data", "network", "activation", "loss", "preprocess", "estimator", "optimizer", "scheduler", "trainer")
+    return found + [(command, key) for command in ("train", "diagnose") for key in (*groups, "logger")]
+
+
+@pytest.mark.parametrize(("command", "option"), cannot_be_left_out())
+def test_an_option_that_a_command_reads_cannot_be_left_out(
+    command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in ([f"~{option}"], ["--multirun", f"~{option}=3", "seed=1,2"]):
+        outcome = run_cli(MAINS[command], arguments, monkeypatch, capsys)
+        assert outcome.code == 2
+        assert outcome.err.startswith(f"error: ~{option}: {option} cannot be left out; give {option}")
+        assert len(outcome.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_need_not_be_chosen_can_be_left_out() -> None:
+    assert compose(["~callbacks"])["callbacks"] == {}
+    assert compose(["~experiment", "~method", "~setting"])["network"]["centre"] == 0
+    assert "lr" not in compose(["~optimizer.lr"])["optimizer"]
+    assert not compose(["callbacks=[class_collapse]", "~callbacks.class_collapse"])["callbacks"]
+    assert "copies" not in compose(["~copies"])["estimator"]  # of the estimator; glr-diagnose has its own
+    with refused("seed", "~seed: seed cannot be left out; give seed=VALUE"):
+        compose(["~seed"])
+
+
+@pytest.mark.parametrize("command", MAINS)
+@pytest.mark.parametrize("argument", ["epochs", "+epochs", "run", "experiment"])
+def test_an_override_without_a_value_is_refused_at_once(
+    command: str, argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in ([argument], ["seed=1", argument], ["--multirun", argument]):
+        outcome = run_cli(MAINS[command], arguments, monkeypatch, capsys)
+        assert outcome.code == 2
+        assert outcome.err == f"error: {argument} has no value; write OPTION=VALUE. --help lists the options.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_value_that_cannot_be_read_is_refused_without_a_link() -> None:
+    with refused(None, "network.hidden=[3 cannot be read", "write OPTION=VALUE"):
+        compose(["network.hidden=[3"])
 
 
 # ---- Lightning's options --------------------------------------------------------------------------------------------

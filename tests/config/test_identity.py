@@ -14,8 +14,8 @@ from torch import nn
 from glr_lightning.cli import diagnose, evaluate, report, train
 from glr_lightning.config import CONF_DIR, TrainConfig, build, compose, config_hash
 from glr_lightning.config.comments import settings
-from glr_lightning.config.composition import Node
 from glr_lightning.config.identity import PLACE_OF
+from glr_lightning.config.root import Node
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.networks import mlp
 from glr_lightning.training.fit import train as fit

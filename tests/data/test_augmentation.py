@@ -13,6 +13,7 @@ from torch import Tensor
 from glr_lightning.config import compose
 from glr_lightning.data import ImageDataModule
 from glr_lightning.data.augmentation import Augmentation, moved
+from glr_lightning.evaluation.surrogate_options import SurrogateOptions
 from glr_lightning.evaluation.surrogates import load_surrogate
 from glr_lightning.randomness import step_generator
 from glr_lightning.runs.trained_run import load_run
@@ -152,7 +153,7 @@ def test_a_surrogate_is_trained_without_that_of_the_run(tmp_path: Path) -> None:
     train(config, tmp_path / "run")
     run = load_run(tmp_path / "run")
     assert run.data.augmentation == Augmentation(flip=True, crop=1)
-    surrogate = load_surrogate(run, "surrogate/relu", {"dir": str(tmp_path / "surrogates"), "epochs": 1})
+    surrogate = load_surrogate(run, "surrogate/relu", SurrogateOptions(dir=str(tmp_path / "surrogates"), epochs=1))
     assert surrogate.data.augmentation == Augmentation()
 
 

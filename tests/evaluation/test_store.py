@@ -1,19 +1,21 @@
 """The record of an evaluation: resumed where it stopped, computed again when asked, never a mixture of networks."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.progress import BarColumn, Progress
 
 from glr_lightning.cli.evaluate import main
-from glr_lightning.config import compose
+from glr_lightning.config import CONF_DIR, compose, load_yaml
 from glr_lightning.evaluation import tasks
 from glr_lightning.evaluation.attempts import Attempt
 from glr_lightning.evaluation.per_image import read_per_image, write_per_image
 from glr_lightning.evaluation.row import read_rows
+from glr_lightning.evaluation.surrogate_options import SurrogateOptions
 from glr_lightning.runs.trained_run import BEST
 from glr_lightning.training.fit import train
 from tests.checks.cli_runner import Outcome, run_cli
@@ -147,21 +149,58 @@ def test_a_damaged_record_is_refused(evaluate: Any, trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "words"),
+    ("options", "words"),
     [
-        ("surrogate.dir=runs/lrtz/config.yaml", "surrogate.dir=runs/lrtz/config.yaml must be a folder"),
-        ("surrogate.dir=null", "surrogate.dir must be a folder, got null"),
-        ("surrogate.experiment=3", "surrogate.experiment must be a name"),
-        ("run=null", "run must be a folder, a glob"),
-        ("run=[]", "run must be a folder, a glob"),
-        ("run=[null]", "run must be a folder, a glob"),
+        (["surrogate.dir=runs/lrtz/config.yaml"], "surrogate.dir=runs/lrtz/config.yaml must be a folder"),
+        (["surrogate.dir=null"], "surrogate.dir must be"),
+        (["surrogate.dir=''"], "surrogate.dir must be"),
+        (["surrogate.experiment=3"], "surrogate.experiment must be"),
+        (["surrogate.keep_images=3"], "surrogate.keep_images must be true or false, got 3"),
+        (["surrogate.epochs=0"], "surrogate.epochs must be a whole number"),
+        (["surrogate.epochs.mnist=x"], "surrogate.epochs must be"),
+        (["surrogate.nothing=3"], "no option 'nothing' in surrogate"),
+        (["surrogate.experiment=nope"], "the surrogates are those of threat.transfer_pgd.surrogates; leave it out"),
+        (["threat=clean", "surrogate.experiment=nope"], "no threat needs a surrogate; leave it out"),
+        (["threat=fgsm", "surrogate.experiment=nope"], "a surrogate is named as surrogate/relu"),
+        (["threat=fgsm", "surrogate.experiment=surrogate/nope"], "there is no surrogate=nope. Choose from"),
+        (["run=null"], "run must be a folder, a glob"),
+        (["run=[]"], "run must be a folder, a glob"),
+        (["run=[null]"], "run must be a folder, a glob"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_no_folder_or_name_is_refused_in_one_line(evaluate: Any, option: str, words: str) -> None:
-    outcome = evaluate("run=runs/lrtz", "threat=[clean,transfer_pgd]", "limit=5", option)
+def test_a_value_that_cannot_be_used_is_refused_in_one_line(evaluate: Any, options: list[str], words: str) -> None:
+    chosen = ["run=runs/lrtz", "threat=[clean,transfer_pgd]", "limit=5"]
+    given = {option.partition("=")[0] for option in options}
+    outcome = evaluate(*(option for option in chosen if option.partition("=")[0] not in given), *options)
     assert outcome.code == 2
     assert words in outcome.err
-    assert "Traceback" not in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+
+
+def test_a_surrogate_trains_under_the_one_bar_of_the_evaluation(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    shown: list[str] = []
+    whole = Progress.update
+
+    def update(self: Progress, *arguments: Any, **options: Any) -> None:
+        assert sum(isinstance(column, BarColumn) for column in self.columns) == 1
+        shown.append(options.get("description") or "")
+        whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Progress, "update", update)
+    options = ["run=runs/lrtz", "threat=fgsm", "limit=5", "surrogate.epochs=1", f"surrogate.dir={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["glr-evaluate", *options])
+    main()
+    assert shown[0] == "training surrogate/relu"
+
+
+def test_the_options_of_surrogates_have_the_defaults_of_the_configuration() -> None:
+    section = load_yaml(Path(CONF_DIR) / "evaluate.yaml")["surrogate"]
+    assert {"epochs", *section} == {field.name for field in fields(SurrogateOptions)}
+    assert replace(SurrogateOptions(**section), epochs=None) == SurrogateOptions()
 
 
 def test_each_family_of_surrogates_has_a_row_and_its_images_once(evaluate: Any, trained: Path) -> None:

@@ -48,7 +48,7 @@ SHARED = {"batch_size", "seed", "threads", "progress", "trusted", "data.root"}
 DiagnoseConfig = make_dataclass(
     "DiagnoseConfig", [*((f.name, f.type, MISSING) for f in fields(TrainConfig)), *OWN], bases=(TrainConfig,)
 )
-store_root("diagnose_schema", DiagnoseConfig)
+store_root("diagnose", DiagnoseConfig)
 
 
 def _require_one_subject(run: Any, overrides: Sequence[str]) -> None:

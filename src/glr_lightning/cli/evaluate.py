@@ -8,7 +8,15 @@ from omegaconf import DictConfig
 from glr_lightning import terminal
 from glr_lightning.config import checked_root, resolve, store_root
 from glr_lightning.errors import CheckpointError
+from glr_lightning.evaluation.surrogate_options import SurrogateOptions
 from glr_lightning.validation import Count, Seed, Threads
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """Of a run's data set, what may differ from machine to machine."""
+
+    root: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -27,12 +35,12 @@ class EvaluateConfig:
     threads: Threads | None = 1
     progress: bool = True
     trusted: list[str] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-    surrogate: dict[str, Any] = field(default_factory=dict)
+    data: DataOptions = field(default_factory=DataOptions)
+    surrogate: SurrogateOptions = field(default_factory=SurrogateOptions)
     threat: dict[str, Any] | None = None
 
 
-store_root("evaluate_schema", EvaluateConfig)
+store_root("evaluate", EvaluateConfig)
 
 
 def _evaluate(composed: DictConfig) -> None:

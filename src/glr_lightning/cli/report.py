@@ -21,7 +21,7 @@ class ReportConfig:
     figures: list[str] = field(default_factory=list)
 
 
-store_root("report_schema", ReportConfig)
+store_root("report", ReportConfig)
 
 
 def _report(composed: DictConfig) -> None:

@@ -1,19 +1,11 @@
 """Configurations: composed by Hydra from conf/, identified by a hash, and built into objects."""
 
 from glr_lightning.config.building import TRUSTED, build, load_yaml, target_of, trusted_prefixes
-from glr_lightning.config.composition import (
-    TrainConfig,
-    checked_root,
-    compose,
-    composing,
-    experiment_name,
-    keys_of,
-    resolve,
-    store_root,
-)
+from glr_lightning.config.composition import compose, composing, experiment_name, keys_of, resolve
 from glr_lightning.config.groups import CONF_DIR, Groups, require_there, user_folders
 from glr_lightning.config.identity import config_hash
 from glr_lightning.config.messages import in_one_line, is_users
+from glr_lightning.config.root import TrainConfig, checked_root, require_options, store_root
 from glr_lightning.config.short_forms import SHORT_FORMS, long_form, long_forms, short_name, short_overrides
 
 __all__ = [
@@ -34,6 +26,7 @@ __all__ = [
     "load_yaml",
     "long_form",
     "long_forms",
+    "require_options",
     "require_there",
     "resolve",
     "short_name",

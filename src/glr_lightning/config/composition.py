@@ -1,100 +1,31 @@
-"""Composition: the typed root of a training configuration, and how overrides become plain values."""
+"""Composition: how overrides become plain values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING as DATACLASS_MISSING
-from dataclasses import Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from glr_lightning.config.comments import listing_of_options
 from glr_lightning.config.groups import CONF_DIR, Groups, as_url, listing, require_there, user_folders
 from glr_lightning.config.messages import group_without_name, in_one_line, is_users, lacks
+from glr_lightning.config.root import TrainConfig, checked_root, require_options
 from glr_lightning.config.short_forms import long_forms, short_name, short_overrides
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.validation import Count, Positive, Seed, Threads, checked, checked_arguments
+from glr_lightning.validation import checked
 
 SEVERAL = {"callbacks", "logger", "threat"}
 """The groups of which several options can be chosen at once."""
 
-Node = dict[str, Any]
-"""What becomes an object, or several by name; `build` checks it."""
-
-
-@dataclass(kw_only=True)
-class TrainConfig:
-    """The root of conf/train.yaml. Hydra refuses other keys, `checked_root` other values."""
-
-    seed: Seed
-    epochs: Count
-    batch_size: Count
-    clip_norm: Positive | None = None
-    threads: Threads | None = 1
-    progress: bool = True
-    run_dir: str
-    resume: str | None = None
-    trusted: list[str] = field(default_factory=list)
-    data: Node
-    network: Node
-    activation: Node
-    loss: Node
-    preprocess: Node
-    estimator: Node
-    optimizer: Node
-    scheduler: Node
-    callbacks: Node
-    trainer: Node
-    logger: Node
-
-
-_schemas: dict[type, type] = {}  # a root that extends another one has to do so for OmegaConf too
-
-
-def store_root(name: str, root: type) -> None:
-    """Give Hydra the keys of a root.
-
-    Their values may be of any type, except where text is declared: OmegaConf would turn 1.5 into an integer without a
-    word, where `checked_root` refuses it.
-    """
-    keys = [(key.name, key.type if key.type in (str, str | None) else Any, _missing(key)) for key in fields(root)]
-    bases = tuple(_schemas[base] for base in root.__bases__ if base in _schemas)
-    _schemas[root] = make_dataclass(root.__name__, keys, bases=bases)
-    ConfigStore.instance().store(name=name, node=_schemas[root])
-
-
-def _missing(key: Field[Any]) -> Any:
-    """The default of a key, or that it has to be given."""
-    if key.default_factory is not DATACLASS_MISSING:
-        return field(default_factory=key.default_factory)
-    return MISSING if key.default is DATACLASS_MISSING else key.default
-
-
-def checked_root(root: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a resolved configuration, its root keys checked against their hints and coerced.
-
-    Args:
-        root: the dataclass that declares the keys.
-        config: plain values. The key `experiment`, which a command adds, stays as it is.
-
-    Raises:
-        ConfigurationError: a key that the root does not have, or a value that it does not accept.
-    """
-    keys = {key: value for key, value in config.items() if key != "experiment"}
-    return {**config, **checked_arguments(root, keys)}
-
-
-store_root("train_schema", TrainConfig)
 OmegaConf.register_new_resolver("short_forms", short_overrides, replace=True)
 OmegaConf.register_new_resolver("options", listing_of_options, replace=True)
 OmegaConf.register_new_resolver("groups", lambda *roots: listing(roots), replace=True)
@@ -152,12 +83,15 @@ def composing(
 
     root: the configuration of CONF_DIR to start from; None for an empty one, to which overrides add groups.
     """
+    overrides = long_forms(overrides)
+    if root is not None:
+        require_options(root, overrides)
     folders = [*map(as_url, config_dirs), *user_folders()]
     state = Singleton.get_state()  # Hydra allows one application at a time; step aside for the one that runs
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-            yield hydra.compose(root, overrides=_with_folders(long_forms(overrides), folders))
+            yield hydra.compose(root, overrides=_with_folders(overrides, folders))
     except (HydraException, YAMLError) as error:
         raise ConfigurationError(in_one_line(error)) from None
     except ValueError as error:

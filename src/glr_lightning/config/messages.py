@@ -6,7 +6,7 @@ from traceback import walk_tb
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigSource
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 
@@ -49,6 +49,10 @@ def in_one_line(error: Exception) -> str:
         )
     if isinstance(error, UnicodeDecodeError):
         return f"{_file_of(error)} is no text, so it cannot be a configuration; remove it, or name another."
+    if isinstance(error, OverrideParseException):
+        reason = words_of(error).partition(" See https")[0]
+        words = f"cannot be read ({reason})" if "=" in error.override else "has no value"
+        return f"{error.override} {words}; write OPTION=VALUE. --help lists the options."
     cause: Any = error.__cause__ or error
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _no_option(cause, groups)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, final
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from glr_lightning import terminal
@@ -228,7 +228,7 @@ class _Bar:
 
 @contextmanager
 def _progress(runs: int, enabled: bool) -> Iterator[_Bar]:
-    columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with progress_bar(*columns, enabled=enabled) as progress:
         bar = _Bar(progress, runs)
         yield bar

@@ -15,6 +15,7 @@ from glr_lightning.evaluation.hashes import weights_hash
 from glr_lightning.evaluation.inputs import Inputs
 from glr_lightning.evaluation.named_threats import built_threats
 from glr_lightning.evaluation.store import Store
+from glr_lightning.evaluation.surrogate_options import SurrogateOptions
 from glr_lightning.evaluation.surrogates import GivenSurrogates, TrainedSurrogates, wanted
 from glr_lightning.evaluation.tasks import AttemptTask, CertificationTask, Task
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
@@ -42,6 +43,7 @@ class Plan:
         self.config = config
         self.folders = find_runs(config["run"])
         found = built_threats(config["threat"])
+        self.surrogate_options = SurrogateOptions(**config["surrogate"])
         self.threats = {name: each for name, each in found.items() if isinstance(each, Threat)}
         self.certifications = {name: each for name, each in found.items() if isinstance(each, Certification)}
         self.device = torch_device(config["device"])
@@ -64,7 +66,7 @@ class Plan:
         self._load_noise(runs)
         if self.noisy and not any(threat.kind == "clean" for threat in self.threats.values()):
             self.threats = {"clean": Clean(), **self.threats}  # which the noisy figure stands beside
-        self.experiments = wanted(self.threats, self.config["surrogate"])
+        self.experiments = wanted(self.threats, self.surrogate_options)
         with_threats = bool(self.threats) or not self.certifications
         self.attempts = attempts(self.threats, self.experiments) if with_threats else []
         return runs
@@ -97,7 +99,7 @@ class Plan:
         return store
 
     def tasks(self, run: TrainedRun, say: Callable[[str], None] = lambda words: None) -> list[Task]:
-        """All tasks of one run, checked. say: called with a few words before a surrogate is loaded.
+        """All tasks of one run, checked. say: called with a few words before a surrogate is trained.
 
         Raises:
             ConfigurationError: what an attack refuses of this network.
@@ -144,7 +146,7 @@ class Plan:
     def _surrogates_of(self, run: TrainedRun, say: Callable[[str], None]) -> TrainedSurrogates:
         key = _data_key(run)
         if key not in self._surrogates:
-            options = self.config["surrogate"]
+            options = self.surrogate_options
             self._surrogates[key] = TrainedSurrogates(run, self.experiments, options, self.trusted, self.device, say)
         return self._surrogates[key]
 

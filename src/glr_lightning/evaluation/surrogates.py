@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from glr_lightning.evaluation.attempts import Attempt
 from glr_lightning.evaluation.fingerprints import attack_fingerprint
 from glr_lightning.evaluation.inputs import Inputs, check_network, first_scores
 from glr_lightning.evaluation.runner import Advance, nothing, perturb
+from glr_lightning.evaluation.surrogate_options import SurrogateOptions
 from glr_lightning.runs.trained_run import CONFIG, TrainedRun, at_root, load_run
 from glr_lightning.threats import Threat
 from glr_lightning.threats.attacks.adversarial_set import AdversarialSet, image_checksums, load_set, replayed, save_set
@@ -88,26 +89,25 @@ class TrainedSurrogates(Surrogates):
     Args:
         run: names the data, and where they lie.
         experiments: the training experiments; their names are the surrogates'.
-        options: as for `load_surrogate`; and `keep_images`, whether transferred images are kept.
+        options: where they are kept, with their images or without, and how long they are trained.
         trusted: as for `load_run`.
         device: where the surrogates go.
-        say: called with a few words before each is loaded.
+        say: called with a few words before one is trained.
     """
 
     def __init__(
         self,
         run: TrainedRun,
         experiments: Sequence[str],
-        options: Mapping[str, Any],
+        options: SurrogateOptions,
         trusted: tuple[str, ...] = TRUSTED,
         device: torch.device | str = "cpu",
         say: Callable[[str], None] = lambda words: None,
     ) -> None:
-        self._keep = options.get("keep_images", True)
+        self._keep = options.keep_images
         self._runs: dict[str, TrainedRun] = {}
         for experiment in experiments:
-            say(f"surrogate {experiment}")
-            self._runs[experiment] = load_surrogate(run, experiment, options, trusted)
+            self._runs[experiment] = load_surrogate(run, experiment, options, trusted, say)
             self._runs[experiment].network.to(device)
 
     @property
@@ -128,44 +128,65 @@ class TrainedSurrogates(Surrogates):
         return with_kept_images(inputs, attempt, surrogate, advance)
 
 
-def wanted(threats: Mapping[str, Threat], options: Mapping[str, Any]) -> list[str]:
-    """The experiments whose surrogates some threats need: those that they name, else those of the options."""
-    experiments = options["experiment"]
-    given = [experiments] if isinstance(experiments, str) else experiments or []
-    if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
+def wanted(threats: Mapping[str, Threat], options: SurrogateOptions) -> list[str]:
+    """The experiments whose surrogates some threats need: those that they name, else those of the options.
+
+    Raises:
+        ConfigurationError: the option names experiments, and no threat reads it; it may keep its default.
+    """
+    transferred = {
+        name: threat
+        for name, threat in threats.items()
+        if "transfer" in threat.gradient_sources and not threat.recorded
+    }
+    named = {name for name, threat in transferred.items() if threat.surrogates}
+    if transferred.keys() == named and options.experiment != SurrogateOptions.experiment:
+        own = ", ".join(f"threat.{name}.surrogates" for name in sorted(named))
+        why = f"the surrogates are those of {own}" if named else "no threat needs a surrogate"
         raise ConfigurationError(
-            f"surrogate.experiment must be a name such as surrogate/relu, or a list of them, got {shown(experiments)}.",
+            f"surrogate.experiment={shown(options.experiment)} has no effect here: {why}; leave it out.",
             option="surrogate.experiment",
         )
-    names: dict[str, None] = {}
-    for threat in threats.values():
-        if "transfer" in threat.gradient_sources and not threat.recorded:
-            names |= dict.fromkeys(map(str, threat.surrogates or given))
-    return list(names)
+    found = [each for threat in transferred.values() for each in threat.surrogates or options.experiments]
+    return list(dict.fromkeys(found))
 
 
 def load_surrogate(
-    run: TrainedRun, experiment: str, options: Mapping[str, Any], trusted: tuple[str, ...] = TRUSTED
+    run: TrainedRun,
+    experiment: str,
+    options: SurrogateOptions,
+    trusted: tuple[str, ...] = TRUSTED,
+    say: Callable[[str], None] = lambda words: None,
 ) -> TrainedRun:
     """The surrogate of an experiment for the data of a run; an interrupted training leaves nothing behind.
 
     Args:
         run: names the data, and where they lie.
         experiment: an option of the group `surrogate`, as surrogate/relu.
-        options: `dir`; and `epochs`, a number, or one by name of the data set, where not the experiment's own.
+        options: where it is kept and how long it is trained.
         trusted: as for `load_run`.
+        say: called with a few words before it is trained.
+
+    Raises:
+        ConfigurationError: there is no such experiment, or no such folder can be made.
     """
-    overrides = [f"data={run.data.name}", "~experiment", "+" + experiment.replace("/", "=", 1), "progress=false"]
-    epochs = options.get("epochs", {})
-    epochs = epochs.get(run.data.name) if isinstance(epochs, dict) else epochs  # one number: of all data sets
+    group, _, name = experiment.partition("/")
+    if group != "surrogate" or not name:
+        raise ConfigurationError(
+            f"a surrogate is named as surrogate/relu, an option of the group surrogate, got {shown(experiment)}.",
+            option="surrogate.experiment",
+        )
+    overrides = [f"data={run.data.name}", "~experiment", f"+surrogate={name}", "progress=false"]
+    epochs = options.epochs.get(run.data.name) if isinstance(options.epochs, Mapping) else options.epochs
     config = compose(overrides + ([] if epochs is None else [f"epochs={epochs}"]))
     own = {name: config["data"][name] for name in ("batch_size", "validation", "seed", "flip", "crop")}
     config["data"] = at_root(run.config["data"], None if run.data.root is None else str(run.data.root)) | own
-    parent = _folder(options["dir"])
+    parent = Path(options.dir).expanduser()
     folder = parent / f"{experiment.replace('/', '-')}-{config_hash(config)}"
     if not (folder / CONFIG).exists():
-        terminal.console.print(f"training the surrogate {folder} (once)")
         workplace = _workplace(parent)
+        say(f"training {experiment}")
+        terminal.say(f"training the surrogate {folder} (once)")
         try:
             train(config, workplace / "run")
             with contextlib.suppress(OSError):  # another process may have put the same one there meanwhile
@@ -175,13 +196,6 @@ def load_surrogate(
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
     return load_run(folder, trusted=trusted, root=config["data"]["root"])
-
-
-def _folder(value: Any) -> Path:
-    """The folder that an option names. Raises ConfigurationError."""
-    if not isinstance(value, str | Path) or not str(value):
-        raise ConfigurationError(f"surrogate.dir must be a folder, got {shown(value)}.", option="surrogate.dir")
-    return Path(value).expanduser()
 
 
 def _workplace(parent: Path) -> Path:
