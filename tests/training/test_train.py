@@ -273,7 +273,7 @@ REFUSED = {
         "multiple of 2",
     ),
     "missing data": (["data=mnist", "data.root=nowhere", "data.download=false"], "nowhere"),
-    "half precision with a scaler": (["precision=16-mixed"], "precision must be one of"),
+    "half precision with a scaler": (["precision=16-mixed"], "trainer.precision must be one of"),
     "a device that is not there": (["device=tpu"], "trainer.accelerator=tpu"),
     "a device that there never was": (["device=tpuu"], "Lightning cannot start with trainer.accelerator=tpuu"),
     "all devices": (["devices=-1"], "devices must be how many devices to use, at least 1"),

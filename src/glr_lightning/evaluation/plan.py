@@ -128,12 +128,7 @@ class Plan:
         """A network on the run's test images."""
         key = _data_key(run)
         if key not in self._images:
-            limit = self.config["limit"]
-            if limit is not None and limit < 1:
-                raise ConfigurationError(
-                    f"limit must be at least 1 image, or null for all, got {limit}.", option="limit"
-                )
-            self._images[key] = run.data.split("test", limit)
+            self._images[key] = run.data.split("test", self.config["limit"])
         return Inputs(
             network.to(self.device),
             *self._images[key],

@@ -13,14 +13,10 @@ PACKAGES = ("glr-lightning", "torch", "torchvision", "pytorch-lightning", "hydra
 
 @contextmanager
 def cpu_threads(number: int | None) -> Iterator[None]:
-    """Set the number of CPU threads of torch within the block; None leaves it as it is. Raises ConfigurationError."""
+    """Set the number of CPU threads of torch within the block; None leaves it as it is."""
     if number is None:
         yield
         return
-    if type(number) is not int or number < 1:
-        raise ConfigurationError(
-            f"threads must be at least 1, or null for torch's own choice, got {number}.", option="threads"
-        )
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

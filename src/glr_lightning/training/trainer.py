@@ -16,8 +16,10 @@ from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.validation import checked_arguments
 from glr_lightning.validation.words import closest
 
-Deterministic = bool | Literal["warn"]
-PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+HINTS = {
+    "deterministic": bool | Literal["warn"],
+    "precision": Literal["32-true", "64-true", "bf16-mixed"],  # 16-mixed scales gradients in a backward pass
+}
 _LENGTH = "the length of a training is given by epochs=NUMBER, which schedules and results count on"
 _OPTIMIZATION = "gradients are estimated and not differentiated, so Lightning does not see them"
 _ONLY_TRAINED = "a training neither tests nor predicts in batches of Lightning's"
@@ -105,15 +107,8 @@ def checked_options(node: Any) -> dict[str, Any]:
         if name not in known:
             advice = closest(name, known) or f" Choose from {', '.join(known)}."
             raise ConfigurationError(f"Lightning's Trainer has no option {name!r}.{advice}", option=f"trainer.{name}")
-    precision = node.get("precision", "32-true")
-    if precision not in PRECISIONS:
-        raise ConfigurationError(
-            f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}. "
-            "(16-mixed cannot work: its gradient scaling needs a backward pass.)",
-            option="trainer.precision",
-        )
     _require_devices(node.get("devices", 1))
-    return checked_arguments(pl.Trainer.__init__, node, "trainer", hints={"deterministic": Deterministic})
+    return checked_arguments(pl.Trainer.__init__, node, "trainer", hints=HINTS)
 
 
 def _require_devices(devices: Any) -> None:
