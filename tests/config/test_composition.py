@@ -14,6 +14,7 @@ from glr_lightning.config import (
     Groups,
     build,
     compose,
+    config_hash,
     load_yaml,
     long_form,
     short_name,
@@ -282,6 +283,13 @@ def test_the_options_of_lightning_are_a_section_with_short_forms_and_presets() -
     for name, reason in FIXED.items():
         with refused(f"trainer.{name}", reason):
             checked_options(compose([f"+trainer.{name}=1"])["trainer"])
+
+
+def test_a_trainer_without_devices_has_the_one_that_its_hash_counts() -> None:
+    config = compose([])
+    assert checked_options({}) == checked_options({"devices": 1}) == {"devices": 1}
+    assert config_hash({**config, "trainer": {}}) == config_hash({**config, "trainer": {"devices": 1}})
+    assert checked_options({"devices": 2})["devices"] == 2
 
 
 @pytest.mark.parametrize("override", ["noise=[gaussian,laplace]", "data=[digits,mnist]"])

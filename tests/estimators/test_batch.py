@@ -61,6 +61,22 @@ def test_a_batch_that_cannot_be_used_is_refused_in_one_line(name: str, case: str
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("method", ["check", "plan", "describe"])
+@pytest.mark.parametrize("name", options("estimator"))
+def test_what_is_no_network_or_loss_is_refused_outside_an_estimate_too(name: str, method: str) -> None:
+    estimator = configured(name)
+    network, loss = network_for(estimator), CrossEntropy()
+    for case in (case for case, (change, *_) in BAD.items() if change.keys() <= {"network", "loss"}):
+        change, option, words = BAD[case]
+        if words == "nothing to train":  # which has its own words in each of them
+            continue
+        given = {"network": network, "loss": loss} | change
+        for arguments, keywords in ((given.values(), {}), ((), given)):
+            with pytest.raises(ConfigurationError, match=words) as refusal:
+                getattr(estimator, method)(*arguments, **keywords)
+            assert refusal.value.option == option
+
+
 def test_numbers_whose_sum_overflows_are_finite() -> None:
     huge = torch.full((3, 3), 1e308, dtype=torch.float64)
     assert torch.isinf(huge.sum())

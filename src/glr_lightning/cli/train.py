@@ -41,7 +41,7 @@ def _with_place(config: dict[str, Any], composed: DictConfig) -> dict[str, Any]:
         elif key in {"progress", "threads"}:
             config = {**config, key: composed[key]}
         elif section == "trainer" and option in composed.trainer:
-            value = OmegaConf.to_container(composed.trainer)[option]  # type: ignore[index, call-overload]
+            value = OmegaConf.to_container(composed.trainer)[option]  # type: ignore[index, call-overload]  # a section is a dict
             config = {**config, "trainer": {**config["trainer"], option: value}}
         elif key not in {"resume", "trusted"}:
             raise ConfigurationError(

@@ -57,10 +57,16 @@ def _leaves(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, yaml.Nod
 def _shown(node: yaml.Node) -> str:
     if isinstance(node, yaml.ScalarNode):
         return node.value if node.value else '""'
+    if isinstance(node, yaml.SequenceNode) and not node.flow_style:  # entries of which some have a label
+        return f"[{', '.join(_label(each) for each in node.value)}]"
     text = node.start_mark.buffer[node.start_mark.index : node.end_mark.index] if node.start_mark.buffer else ""
     text = re.sub(r"#.*", "", text.rstrip("\0"))
     text = " ".join(text.split())
     return text if len(text) <= SHORTEST else f"{text[:SHORTEST].rsplit(' ', 1)[0]} …"
+
+
+def _label(node: yaml.Node) -> str:
+    return node.value[0][0].value if isinstance(node, yaml.MappingNode) and node.value else _shown(node)
 
 
 def _comment(lines: list[str], line: int) -> str:
@@ -84,7 +90,9 @@ def listing_of_options(*commands: str) -> str:
         for each in settings(text):
             head = f"  {each.path}={each.default}"
             if each.comment and len(head) >= _MEANING:
-                lines.append(head)
+                lines += textwrap.wrap(
+                    head, _WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+                )
                 head = ""
             wrapped = textwrap.wrap(each.comment, _WIDTH - _MEANING) or [""]
             lines.append(f"{head:{_MEANING}}{wrapped[0]}".rstrip())

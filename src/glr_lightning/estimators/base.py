@@ -1,8 +1,9 @@
 """The interface of gradient estimators, frozen values that turn a batch into gradients, and checks they share."""
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias, TypeVar, final
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.batch import explain, require_batch, require_labels
+from glr_lightning.estimators.batch import explain, require_batch, require_kinds, require_labels
 from glr_lightning.losses import Loss
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import require_plain_padding
@@ -82,6 +83,12 @@ class Estimator(Checked, ABC):
     needs_derivatives: ClassVar[bool]
     """Whether it differentiates the loss and the modules between the loss and some layer."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Have what `plan` and `check` of a subclass are given checked first, as it is for `estimate`."""
+        super().__init_subclass__(**options)
+        for name in {"plan", "check"} & vars(cls).keys():
+            setattr(cls, name, _after_kinds(vars(cls)[name]))
+
     @property
     @abstractmethod
     def objective(self) -> Objective:
@@ -152,6 +159,17 @@ class Estimator(Checked, ABC):
     @abstractmethod
     def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """As `estimate`, which calls it with what it has checked. This is what a subclass writes."""
+
+
+def _after_kinds(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an estimator that refuses what is no network or no loss before it looks into them."""
+
+    @functools.wraps(method)
+    def checked(self: Estimator, network: nn.Module, loss: Loss, *others: Any, **options: Any) -> Any:
+        require_kinds(network, loss)
+        return method(self, network, loss, *others, **options)
+
+    return checked
 
 
 def accumulate(total: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:

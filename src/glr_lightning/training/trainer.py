@@ -91,7 +91,9 @@ def make_trainer(
 
 
 def checked_options(node: Any) -> dict[str, Any]:
-    """Return the section `trainer` as keyword arguments.
+    """Return the section `trainer` as keyword arguments; one device, unless it says how many.
+
+    (Lightning would take all that there are, which the identity of a run does not count.)
 
     Raises:
         ConfigurationError: an option that Lightning does not have or that is fixed here, or a value that cannot work.
@@ -108,7 +110,7 @@ def checked_options(node: Any) -> dict[str, Any]:
             advice = closest(name, known) or f" Choose from {', '.join(known)}."
             raise ConfigurationError(f"Lightning's Trainer has no option {name!r}.{advice}", option=f"trainer.{name}")
     _require_devices(node.get("devices", 1))
-    return checked_arguments(pl.Trainer.__init__, node, "trainer", hints=HINTS)
+    return checked_arguments(pl.Trainer.__init__, {"devices": 1, **node}, "trainer", hints=HINTS)
 
 
 def _require_devices(devices: Any) -> None:
