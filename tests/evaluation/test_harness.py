@@ -148,6 +148,25 @@ class TestMeasurement:
         assert single.correct == double.correct
         assert only(evaluate(nn.Flatten().eval(), x, y, CLEAN, seed=0)).n == 60
 
+    def test_a_target_is_any_other_class_with_equal_chance(self) -> None:
+        """3,000 draws of three classes: a count beyond 5 standard errors of 1,000 has a chance of 6e-7 a class."""
+        x, y = images(3000, (1, 2, 2))
+        handed: list[Tensor] = []
+
+        @declare(AttackFacts())
+        def function(model: nn.Module, x: Tensor, y: Tensor, *, random: object, target: Tensor | None = None) -> Tensor:
+            assert target is not None
+            handed.append(target)
+            return x
+
+        row = only(evaluate(linear((1, 2, 2)), x, y, {"a": attack(function, targeted=True)}, seed=0))
+        target = torch.cat(handed)  # of three batches
+        counts = torch.bincount((target - y) % 4, minlength=4).tolist()
+        assert counts[0] == 0
+        assert max(abs(count - 1000) for count in counts[1:]) < 5 * math.sqrt(3000 / 3 * 2 / 3)
+        assert target.max() < 4
+        assert row.target_reached is not None
+
 
 class TestCheats:
     """A threat that breaks the rules must show in its row."""
