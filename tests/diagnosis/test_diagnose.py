@@ -532,3 +532,21 @@ def test_a_run_is_diagnosed_with_the_sigma_that_it_was_trained_with(tmp_path: Pa
             assert learned[0] != 0.5
         else:
             assert base["estimator"]["sigma"] == pytest.approx(0.5 * 0.25)
+
+
+def test_the_time_of_an_estimate_is_the_median_of_what_the_clock_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    durations = iter([9.0, 0.002, 0.5, 0.004])  # the first estimate is not counted
+
+    @final
+    @dataclass(frozen=True)
+    class Slow(Scaled):
+        def _estimate(self, *given: Any) -> Estimate:
+            now[0] += next(durations)
+            return super()._estimate(*given)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    network = small_network(nn.Tanh())
+    (measured,) = measure([Contender("slow", 4, Slow())], network, CrossEntropy(), X, Y, repetitions=3, seed=0)
+    assert measured.seconds == pytest.approx([0.002, 0.5, 0.004])
+    assert measured.milliseconds == pytest.approx(4.0)

@@ -50,7 +50,7 @@ from tests.checks.estimator_cases import (
     reference,
     small_network,
 )
-from tests.checks.groups import member, options
+from tests.checks.groups import configured, member, options
 from tests.checks.oracles import (
     CELLS,
     TOLERANCE,
@@ -355,6 +355,28 @@ def test_the_loss_is_a_mean_over_all_passes_which_forwards_counts(injection: Inj
     assert loss.rows == len(injection.passes(2)) * 8 * len(X)
     assert float(got.loss) == pytest.approx(loss.total / loss.rows)
     assert got.diagnostics["forwards"] == loss.rows + len(X)  # and the noise-free pass
+
+
+COUNTED_ELSEWHERE = {"local_expectation", "tiered", "evolution_strategies"}
+"""Two need the logits of a layer, so that nothing can count behind it; the third hides its copies in a vmap."""
+
+
+@pytest.mark.parametrize("name", sorted(set(options("estimator")) - COUNTED_ELSEWHERE))
+def test_forwards_are_the_samples_that_leave_the_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    estimator = configured(name)
+    network = nn.Sequential(*network_for(estimator), nn.Identity()).double()
+    loss = CrossEntropy() if estimator.needs_derivatives else ZeroOne()
+    estimator = effective(estimator, network, loss)
+    estimate(estimator, network, loss)  # which may probe modules, once
+    left: list[int] = []
+
+    def forward(self: nn.Identity, logits: Tensor) -> Tensor:
+        left.append(logits.numel() // logits.shape[-1])
+        return logits
+
+    monkeypatch.setattr(nn.Identity, "forward", forward)
+    got = estimate(estimator, network, loss)
+    assert got.diagnostics["forwards"] == sum(left) >= len(X)
 
 
 @every_estimator

@@ -1,6 +1,6 @@
 """Configurations: composed by Hydra from conf/, identified by a hash, and built into objects."""
 
-from glr_lightning.config.building import TRUSTED, build, load_yaml, target_of, trusted_prefixes
+from glr_lightning.config.building import TRUSTED, build, known_target, load_yaml, target_of, trusted_prefixes
 from glr_lightning.config.composition import compose, composing, experiment_name, keys_of, resolve
 from glr_lightning.config.groups import CONF_DIR, Groups, require_there, user_folders
 from glr_lightning.config.identity import config_hash
@@ -23,6 +23,7 @@ __all__ = [
     "in_one_line",
     "is_users",
     "keys_of",
+    "known_target",
     "load_yaml",
     "long_form",
     "long_forms",

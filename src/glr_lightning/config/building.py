@@ -73,6 +73,19 @@ def target_of(node: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED) 
     return _found(name)
 
 
+def known_target(node: Any) -> Any:
+    """The class or function of this package or torch that a node calls, or None, as of another version's."""
+    return _known(str(node["_target_"])) if isinstance(node, Mapping) and "_target_" in node else None
+
+
+@functools.cache
+def _known(name: str) -> Any:
+    try:
+        return trusted_target(name, TRUSTED)
+    except ConfigurationError:
+        return None
+
+
 def _built(node: Any, where: str, keywords: dict[str, Any]) -> Any:
     if isinstance(node, list):
         return [_built(child, f"{where}[{number}]", {}) for number, child in enumerate(node)]

@@ -1,14 +1,12 @@
 """The identity of what a configuration trains."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from glr_lightning.config.building import TRUSTED, trusted_target
-from glr_lightning.errors import ConfigurationError
+from glr_lightning.config.building import known_target
 from glr_lightning.validation import Parameter, parameters
 
 PLACE = {"experiment", "run_dir", "resume", "trusted", "logger", "progress", "threads"}
@@ -81,7 +79,7 @@ def _callbacks(nodes: list[Any]) -> list[Any]:
     """Those that change the training; those of this package in any order, after the others in theirs."""
     own, others = [], []
     for node in nodes:
-        target = _target_of(node)
+        target = known_target(node)
         changes: Callable[[Mapping[str, Any]], bool] | None = getattr(target, "changes_training", None)
         if changes is None:
             others.append(node)
@@ -92,7 +90,7 @@ def _callbacks(nodes: list[Any]) -> list[Any]:
 
 def _canonical(value: Any, numbers: bool = True) -> Any:
     if isinstance(value, Mapping):
-        target = _target_of(value)
+        target = known_target(value)
         numbers = str(value.get("_target_", NUMBERS[0])).startswith(NUMBERS) and numbers
         if target is not None:
             return _what_it_reads(value, target, parameters(target))
@@ -136,19 +134,6 @@ def _is_value(default: Any) -> bool:
 def _one_for_all(value: Any, parameter: Parameter) -> Any:
     repeats = isinstance(value, list) and value and all(_text(each) == _text(value[0]) for each in value)
     return value[0] if repeats and parameter.takes_one_for_all else value
-
-
-def _target_of(node: Any) -> Any:
-    """The class or function of this package or torch that a node calls, or None."""
-    return _found(str(node["_target_"])) if isinstance(node, Mapping) and "_target_" in node else None
-
-
-@functools.cache
-def _found(name: str) -> Any:
-    try:
-        return trusted_target(name, TRUSTED)
-    except ConfigurationError:  # of another version
-        return None
 
 
 def _text(value: Any) -> str:

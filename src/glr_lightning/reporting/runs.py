@@ -10,8 +10,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from glr_lightning.config import config_hash, target_of
-from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.config import config_hash, known_target
+from glr_lightning.errors import CheckpointError
 from glr_lightning.evaluation.per_image import PerImage, read_per_image
 from glr_lightning.evaluation.row import Row, read_rows
 from glr_lightning.reporting.columns import Cell, Column, table_cells
@@ -82,10 +82,7 @@ class Run:
 
     def built(self, section: str) -> Any:
         """Return the class or function of this package or torch that a section of the configuration builds, or None."""
-        try:
-            return target_of(self.config[section])
-        except (ConfigurationError, KeyError, TypeError):
-            return None
+        return known_target(self.config.get(section))
 
     @property
     def family(self) -> str:
