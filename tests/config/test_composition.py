@@ -188,6 +188,9 @@ REFUSED = {
     ),
     "a typo of a group": (["nois=laplace"], "Did you mean noise"),
     "an option of a short group": (["noise=laplce"], "there is no noise=laplce. Did you mean laplace?"),
+    "what is not there": (["~data.root"], "~data.root: there is no data.root to leave out here; drop ~data.root."),
+    "a group that is not chosen": (["~experiment", "~callbacks"], "there is no callbacks to leave out here"),
+    "a typo of what is left out": (["~callback"], "Did you mean callbacks"),
     "in a sweep": (["--multirun", "experiment=lrs,bp", "sigma=0.5,1"], "estimator=backprop has no sigma; leave it out"),
 }
 

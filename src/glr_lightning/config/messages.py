@@ -20,6 +20,10 @@ NO_GROUP = re.compile(
     r"Could not (?:override|delete) '(?P<group>[^'=@]+)[^']*'\. ?No match in the defaults list"
 )
 
+NOTHING_THERE = re.compile(
+    r"Could not delete (?:'(?P<group>[^'=@]+)[^']*'\. ?No match in the defaults list|from config\. '(?P<option>[^']+)')"
+)
+
 MOVED = {
     "revive": "callbacks=[class_collapse] callbacks.class_collapse.revive=VALUE",
     "learn_sigma": "callbacks=[learned_sigma] callbacks.learned_sigma.per=VALUE",
@@ -63,6 +67,11 @@ def in_one_line(error: Exception) -> str:
         return f"{name} cannot be null; leave it out, or give it a value: {name}=VALUE."
     if isinstance(cause, ValidationError):
         return f"{short_name(str(cause.full_key))}: {str(cause).splitlines()[0]}."
+    absent = NOTHING_THERE.search(str(error))
+    if absent is not None and not (absent["group"] and not groups.is_group(absent["group"])):
+        name = short_name(absent["group"] or absent["option"])
+        near = closest(name, [each for each in groups.groups() if each != name])
+        return f"~{name}: there is no {name} to leave out here; drop ~{name}.{near}"
     no_group = NO_GROUP.search(str(error))
     if no_group is not None:
         return _no_group(no_group["group"], no_group["file"], groups)
