@@ -1,14 +1,17 @@
 """glr-evaluate: from a run folder to rows, with nothing re-declared and nothing run."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.progress import Progress
 
 from glr_lightning.cli.evaluate import main
 from glr_lightning.config import compose
+from glr_lightning.evaluation import evaluate as evaluate_module
 from glr_lightning.evaluation.row import read_rows, write_rows
 from glr_lightning.reporting.figures.severity import by_severity
 from glr_lightning.reporting.results import accuracy_interval, all_columns
@@ -70,6 +73,29 @@ def test_every_run_gets_a_row_per_threat_and_level(evaluate: Any, trained: Path)
     options = ("threat=fgsm", "surrogate.dir=surrogates", "surrogate.epochs=1")  # of every data set
     assert evaluate("run=runs/bp", *options).code == 0
     assert len(list((trained / "surrogates").iterdir())) == 2
+
+
+def test_the_progress_of_two_runs_grows_to_two(evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    after: list[float] = []
+
+    class Noted(Progress):
+        """Notes what is completed after each change."""
+
+        def update(self, *arguments: Any, **options: Any) -> None:
+            super().update(*arguments, **options)
+            after.append(self.tasks[0].completed)
+
+        def advance(self, *arguments: Any, **options: Any) -> None:
+            super().advance(*arguments, **options)
+            after.append(self.tasks[0].completed)
+
+    bars: list[Noted] = []
+    monkeypatch.setattr(evaluate_module, "progress_bar", lambda *_, **__: bars.append(Noted(disable=True)) or bars[0])
+    assert evaluate("run=runs/*", "threat=[clean,random_noise]", "limit=30", "batch_size=10").code == 0
+    assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(after))
+    assert after[-1] == pytest.approx(2.0)
+    assert max(after) <= 2.0 + 1e-9
+    assert len({round(each, 6) for each in after}) > 2 * 3  # with the batches
 
 
 def test_an_evaluation_of_fewer_images_leaves_the_fuller_rows_alone(evaluate: Any, trained: Path) -> None:
