@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 import glr_lightning
+from glr_lightning.config import load_yaml
 from glr_lightning.data import Digits
 from glr_lightning.errors import ConfigurationError
+from tests.checks.refusals import refused
 
 QUICK = ["experiment=lrtz", "epochs=2", "network.hidden=[8]", "progress=false"]
 
@@ -38,6 +40,29 @@ def test_a_run_is_trained_loaded_and_evaluated(tmp_path: Path, kind: type) -> No
     (row,) = glr_lightning.evaluate(run.network, images, labels, threats=["clean"])
     assert row.accuracy == pytest.approx(result["test_accuracy"])
     assert row.n == len(labels)
+
+
+def test_a_training_from_python_is_quiet_and_changes_no_logging(tmp_path: Path) -> None:
+    overrides = ["experiment=bp", *QUICK[1:], "epochs=1"]
+    script = (
+        "import logging, warnings, pytorch_lightning, glr_lightning\n"
+        "logger, filters = logging.getLogger('pytorch_lightning'), list(warnings.filters)\n"
+        "level = logger.level\n"
+        f"glr_lightning.train({overrides}, 'run')\n"
+        "assert (logger.level, warnings.filters) == (level, filters) and level < logging.ERROR\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert load_yaml(tmp_path / "run/config.yaml")["run_dir"] == "run"
+
+
+def test_a_trained_run_is_shown_in_one_line_and_either_checkpoint_loads() -> None:
+    folder = Path(__file__).parent / "runs/v0_4/lrtz"
+    best, last = (glr_lightning.load_run(folder, checkpoint=name) for name in ("best", "last"))
+    assert repr(best) == f"TrainedRun(folder={folder!r})"
+    assert best.checkpoint["epoch"] <= last.checkpoint["epoch"]
+    with refused("checkpoint", "checkpoint must be one of 'best', 'last', got 'first'"):
+        glr_lightning.load_run(folder, checkpoint="first")  # type: ignore[arg-type]
 
 
 def test_a_network_of_another_kind_is_evaluated_in_three_lines() -> None:

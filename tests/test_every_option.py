@@ -21,8 +21,8 @@ from glr_lightning.config import compose, long_form
 from glr_lightning.data.base import ImageDataModule
 from glr_lightning.diagnosis.candidates import entries_of
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.evaluation.plan import checkpoint_path
 from glr_lightning.runs.environment import torch_device
+from glr_lightning.runs.trained_run import load_run
 from glr_lightning.training import fit
 from glr_lightning.training.trainer import checked_options
 from tests.checks.groups import options
@@ -184,7 +184,7 @@ def test_a_wrong_value_is_refused_with_its_option(override: str) -> None:
         (lambda: fit.train(["network=mlp", "network._target_=torch.nothing"]), "network"),
         (lambda: fit.train(["+trainer.devicez=1"]), "trainer.devicez"),
         (lambda: checked_options([]), "trainer"),
-        (lambda: checkpoint_path("first"), "checkpoint"),
+        (lambda: load_run("run", checkpoint="first"), "checkpoint"),
         (lambda: torch_device("nowhere"), "device"),
         (lambda: entries_of([]), "estimators"),
         (lambda: entries_of([3]), "estimators"),

@@ -120,14 +120,38 @@ def _errors_of_hydra() -> Iterator[None]:
             os.environ[FULL_ERROR] = asked
 
 
+_QUIETED = {
+    "pytorch_lightning": logging.ERROR,
+    "lightning_fabric": logging.ERROR,
+    "lightning.pytorch": logging.ERROR,
+    "pytorch_lightning.utilities.rank_zero": logging.ERROR,
+    "hydra.utils": logging.CRITICAL,  # logs what it raises too
+}
+
+
 def quiet_libraries() -> None:
     """Keep Lightning's banners and its advice about options that this package sets on purpose off the screen."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # logs what it raises too
+    for name, level in _QUIETED.items():
+        logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.script. is deprecated.*")  # torch's own forward mode
+
+
+@contextmanager
+def quieted_libraries() -> Iterator[None]:
+    """Call `quiet_libraries` for the block, and put the caller's levels and filters back after it.
+
+    (Lightning sets a level of its own when it is imported, which may be after a command called `quiet_libraries`.)
+    """
+    before = {name: logging.getLogger(name).level for name in _QUIETED}
+    with warnings.catch_warnings():
+        quiet_libraries()
+        try:
+            yield
+        finally:
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)
 
 
 class _Lines(logging.Handler):

@@ -81,7 +81,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_scales_are_the_runs_own_at_the_epoch_of_the_checkpoint(runs: Path) -> None:
     def scales(name: str) -> Any:
-        model = noise_averaged(load_run(runs / name, checkpoint=LAST), 5)
+        model = noise_averaged(load_run(runs / name, checkpoint="last"), 5)
         assert model is not None
         return model.sigma
 
@@ -103,7 +103,7 @@ class Own(Annealing):
 
 
 def test_the_scale_that_a_callback_of_ones_own_set_is_read_or_refused(runs: Path) -> None:
-    run = load_run(runs / "plain", checkpoint=LAST)
+    run = load_run(runs / "plain", checkpoint="last")
     lightning = {"_target_": "pytorch_lightning.callbacks.LearningRateMonitor"}
     run.config["callbacks"] = {"rates": lightning, "own": {"_target_": f"{__name__}.Own"}}
     model = noise_averaged(run, 5, (*TRUSTED, "tests."))

@@ -34,7 +34,6 @@ from glr_lightning.diagnosis.tables import finding_tables
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator
 from glr_lightning.estimators.base import OBJECTIVES
-from glr_lightning.evaluation.plan import checkpoint_path
 from glr_lightning.losses import Loss
 from glr_lightning.randomness import generator_for
 from glr_lightning.reporting.report import ENVIRONMENT
@@ -164,7 +163,7 @@ def _subject(config: dict[str, Any]) -> Subject:
                 f"run={config['run']} names {len(folders)} runs; one at a time is diagnosed.", option="run"
             )
         trusted = trusted_prefixes(config["trusted"])
-        where = {"root": config["data"]["root"], "checkpoint": checkpoint_path(config["checkpoint"])}
+        where = {"root": config["data"]["root"], "checkpoint": config["checkpoint"]}
         run = load_run(folders[0], trusted=trusted, **where)
         name, base, network, data = f"run {folders[0]}", with_trained_sigma(run, trusted), run.network, run.data
     else:

@@ -20,13 +20,12 @@ from glr_lightning.evaluation.surrogates import GivenSurrogates, TrainedSurrogat
 from glr_lightning.evaluation.tasks import AttemptTask, CertificationTask, Task
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.runs.environment import torch_device
-from glr_lightning.runs.trained_run import BEST, LAST, TrainedRun, find_runs, load_run
+from glr_lightning.runs.trained_run import TrainedRun, find_runs, load_run
 from glr_lightning.threats import Clean, Threat
 from glr_lightning.training.trained_noise import noise_averaged, require_noise
 
 OF_TRAINING = {"batch_size", "seed", "validation", "flip", "crop", "download", "cache"}
 """The options of a data set that change nothing about its test images."""
-CHECKPOINTS = {"best": BEST, "last": LAST}
 
 
 @final
@@ -58,8 +57,7 @@ class Plan:
         Raises:
             CheckpointError, ConfigurationError, DataError: a run that cannot be used, or has no noise.
         """
-        checkpoint = checkpoint_path(self.config["checkpoint"])
-        settings: dict[str, Any] = {"root": self.config["data"]["root"], "checkpoint": checkpoint}
+        settings: dict[str, Any] = {"root": self.config["data"]["root"], "checkpoint": self.config["checkpoint"]}
         runs = [load_run(folder, trusted=self.trusted, **settings) for folder in self.folders]
         for run in runs:
             run.data.prepare_data()  # which may take its time, with a progress bar of its own
@@ -144,19 +142,6 @@ class Plan:
             options = self.surrogate_options
             self._surrogates[key] = TrainedSurrogates(run, self.experiments, options, self.trusted, self.device, say)
         return self._surrogates[key]
-
-
-def checkpoint_path(name: str) -> Path:
-    """`best` or `last`, relative to a run folder.
-
-    Raises:
-        ConfigurationError: another name.
-    """
-    if name not in CHECKPOINTS:
-        raise ConfigurationError(
-            f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {name!r}.", option="checkpoint"
-        )
-    return CHECKPOINTS[name]
 
 
 def _data_key(run: TrainedRun) -> str:

@@ -8,9 +8,9 @@ weights_only=True, so nothing in it is run.
 
 import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -27,6 +27,7 @@ from glr_lightning.validation.words import shown
 CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.csv"
 ROBUSTNESS, PER_IMAGE = "robustness.csv", "robustness.npz"
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
+CHECKPOINTS = {"best": BEST, "last": LAST}
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class TrainedRun:
     """
 
     folder: Path
-    config: dict[str, Any]
-    network: nn.Module
-    data: ImageDataModule
-    checkpoint: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
+    network: nn.Module = field(repr=False)
+    data: ImageDataModule = field(repr=False)
+    checkpoint: dict[str, Any] = field(repr=False)
 
 
 def create_run_folder(folder: Path, config: dict[str, Any]) -> None:
@@ -185,7 +186,11 @@ def build_network(
 
 @checked
 def load_run(
-    folder: str | Path, *, trusted: Sequence[str] = (), root: str | Path | None = None, checkpoint: str | Path = BEST
+    folder: str | Path,
+    *,
+    trusted: Sequence[str] = (),
+    root: str | Path | None = None,
+    checkpoint: Literal["best", "last"] = "best",
 ) -> TrainedRun:
     """Rebuild a trained network from its run's own configuration.
 
@@ -193,7 +198,7 @@ def load_run(
         folder: the run folder.
         trusted: packages beside this one and torch whose code its configuration may name, such as ["my_package"].
         root: where the data lie on this machine, if elsewhere than in training.
-        checkpoint: which checkpoint, relative to the folder.
+        checkpoint: the one with the best validation accuracy, or the last.
 
     Raises:
         CheckpointError, ConfigurationError: the folder cannot be used; the message says why.
@@ -203,8 +208,9 @@ def load_run(
     allowed = trusted_prefixes(trusted)
     data = build_data(config, allowed, None if root is None else str(root))
     network = build_network(config, data, allowed)
-    loaded = load_checkpoint(folder / checkpoint)
-    load_weights(network, loaded, folder / checkpoint)
+    path = folder / CHECKPOINTS[checkpoint]
+    loaded = load_checkpoint(path)
+    load_weights(network, loaded, path)
     return TrainedRun(folder, config, network.eval(), data, loaded)
 
 

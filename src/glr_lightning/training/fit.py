@@ -21,6 +21,7 @@ from glr_lightning.errors import ConfigurationError, GLRError, words_of
 from glr_lightning.estimators import Estimator
 from glr_lightning.losses import Loss
 from glr_lightning.runs.trained_run import LAST, build_data, build_network, create_run_folder
+from glr_lightning.terminal import quieted_libraries
 from glr_lightning.training.callbacks import (
     ClassCollapse,
     Cost,
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 
 @checked
+@quieted_libraries()
 def train(
     config: Mapping[str, Any] | Sequence[str],
     run_dir: str | Path | None = None,
@@ -50,7 +52,8 @@ def train(
 ) -> dict[str, Any]:
     """Train what a configuration describes and test it once.
 
-    What is going to be trained, and classes that die, are logged under `glr_lightning`.
+    What is going to be trained, and classes that die, are logged under `glr_lightning`. Lightning's own banners and
+    advice are kept quiet meanwhile.
 
     Args:
         config: a resolved configuration, as `glr_lightning.compose` returns it; or a list of overrides for it, such
@@ -85,7 +88,7 @@ def train(
 
     if trainer.is_global_zero:
         if not resume:
-            create_run_folder(folder, config)
+            create_run_folder(folder, config | {"run_dir": str(folder)})
             start_metrics(loggers)
         for line in module.estimator.describe(module.network, module.loss):
             log.info(line)

@@ -159,11 +159,13 @@ class GLRModule(pl.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> NoReturn:
-        """Raise ConfigurationError: a checkpoint holds weights only, and the run folder says of which network."""
+        """Raise ConfigurationError: a checkpoint holds weights only, and not the parts that a module is made of."""
         folder = Path(str(checkpoint_path)).parents[1:2]
         raise ConfigurationError(
-            f"{checkpoint_path} holds weights and not the network that they belong to, which "
-            f"glr_lightning.load_run({str(folder[0]) if folder else 'FOLDER'!r}) rebuilds; call that."
+            f"{checkpoint_path} holds weights and not the network that they belong to. For the network of a run folder "
+            f"call glr_lightning.load_run({str(folder[0]) if folder else 'FOLDER'!r}); for a GLRModule of yours, make "
+            f"it and call module.load_state_dict(torch.load({str(checkpoint_path)!r}, weights_only=True)"
+            "['state_dict'])."
         )
 
 

@@ -16,7 +16,7 @@ class InitialCheckpoint(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the untrained network, unless the run is resumed."""
         if trainer.global_step == 0:
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST, weights_only=False)
 
 
 class RunCheckpoint(ModelCheckpoint):
