@@ -99,15 +99,27 @@ def test_a_step_that_nothing_declares_is_not_taken_for_robust(network: nn.Module
 
 def test_transfer_says_which_surrogates_to_pass(network: nn.Module) -> None:
     threats = ["clean", "transfer_pgd", QUICK[2]]
-    with refused("surrogates", "transfer_pgd", "surrogates={'name': network}"):
-        evaluate(network, *images(), threats)
     rows = evaluate(
         network, *images(), threats, surrogates={"one": linear((1, 8, 8)), "two": linear((1, 8, 8), seed=3)}
     )
     assert [row.surrogate for row in rows if row.threat == "transfer_pgd"] == ["one", "two"]
+    with refused("surrogates", "fgsm takes its gradient from another network", "surrogates={'name': network}"):
+        evaluate(network, *images(), [attack(fgsm, epsilon=0.1, gradient_source="transfer")])
     named = attack(fgsm, epsilon=0.1, gradient_source="transfer", surrogates="relu")
     with refused("surrogates", "surrogates={'relu': network}"):
         evaluate(network, *images(), [named], surrogates={"one": linear((1, 8, 8))})
+
+
+@pytest.mark.parametrize("preset", ["standard", "honest", "paper"])
+def test_without_surrogates_the_gradient_is_the_networks_own_and_rows_say_so(network: nn.Module, preset: str) -> None:
+    quick = QUICK if preset == "honest" else []
+    rows = evaluate(network, *images(8), [preset, *quick])
+    assert not any(row.gradient_source == "transfer" for row in rows)
+    told = {row.threat for row in rows if "no surrogate was given: the gradient is the network's own" in row.note}
+    assert told == ({"transfer_pgd"} if preset == "honest" else {"fgsm"} if preset == "standard" else {"fgsm", "lbfgs"})
+    (own,) = [row for row in evaluate(network, *images(8), ["fgsm", "fgsm.gradient_source=autograd"]) if row.level]
+    same = [row for row in rows if (row.threat, row.level) == ("fgsm", 0.13) and row.gradient_source == "autograd"]
+    assert [row.correct for row in same] == [own.correct]
 
 
 def test_the_honest_preset_runs_on_any_network(network: nn.Module) -> None:

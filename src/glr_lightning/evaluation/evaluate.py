@@ -43,7 +43,8 @@ def evaluate(
 
     A source of gradients that cannot be had of the network, such as the slopes of a network that is no chain of
     layers, is left out of an attack that has others, and the note of its rows says so; an attack that has no other is
-    refused. Transfer attacks that are given by name use all surrogates.
+    refused. Transfer attacks that are given by name use all surrogates; without any they take the network's own
+    gradient, and their rows say so.
 
     Args:
         network: maps [B, C, H, W] to scores [B, classes]; it is tested in eval mode and left in the mode it had.
@@ -69,7 +70,8 @@ def evaluate(
         inputs = Inputs(network, images, labels, seed=seed, batch_size=batch_size)
         given = GivenSurrogates(at_hand)
         given.check(inputs)
-        results = [result for task in _tasks(inputs, _threats(threats), given) for result in task.results()]
+        tested, remarks = _threats(threats, given.names)
+        results = [result for task in _tasks(inputs, tested, remarks, given) for result in task.results()]
     return cross_check(
         [each.row for each in results], {each.row.fingerprint: each.per_image.correct for each in results}
     )
@@ -127,14 +129,22 @@ def evaluate_runs(config: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _threats(threats: Sequence[str | Tested] | Mapping[str, Tested]) -> dict[str, Tested]:
-    """The threats by name."""
+def _threats(
+    threats: Sequence[str | Tested] | Mapping[str, Tested], surrogates: Sequence[str]
+) -> tuple[dict[str, Tested], dict[str, str]]:
+    """The threats by name, and remarks on those that are not run as their files say."""
     if isinstance(threats, Mapping):
-        return dict(threats)
+        return dict(threats), {}
     words = [each for each in threats if isinstance(each, str)]
-    found: dict[str, Tested] = {}
-    for name, threat in named_threats(words).items() if words else ():
-        found[name] = replace(threat, surrogates=()) if isinstance(threat, Attack) and not threat.recorded else threat
+    found = named_threats(words) if words else {}
+    remarks: dict[str, str] = {}
+    for name, threat in found.items():
+        if isinstance(threat, Attack) and "transfer" in threat.gradient_sources and not threat.recorded:
+            found[name] = replace(threat, surrogates=())  # those of the file are trained by glr-evaluate
+            if not surrogates:
+                own = tuple(source for source in threat.gradient_sources if source != "transfer") or ("autograd",)
+                found[name] = replace(threat, surrogates=(), gradient_sources=own)
+                remarks[name] = "no surrogate was given: the gradient is the network's own"
     for each in threats:
         if isinstance(each, str):
             continue
@@ -144,17 +154,20 @@ def _threats(threats: Sequence[str | Tested] | Mapping[str, Tested]) -> dict[str
                 f"two threats are named {name!r}; give a mapping, {{name: threat, ...}}.", option="threats"
             )
         found[name] = each
-    return found
+    return found, remarks
 
 
-def _tasks(inputs: Inputs, threats: Mapping[str, Tested], surrogates: GivenSurrogates) -> list[Task]:
+def _tasks(
+    inputs: Inputs, threats: Mapping[str, Tested], remarks: Mapping[str, str], surrogates: GivenSurrogates
+) -> list[Task]:
     """All tasks of a network at hand, checked."""
     certifications = {name: each for name, each in threats.items() if isinstance(each, Certification)}
-    remarks: dict[str, str] = {}
     usable: dict[str, Threat] = {}
+    notes: dict[str, str] = {}
     for name, threat in threats.items():
         if isinstance(threat, Threat):
-            usable[name], remarks[name] = _possible(name, threat, inputs)
+            usable[name], impossible = _possible(name, threat, inputs)
+            notes[name] = "; ".join(filter(None, (remarks.get(name), impossible)))
     for name, threat in usable.items():
         wanted = [each for each in threat.surrogates if each not in surrogates.names] or not surrogates.names
         if "transfer" in threat.gradient_sources and not threat.recorded and wanted:
@@ -165,7 +178,7 @@ def _tasks(inputs: Inputs, threats: Mapping[str, Tested], surrogates: GivenSurro
                 option="surrogates",
             )
     found = attempts(usable, surrogates.names) if usable or not certifications else []
-    tasks: list[Task] = [AttemptTask(inputs, _with(attempt, remarks[attempt.name]), surrogates) for attempt in found]
+    tasks: list[Task] = [AttemptTask(inputs, _with(attempt, notes[attempt.name]), surrogates) for attempt in found]
     tasks += [CertificationTask(inputs, certification, name) for name, certification in certifications.items()]
     for task in tasks:
         task.check()
