@@ -17,7 +17,7 @@ from lightning_fabric.loggers import tensorboard
 from pytorch_lightning.trainer.connectors import callback_connector
 from torch import Tensor
 
-from glr_lightning.config import compose, long_form
+from glr_lightning.config import Groups, compose, long_form, short_name
 from glr_lightning.data.base import ImageDataModule
 from glr_lightning.diagnosis.candidates import entries_of
 from glr_lightning.errors import ConfigurationError
@@ -193,6 +193,25 @@ def test_a_wrong_value_is_refused_with_its_option(override: str) -> None:
 def test_what_no_hint_can_refuse_is_refused_with_its_option_too(refuse: Callable[[], object], option: str) -> None:
     with refused(option):
         refuse()
+
+
+@pytest.mark.parametrize("value", ["[3]", "[null]", "[[x]]"])
+def test_a_list_of_what_can_be_no_name_is_refused_for_every_group(value: str) -> None:
+    groups = sorted({short_name(group) for group in all_groups()})
+    assert len(groups) > 15
+    for group in groups:
+        with refused(group, "choose from"):
+            compose([f"{group}={value}"])
+
+
+def all_groups(parent: str = "") -> Iterator[str]:
+    """The groups of conf/, those below others included, that have options."""
+    present = Groups.present()
+    for name in present.groups(parent):
+        group = f"{parent}/{name}".lstrip("/")
+        if not parent or present.is_choice(group):
+            yield group
+            yield from all_groups(group)
 
 
 def test_every_option_is_accepted_as_what_it_declares_or_refused_by_name() -> None:

@@ -23,6 +23,7 @@ from glr_lightning.config import (
     in_one_line,
     is_users,
     long_forms,
+    require_names,
     require_options,
     require_there,
     short_overrides,
@@ -63,6 +64,7 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
         sys.argv[1:] = long_forms(sys.argv[1:], own)
     try:
         require_options(config_name, sys.argv[1:])
+        require_names(sys.argv[1:])
     except ConfigurationError as error:
         _show_error(str(error))
         sys.exit(2)

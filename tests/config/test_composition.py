@@ -316,6 +316,30 @@ def test_a_value_that_can_name_no_option_of_a_group_is_refused(
         compose([override])
 
 
+NO_NAMES = [
+    ("train", "callbacks=[99999999999999999999]"),
+    ("train", "logger=[csv,3]"),
+    ("train", "~noise=[3]"),
+    ("train", "callbacks=[annealing],[nan]"),  # in a sweep
+    ("evaluate", "threat=[clean,{a:1}]"),
+    ("diagnose", "sampling=['']"),
+]
+
+
+@pytest.mark.parametrize(("command", "override"), NO_NAMES)
+def test_a_list_with_an_element_that_is_no_name_is_refused(
+    command: str, override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["experiment=lrt"] if command == "diagnose" else ["run=run"] if command == "evaluate" else []
+    outcome = run_cli(MAINS[command], [*arguments, override, "--multirun"], monkeypatch, capsys)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert outcome.err.startswith(f"error: {override.lstrip('~').partition('=')[0]}")
+    assert "names no option of the group; " in outcome.err
+    assert "choose from " in outcome.err
+
+
 def test_an_option_without_a_name_is_refused() -> None:
     with refused(None, "=3 names no option; write OPTION=VALUE"):
         compose(["=3"])

@@ -5,7 +5,7 @@ from glr_lightning.config.composition import compose, composing, experiment_name
 from glr_lightning.config.groups import CONF_DIR, Groups, require_there, user_folders
 from glr_lightning.config.identity import config_hash
 from glr_lightning.config.messages import in_one_line, is_users
-from glr_lightning.config.root import TrainConfig, checked_root, require_options, store_root
+from glr_lightning.config.root import TrainConfig, checked_root, require_names, require_options, store_root
 from glr_lightning.config.short_forms import SHORT_FORMS, long_form, long_forms, short_name, short_overrides
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "load_yaml",
     "long_form",
     "long_forms",
+    "require_names",
     "require_options",
     "require_there",
     "resolve",

@@ -18,7 +18,7 @@ from yaml import YAMLError
 from glr_lightning.config.comments import listing_of_options
 from glr_lightning.config.groups import CONF_DIR, Groups, as_url, listing, require_there, user_folders
 from glr_lightning.config.messages import group_without_name, in_one_line, is_users, lacks
-from glr_lightning.config.root import TrainConfig, checked_root, require_options
+from glr_lightning.config.root import TrainConfig, checked_root, require_names, require_options
 from glr_lightning.config.short_forms import long_forms, short_name, short_overrides
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.validation import checked
@@ -86,6 +86,7 @@ def composing(
     overrides = long_forms(overrides)
     if root is not None:
         require_options(root, overrides)
+    require_names(overrides)
     folders = [*map(as_url, config_dirs), *user_folders()]
     state = Singleton.get_state()  # Hydra allows one application at a time; step aside for the one that runs
     GlobalHydra.instance().clear()

@@ -101,7 +101,8 @@ def group_without_name(error: BaseException) -> tuple[str, Any] | None:
 
     (Hydra raises a plain ValueError, which does not say which group it is about.)
     """
-    if not isinstance(error, ValueError) or not str(error).startswith("Config group override must be"):
+    refusals = ("Config group override must be", "Config group override deletion value must be")
+    if not isinstance(error, ValueError) or not str(error).startswith(refusals):
         return None
     given = [value for frame, _ in walk_tb(error.__traceback__) for value in frame.f_locals.values()]
     found = [each for each in given if isinstance(each, Override)]

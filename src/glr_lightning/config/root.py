@@ -6,8 +6,13 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass, make_data
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
 from omegaconf import MISSING
 
+from glr_lightning.config.groups import Groups
+from glr_lightning.config.short_forms import short_name
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.validation import Count, Positive, Seed, Threads, checked_arguments
 from glr_lightning.validation.words import shown
@@ -116,6 +121,40 @@ def require_options(command: str, overrides: Sequence[str]) -> None:
         if override.startswith("~") and (hint := _declared(_roots[command], key.split("."))) is not None:
             inner = ".OPTION" if is_dataclass(hint) else ""
             raise ConfigurationError(f"~{key}: {key} cannot be left out; give {key}{inner}=VALUE.", option=key)
+
+
+def require_names(overrides: Sequence[str]) -> None:
+    """Refuse a list of options of a group, also one of a sweep, of which an element is no name, as in callbacks=[3].
+
+    Args:
+        overrides: with their short forms written out. What is none is passed over, for Hydra to refuse.
+
+    Raises:
+        ConfigurationError: the first that is refused.
+    """
+    groups = Groups.present()
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0].partition("@")[0]
+        if "[" not in override or not groups.is_group(key):
+            continue
+        for element in _elements(override):
+            if not isinstance(element, str) or not element:
+                name = short_name(key)
+                raise ConfigurationError(
+                    f"{name}: {shown(element)}, in a list, names no option of the group; choose from "
+                    f"{', '.join(groups.options(key))}.",
+                    option=name,
+                )
+
+
+def _elements(override: str) -> list[Any]:
+    """What is in the list, or the lists of a sweep, that an override gives; nothing where it cannot be read."""
+    try:
+        value = OverridesParser.create().parse_override(override).value()
+    except HydraException:
+        return []
+    lists = value.list if isinstance(value, ChoiceSweep) else [value]
+    return [element for each in lists if isinstance(each, list) for element in each]
 
 
 def _declared(root: Any, path: Sequence[str]) -> Any:
