@@ -38,12 +38,12 @@ def test_every_command_can_be_composed(
 
 
 def named_options() -> list[tuple[str, str, str]]:
-    """(page, key, value) of what stands as KEY=VALUE in inline code."""
+    """(page, key, value) of what stands as KEY=VALUE in inline code, calls of Python aside."""
     found = []
     for page in PAGES:
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         for code in re.findall(r"`([^`\n]+)`", text):
-            for key, value in re.findall(r"(?:^| )([a-z][a-z_./]*)=(\S+)", code):
+            for key, value in [] if re.search(r"\w\(", code) else re.findall(r"(?:^| )([a-z][a-z_./]*)=(\S+)", code):
                 found.append((page.relative_to(ROOT).as_posix(), key, value))
     return found
 

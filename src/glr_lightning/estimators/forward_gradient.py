@@ -61,8 +61,8 @@ class ForwardGradient(Estimator):
         copies: K, the directions per sample.
         injection: which layers are perturbed together; all (joint), or each in a pass of its own, which leaves the
             mean as it is and costs a pass per layer.
-        noise, sigma: the density and scale of the slopes, as for `StraightThrough`; read only where an activation
-            needs them.
+        noise: the density of the slopes, as for `StraightThrough`; read only where an activation needs it.
+        sigma: the scale of the slopes, likewise.
         chunk: copies held in memory at once, or None to choose by `CHUNK_ELEMENTS`.
 
     Raises:

@@ -157,7 +157,7 @@ def corruption(
     Args:
         function: the corruption, or its dotted path.
         preset: the name of the set of constants.
-        presets: by name, the parameters of the function, weakest first; presets[name][s - 1] is severity s.
+        presets: by name, the parameters of the function, weakest first; the first are those of severity 1.
         severities: None for all that the preset has.
 
     Raises:
