@@ -77,8 +77,7 @@ class Run:
 
     def target(self, section: str) -> str:
         """Return the name of what a section of the configuration builds, see `short_target`."""
-        node = self.config.get(section)
-        return short_target(str(node["_target_"])) if isinstance(node, dict) and "_target_" in node else "—"
+        return target_name(self.config.get(section))
 
     def built(self, section: str) -> Any:
         """Return the class or function of this package or torch that a section of the configuration builds, or None."""
@@ -88,6 +87,11 @@ class Run:
     def family(self) -> str:
         """The family that the estimator declares, or an empty string; earlier results do not tell it."""
         return str(self.result.get("family") or getattr(self.built("estimator"), "family", ""))
+
+
+def target_name(node: Any) -> str:
+    """Return the name of what a node of the configuration builds, see `short_target`; a dash if it builds nothing."""
+    return short_target(str(node["_target_"])) if isinstance(node, dict) and "_target_" in node else "—"
 
 
 def short_target(target: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from glr_lightning.evaluation.worst_case import WORST_CASE
 from glr_lightning.reporting.columns import Cell, Column
 from glr_lightning.reporting.results import t_interval
-from glr_lightning.reporting.runs import Run
+from glr_lightning.reporting.runs import Run, target_name
 from glr_lightning.reporting.tables.table import NONE, Table
 
 WIDEST = 14
@@ -52,10 +52,14 @@ def seeds(runs: Sequence[Run]) -> str:
 
 
 def estimator(run: Run) -> str:
-    """Name the estimator of a run, with its number of copies."""
+    """Name the estimator of a run, with its number of copies and its noise if that is not Gaussian."""
     node = run.config.get("estimator")
-    copies = node.get("copies") if isinstance(node, dict) else None
-    return run.target("estimator") + (f" (K = {copies})" if copies is not None else "")
+    if not isinstance(node, dict):
+        return run.target("estimator")
+    copies, noise = node.get("copies"), node.get("noise")
+    density = target_name(noise) if isinstance(noise, dict) else "Gaussian"
+    facts = [f"K = {copies}"] * (copies is not None) + [density] * (density != "Gaussian")
+    return run.target("estimator") + (f" ({', '.join(facts)})" if facts else "")
 
 
 def headline(columns: Sequence[Column], before: int) -> frozenset[int]:
