@@ -160,6 +160,15 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[bool, bool, bool]]]
     "step": (step, STEP),
     "step elsewhere": (lambda v: (v > 0.3).to(v.dtype), STEP),
     "three levels": (lambda v: v.sign() * (v.abs() > 0.5), STEP),
+    "steps finer than the grid": (lambda v: torch.round(8192 * v) / 8192, STEP),
+    "steps finer than a small step": (lambda v: torch.round(2**36 * v) / 2**36, STEP),
+    "values without a derivative": (lambda v: v.detach().tanh(), STEP),
+    "fine steps with the slope of the identity": (lambda v: v + (torch.round(8192 * v) / 8192 - v).detach(), SMOOTH),
+    "almost a step": (lambda v: torch.tanh(1e5 * v), SMOOTH),
+    "zeros": (torch.zeros_like, (True, False, True)),
+    "one unit gates the others": (lambda v: v.tanh() * torch.sigmoid(3 * v[..., 3:4]), MIXES),
+    "one unit reads another": (lambda v: v + nn.functional.one_hot(torch.tensor(1), 12) * v[..., 2:3], MIXES),
+    "one unit less another": (lambda v: v - nn.functional.one_hot(torch.tensor(7), 12) * v[..., 11:].relu(), MIXES),
     "quantiser": (lambda v: torch.round(128 * v).clamp(-128, 127) / 128, STEP),
     "exponential and a step": (lambda v: v.exp() + step(v), JUMPS),
     "slope and small steps": (lambda v: v + 0.1 * v.floor(), JUMPS),
@@ -177,6 +186,18 @@ def test_a_probe_finds_what_a_function_does(name: str) -> None:
     assert plain(facts_of(Function(function))) == (*expected, False, False)
 
 
+@pytest.mark.parametrize("units", [2, 3, 50, 64, 200])
+def test_a_probe_finds_any_unit_that_reads_another(units: int) -> None:
+    seen = torch.randn(8, units, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for reads, read in ((0, units - 1), (units - 1, 0), (units // 2, units // 2 - 1)):
+
+        def coupled(v: Tensor, reads: int = reads, read: int = read) -> Tensor:
+            return torch.where(torch.arange(v.shape[1]) == reads, v + v[:, read : read + 1].tanh(), v)
+
+        assert not probe(Function(coupled), seen).elementwise
+    assert probe(Function(torch.tanh), seen).elementwise
+
+
 AFFINE: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "scale": (lambda v: 3 * v - 1, True),
     "mean": (lambda v: v.mean(1, keepdim=True), True),
@@ -186,6 +207,7 @@ AFFINE: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "constant": (torch.zeros_like, False),
     "step": (step, False),
     "logarithm": (lambda v: v.log(), False),
+    "fine steps": (lambda v: torch.round(2**36 * v) / 2**36, False),
     "nearly": (lambda v: v + 1e-6 * v**2, False),
 }
 
@@ -284,6 +306,18 @@ def test_a_jump_without_cells_is_given_no_slope(estimator: Estimator, hard: nn.M
     network = nn.Sequential(*small_network(hard), PiecewiseConstant([0.0], [0.0, 1.0]), nn.Linear(2, 2)).double()
     with refused(None, "module '1'", "derive it from glr_lightning.activations.PiecewiseConstant"):
         estimate(estimator, network, CrossEntropy())
+
+
+def test_backpropagation_refuses_steps_finer_than_a_probe_sees() -> None:
+    network = small_network(Function(lambda v: torch.round(8192 * v) / 8192))
+    with refused(None, "cannot train through '1' (Function, found to be elementwise, changing with a derivative of 0)"):
+        estimate(Backprop(), network, CrossEntropy())
+
+
+def test_local_expectation_moves_units_one_by_one_where_one_gates_the_others() -> None:
+    gate = Function(lambda v: v.tanh() * torch.sigmoid(3 * v[..., 3:4]))
+    network = nn.Sequential(nn.Linear(3, 50), gate, nn.Linear(50, 5)).double()
+    assert "all units at once" not in LocalExpectation().plan(network, CrossEntropy())["0"]
 
 
 def test_hybrid_splits_at_a_step_that_nobody_declared() -> None:

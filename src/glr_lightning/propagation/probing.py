@@ -2,18 +2,20 @@
 
     draws         two calls on the same input differ
     couples       another first sample changes the output of the others
-    elementwise   one number of the input is changed, and no other number of the output changes
+    elementwise   half of the numbers of the input are moved, and no number of the output in the other half changes; the
+                  halves part every two numbers, and each is moved
     affine        along lines, far beyond the inputs, it is as far from its straight line as rounding goes
     jumps         a fine grid; where the output changes more than around it, the interval is halved again and again, and
                   the change stays
-    flat          at nearly all points a small step changes nothing
+    flat          at nearly all points a small step changes nothing; or the output changes, and autograd's derivative is
+                  0 at every point, as of steps finer than the grid
 
 A probe can miss what happens at few points only, such as a jump of 1e-4 of the change around it; then declare the fact.
 """
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,24 +116,27 @@ class _Probe:
     def facts(self) -> ModuleFacts:
         first = self.call(self.rows)
         if _differs(first, self.call(self.rows)).any():
-            flat = self._answers([self.rows + self._small_step()]) == 0
+            flat = self._answers([self.rows + self._small_step()]) == 0 or not self._slopes(self.rows)
             return ModuleFacts(draws=True, flat=flat, found="found to draw random numbers" + ", constant" * flat)
         if self._couples(first):
             # a step of one number leaves most statistics of a batch alone, such as its largest number
-            flat = self._answers(self._single_steps()) < 1 / 8
+            flat = self._answers(self._single_steps()) < 1 / 8 or not self._slopes(self.rows)
             found = "found to couple the samples of a batch" + ", and constant between its jumps" * flat
             return ModuleFacts(couples=True, flat=flat, found=found)
         elementwise = self._is_elementwise(first)
-        affine = self._is_affine(first)
-        jump, flat = (None, False) if affine else self._along_lines(elementwise)
+        affine = self._is_affine(first) and self._slopes(self.rows)
+        jump, flat, sloped = (None, False, True) if affine else self._along_lines(elementwise)
         words = ["elementwise" if elementwise else "not elementwise"]
         if jump is not None:
             words.append(f"jumping near {round(jump, 6) + 0.0:g}" if elementwise else "jumping")
-            words += ["constant between its jumps"] * flat
-        else:
+            words += ["constant between its jumps"] * (flat or not sloped)
+        elif sloped or flat:
             words.append("constant" if flat else "affine" if affine else "continuous")
+        else:
+            words.append("changing with a derivative of 0")
         found = f"found to be {', '.join(words)}"
-        return ModuleFacts(elementwise, jump is not None, flat, affine=affine, found=found)
+        jumps = jump is not None or not (sloped or flat)
+        return ModuleFacts(elementwise, jumps, flat or not sloped, affine=affine, found=found)
 
     def _couples(self, first: Tensor) -> bool:
         """Whether another first row, usual or far off, changes the outputs of the others."""
@@ -163,16 +168,25 @@ class _Probe:
     def _is_elementwise(self, first: Tensor) -> bool:
         if first.shape[1] != self.numbers:
             return False
-        moves = self.tensor(np.array([-30.0, -3.0, -0.3, -0.01, 0.01, 0.3, 3.0, 30.0]))
-        units = {0, self.numbers - 1, *self.random.integers(self.numbers, size=6).tolist()}
-        for unit in units:
-            base = self.rows.flatten(1).repeat_interleave(len(moves), 0)
-            base[:, unit] += moves.repeat(len(self.rows))
-            changed = _differs(self.call(base.view(-1, *self.shape)), first.repeat_interleave(len(moves), 0))
-            changed[:, unit] = False
-            if changed.any():
+        moves = np.array([-30.0, -3.0, -0.3, -0.01, 0.01, 0.3, 3.0, 30.0])
+        pairs = self.random.permutation(len(self.rows) * len(moves))  # of row and move; of many numbers some
+        move, row = np.divmod(pairs[: max(NUMBERS // (8 * self.numbers), len(moves))], len(self.rows))
+        base, expected = self.rows.flatten(1)[row], first[row]
+        # by amounts of their own, so that what they do to another number does not cancel
+        moved = base + self.tensor(moves[move][:, None] * self.random.uniform(0.5, 1.5, base.shape))
+        for half in self._halves():
+            out = self.call(torch.where(half, moved, base).view(-1, *self.shape))
+            if _differs(out[:, ~half], expected[:, ~half]).any():
                 return False
         return True
+
+    def _halves(self) -> Iterator[Tensor]:
+        """Masks of the numbers of a sample, so that for every two some mask has the one and not the other."""
+        numbers = torch.arange(self.numbers, device=self.place)
+        for bit in range((self.numbers - 1).bit_length()):
+            half = (numbers >> bit) % 2 == 1
+            yield half
+            yield ~half
 
     def _is_affine(self, first: Tensor) -> bool:
         """Whether f(a + t (b - a)) = f(a) + t (f(b) - f(a)) for neighbouring rows a, b, near and far."""
@@ -186,19 +200,35 @@ class _Probe:
                 return False  # or a NaN
         return True
 
-    def _along_lines(self, elementwise: bool) -> tuple[float | None, bool]:
-        """Return a point at which it jumps, or None, and whether it is piecewise constant."""
+    def _along_lines(self, elementwise: bool) -> tuple[float | None, bool, bool]:
+        """Return a point at which it jumps, or None, whether it is piecewise constant, and whether it has a slope."""
         size = int(np.clip(NUMBERS // self.numbers, 33, 2049))
-        jump, moving, changing, points = None, 0, False, 0
+        jump, moving, changing, points, sloped = None, 0, False, 0, False
         for start, direction, low, high in self._lines(elementwise, size):
             t = self.tensor(np.linspace(low, high, size))
             values = self._on_line(start, direction, t)
+            sloped = sloped or self._slopes(self._line(start, direction, t))
             if jump is None:
-                jump = self._jump(start, direction, t, values, elementwise)
+                jump, steep = self._jump(start, direction, t, values, elementwise)
+                sloped = sloped or self._slopes(self._line(start, direction, steep))
             near = self._on_line(start, direction, t + STEP[self.dtype] * (high - low))
             changing |= bool(_differs(values, values[:1]).any())
             moving, points = moving + int(_differs(near, values).sum()), points + values.numel()
-        return jump, moving < 0.01 * points and (jump is not None or not changing)
+        return jump, moving < 0.01 * points and (jump is not None or not changing), sloped or not changing
+
+    def _slopes(self, v: Tensor) -> bool:
+        """Whether autograd's derivative is other than 0 for some number of v, or cannot be had."""
+        if not len(v):
+            return False
+        with torch.enable_grad():
+            try:
+                v = v.detach().requires_grad_()
+                out = self.call(v)
+                weights = self.tensor(self.random.uniform(0.5, 1.5, out.shape))  # derivatives do not cancel
+                (slope,) = torch.autograd.grad((out * weights).sum(), v) if out.requires_grad else (torch.zeros(1),)
+            except Exception:  # of a module without a derivative, or of torch within another derivative
+                return True
+        return bool(slope.nan_to_num(nan=0.0).any())
 
     def _lines(self, elementwise: bool, size: int) -> list[tuple[Tensor, Tensor, float, float]]:
         """Lines start + t direction, low <= t <= high."""
@@ -212,11 +242,16 @@ class _Probe:
         offsets = [self.tensor(self.random.random(self.shape)) * (b - a) / size for a, b in ranges]
         return [(o, torch.ones_like(o), a, b) for o, (a, b) in zip(offsets, ranges, strict=True)]
 
-    def _on_line(self, start: Tensor, direction: Tensor, t: Tensor) -> Tensor:
-        return self.call(start + t.view(-1, *(1 for _ in self.shape)) * direction)
+    def _line(self, start: Tensor, direction: Tensor, t: Tensor) -> Tensor:
+        return start + t.view(-1, *(1 for _ in self.shape)) * direction
 
-    def _jump(self, start: Tensor, direction: Tensor, t: Tensor, values: Tensor, elementwise: bool) -> float | None:
-        """A t at which some output jumps (of an elementwise module the input there), or None."""
+    def _on_line(self, start: Tensor, direction: Tensor, t: Tensor) -> Tensor:
+        return self.call(self._line(start, direction, t))
+
+    def _jump(
+        self, start: Tensor, direction: Tensor, t: Tensor, values: Tensor, elementwise: bool
+    ) -> tuple[float | None, Tensor]:
+        """A t at which some output jumps (of an elementwise module the input there), or None; the steepest points."""
         change = (values[1:] - values[:-1]).abs().nan_to_num(nan=0.0, posinf=0.0)
         beside = torch.zeros_like(change)
         beside[1:] = change[:-1]
@@ -225,7 +260,7 @@ class _Probe:
         order = excess.topk(min(CANDIDATES if elementwise else FEW_CANDIDATES, len(excess))).indices
         order = order[excess[order] > 0]
         if not len(order):
-            return None
+            return None, t[:0]
         at, output = order // change.shape[1], order % change.shape[1]
         low, high = t[at], t[at + 1]
         below, above = values[at, output], values[at + 1, output]
@@ -241,8 +276,8 @@ class _Probe:
         rest = torch.where((rest > 1e-3 * change[at, output]) & (rest > 1e-5 * size), rest, 0.0)
         best = int(rest.argmax())
         if rest[best] == 0:
-            return None
-        return float(high[best]) + (float(start.flatten()[output[best]]) if elementwise else 0.0)
+            return None, high
+        return float(high[best]) + (float(start.flatten()[output[best]]) if elementwise else 0.0), high
 
 
 def _differs(a: Tensor, b: Tensor) -> Tensor:
