@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.evaluation.attempts import attempts
+from glr_lightning.evaluation import runner
+from glr_lightning.evaluation.attempts import Attempt, attempts
+from glr_lightning.evaluation.fingerprints import row_fingerprint
 from glr_lightning.evaluation.inputs import Inputs, check_network
 from glr_lightning.evaluation.row import Row
-from glr_lightning.evaluation.runner import run
+from glr_lightning.evaluation.runner import Result
 from glr_lightning.threats import AttackFacts, Clean, Threat, attack, declare
 from glr_lightning.threats.attacks.fgsm import fgsm
 
@@ -35,6 +37,12 @@ def white_box(function: Callable[..., Tensor] = fgsm, epsilon: float = 0.1, **pa
     if not hasattr(function, "facts"):
         function = declare(AttackFacts(norms=("linf",), gradient_sources=("autograd",)))(function)
     return {"attack": attack(function, epsilon=epsilon, gradient_source="autograd", **parameters)}
+
+
+def run(attempt: Attempt, inputs: Inputs, surrogate: nn.Module | None = None, advance: Any = runner.nothing) -> Result:
+    """Run one attempt as an evaluation does."""
+    fingerprint = row_fingerprint(inputs, attempt, surrogate)
+    return runner.run(attempt, inputs, surrogate, fingerprint=fingerprint, advance=advance)
 
 
 def evaluate(

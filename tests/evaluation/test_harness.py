@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from glr_lightning.evaluation.attempts import Attempt, attempts
 from glr_lightning.evaluation.fingerprints import row_fingerprint
 from glr_lightning.evaluation.inputs import Inputs
-from glr_lightning.evaluation.runner import run
 from glr_lightning.evaluation.summary import wilson_interval
 from glr_lightning.noise import Gaussian
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
@@ -20,7 +19,7 @@ from glr_lightning.threats import Attack, AttackFacts, Corruption, ImageRandom, 
 from glr_lightning.threats.attacks.fgsm import fgsm
 from glr_lightning.threats.attacks.input_gradient import input_gradient
 from glr_lightning.threats.corruptions.gaussian_noise import gaussian_noise
-from tests.checks.harness_cases import CLEAN, evaluate, images, linear, only, white_box
+from tests.checks.harness_cases import CLEAN, evaluate, images, linear, only, run, white_box
 from tests.checks.refusals import refused
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from glr_lightning.evaluation.attempts import attempts
 from glr_lightning.evaluation.inputs import Inputs
 from glr_lightning.evaluation.row import Row
-from glr_lightning.evaluation.runner import run
 from glr_lightning.evaluation.summary import wilson_interval
 from glr_lightning.evaluation.worst_case import WORST_CASE, cross_check
 from glr_lightning.reporting.columns import table_cells
 from glr_lightning.threats import AttackFacts, Clean, Threat, attack, declare
 from glr_lightning.threats.attacks.fgsm import fgsm
 from glr_lightning.threats.attacks.query import Query
+from tests.checks.harness_cases import run
 
 SHAPE = (1, 4, 4)
 

@@ -15,13 +15,13 @@ from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.evaluation.attempts import Attempt, attempts
 from glr_lightning.evaluation.fingerprints import attack_fingerprint
 from glr_lightning.evaluation.inputs import Inputs
-from glr_lightning.evaluation.runner import run
 from glr_lightning.evaluation.surrogates import with_kept_images
 from glr_lightning.runs.trained_run import TrainedRun
 from glr_lightning.storage import write_arrays
 from glr_lightning.threats import Attack, attack
 from glr_lightning.threats.attacks.adversarial_set import adversarial_set, image_checksums, load_set
 from glr_lightning.threats.attacks.fgsm import fgsm
+from tests.checks.harness_cases import run
 
 SHAPE = (1, 4, 4)
 

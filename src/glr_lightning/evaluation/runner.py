@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.evaluation.attempts import Attempt
-from glr_lightning.evaluation.fingerprints import row_fingerprint
 from glr_lightning.evaluation.inputs import Batch, Inputs
 from glr_lightning.evaluation.per_image import EXAMPLES, PerImage, per_image
 from glr_lightning.evaluation.row import Row
@@ -58,7 +57,7 @@ def run(
     inputs: Inputs,
     surrogate: nn.Module | None = None,
     *,
-    fingerprint: str | None = None,
+    fingerprint: str,
     advance: Advance = nothing,
 ) -> Result:
     """Run one attempt on all images.
@@ -67,7 +66,7 @@ def run(
         attempt: the threat, its level and its source of gradients.
         inputs: the network and the images.
         surrogate: the network whose gradient a transfer attack takes.
-        fingerprint: of the row; by default that of the attempt.
+        fingerprint: of the row, see `fingerprints.row_fingerprint`.
         advance: called after each batch.
 
     Raises:
@@ -86,7 +85,7 @@ def run(
         measured,
         inputs.row_fields,
         seconds=time.perf_counter() - start,
-        fingerprint=row_fingerprint(inputs, attempt, surrogate) if fingerprint is None else fingerprint,
+        fingerprint=fingerprint,
     )
     shown = torch.cat(examples)[:EXAMPLES]
     return Result(row, per_image(measured.correct, measured.prediction, inputs.labels, shown))
