@@ -55,15 +55,36 @@ def test_the_plain_torch_loop_of_the_readme_runs_and_learns() -> None:
     assert len(predictions.unique()) == 10
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "report", "diagnose"])
-def test_help_does_not_wait_for_torch(command: str) -> None:
+def run_alone(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, whose last line of output is the slow libraries that it imported."""
     script = (
         f"import atexit, sys\nfrom glr_lightning.cli.{command} import main\n"
         "atexit.register(lambda: print(sorted({'torch', 'matplotlib', 'pytorch_lightning'} & set(sys.modules))))\n"
-        f"sys.argv = ['glr-{command}', '--help']\nmain()\n"
+        f"sys.argv = {[f'glr-{command}', *arguments]}\nmain()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "report", "diagnose"])
+def test_help_does_not_wait_for_torch(command: str) -> None:
+    done = run_alone(command, "--help")
+    assert done.returncode == 0
     assert len(done.stdout.splitlines()) > 10
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        ("diagnose", ["experiment=lrt", "repetitions=10"], "repetitions must be a whole number of at least 20, got 10"),
+        ("diagnose", ["experiment=lrt", "reference.repetitions=10"], "reference.repetitions must be a whole number"),
+        ("evaluate", ["run=nowhere", "checkpoint=first"], "checkpoint must be one of 'best', 'last', got 'first'"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_without_torch(command: str, arguments: list[str], words: str) -> None:
+    done = run_alone(command, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 
 

@@ -27,7 +27,7 @@ from glr_lightning.validation import (
     checked,
     checked_arguments,
 )
-from glr_lightning.validation.words import describe
+from glr_lightning.validation.words import closest, describe
 from tests.checks.refusals import refused
 
 HUGE = 99999999999999999999
@@ -281,3 +281,10 @@ def test_words_for_hints_that_are_put_together() -> None:
     }
     for words, hint in wordings.items():
         assert describe(hint) == words
+
+
+def test_longer_names_are_suggested_before_similar_ones() -> None:
+    names = ["fgsm", "pdg", "pgd_linf", "pgd_l2"]
+    assert closest("pgd", names) == " Did you mean pgd_linf or pgd_l2?"
+    assert closest("pgd_l3", names) == " Did you mean pgd_l2 or pgd_linf?"
+    assert closest("square", names) == ""

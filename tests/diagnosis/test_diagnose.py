@@ -460,6 +460,7 @@ def test_backpropagation_alone_needs_no_reference_of_the_smoothed_objective(diag
     found = read_findings(tmp_path / "diagnosis/diagnosis.csv")
     assert [(f.outcome, f.relative_variance, f.alignment) for f in found] == [(UNBIASED, 0.0, None)] * 2
     assert imread(tmp_path / "diagnosis/diagnosis.png").size
+    assert "known to no better than ± 30 %, the outcome is too noisy to tell" in " ".join(outcome.out.split())
 
 
 def test_the_command_flags_leave_one_out_across_antithetic_pairs(

@@ -18,6 +18,11 @@ from tests.checks.refusals import refused
 QUICK = ["pgd_linf.steps=3", "square_linf.queries=20", "transfer_pgd.steps=3", "random_noise.draws=5"]
 
 
+def test_the_first_word_of_a_threat_suggests_those_that_go_on_after_it() -> None:
+    with pytest.raises(ConfigurationError, match=r"no threat=pgd\. Did you mean pgd_l(2|inf) or pgd_l(2|inf)\?"):
+        evaluate(linear((1, 8, 8)), *images(4), ["pgd"])
+
+
 class Functional(nn.Module):
     """Takes a product of two layers, which no chain of layers can."""
 

@@ -383,7 +383,7 @@ def test_folder_glob_and_list_name_the_same_runs(
     shown = capsys.readouterr().out
     assert re.search(r"lrtz +90\.00 +45\.00 +89\.00 †1 +58\.50 +84\.00 +200", shown)
     assert "†1 unreliable (97 % are zero)" in shown
-    assert shown.rstrip().endswith("report: deep/2/report.md\npage: deep/2/report.html")
+    assert shown.rstrip().endswith("report: deep/2/report.md\nopen in a browser: deep/2/report.html")
 
 
 def test_one_run(two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,32 +11,37 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig
 
 from glr_lightning import terminal
-from glr_lightning.config import TrainConfig, experiment_name, keys_of, resolve, short_name, store_root
+from glr_lightning.config import TrainConfig, checked_root, experiment_name, keys_of, resolve, short_name, store_root
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.validation import Count, CountPerLayer
+
+Repetitions = Annotated[int, Interval(ge=20)]
+"""Fewer than 20 estimates say too little of their own spread."""
 
 
 @dataclass
 class ReferenceConfig:
     """How the reference gradient is estimated for an objective without an exact one."""
 
-    copies: Any = MISSING
-    repetitions: Any = MISSING
-    estimator: dict[str, Any] = field(default_factory=dict)
+    copies: Count = MISSING
+    repetitions: Repetitions = MISSING
+    estimator: dict[str, str] = field(default_factory=dict)
 
 
 OWN: list[tuple[str, Any, Any]] = [
     ("run", Any, None),
-    ("checkpoint", str, MISSING),
+    ("checkpoint", Literal["best", "last"], MISSING),
     ("estimators", Any, MISSING),
-    ("copies", Any, MISSING),
+    ("copies", CountPerLayer, MISSING),
     ("device", str, MISSING),
-    ("repetitions", int, MISSING),
+    ("repetitions", Repetitions, MISSING),
     ("reference", ReferenceConfig, field(default_factory=ReferenceConfig)),
     ("out", str, MISSING),
 ]
@@ -72,6 +77,7 @@ def _require_one_subject(run: Any, overrides: Sequence[str]) -> None:
 def _diagnose(typed: Sequence[str], composed: DictConfig) -> None:
     _require_one_subject(composed.run, HydraConfig.get().overrides.task)
     config = resolve(composed)
+    checked_root(DiagnoseConfig, config)  # before anything is loaded
     config["experiment"] = experiment_name(HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
     out = Path(config["out"]).expanduser()
     from glr_lightning.diagnosis.diagnose import TEXT, write_diagnosis

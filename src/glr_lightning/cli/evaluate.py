@@ -1,7 +1,7 @@
 """glr-evaluate: reload trained runs, test them under threats, leave a table in each run folder."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
@@ -24,7 +24,7 @@ class EvaluateConfig:
     """The root of conf/evaluate.yaml. Hydra refuses other keys, `checked_root` other values."""
 
     run: Any
-    checkpoint: str = "best"
+    checkpoint: Literal["best", "last"] = "best"
     seed: Seed = 0
     limit: Count | None = None
     again: bool = False

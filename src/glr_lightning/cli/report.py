@@ -37,7 +37,7 @@ def _report(composed: DictConfig) -> None:
     out = Path(config["out"]).expanduser()
     folders = find_runs(config["runs"], option="runs")
     show(report(folders, out, config["mce_baseline"], config["figures"]))
-    print(f"\nreport: {out / REPORT}\npage: {out / PAGE}")
+    print(f"\nreport: {out / REPORT}\nopen in a browser: {out / PAGE}")
 
 
 def main() -> None:

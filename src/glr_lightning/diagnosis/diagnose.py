@@ -4,14 +4,13 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from annotated_types import Interval
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from glr_lightning.config import TRUSTED, build, config_hash, trusted_prefixes
@@ -43,12 +42,8 @@ from glr_lightning.runs.trained_run import TrainedRun, build_data, build_network
 from glr_lightning.storage import require_folder, write_files
 from glr_lightning.terminal import progress_bar
 from glr_lightning.training.trained_noise import learned_per, trained_sigma
-from glr_lightning.validation import Count, CountPerLayer, Seed, Threads, checked_arguments
 
 TEXT, TABLE, FIGURE = "diagnosis.md", "diagnosis.csv", "diagnosis.png"
-
-
-Repetitions = Annotated[int, Interval(ge=20)]
 
 
 def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]:
@@ -60,7 +55,7 @@ def diagnose(config: dict[str, Any]) -> tuple[list[Finding], list[str], Subject]
     Raises:
         ConfigurationError, CheckpointError, DataError: an option, a run or data that cannot be used.
     """
-    _check(config)
+    _require_objectives(config)
     subject = _subject(config)
     candidates = [
         c for label, overrides in entries_of(config["estimators"]) for c in tried(subject, label, overrides, config)
@@ -124,28 +119,7 @@ def _tested(finding: Finding, compared: Comparison, critical: float, bias: str) 
     return replace(finding, outcome=outcome, note=bias, **numbers)
 
 
-@dataclass(kw_only=True)
-class _Options:
-    """The options at the root of the configuration that a diagnosis reads."""
-
-    seed: Seed
-    batch_size: Count
-    threads: Threads | None
-    progress: bool
-    copies: CountPerLayer
-    repetitions: Repetitions
-
-
-@dataclass(kw_only=True)
-class _ReferenceOptions:
-    copies: Count
-    repetitions: Repetitions
-    estimator: dict[str, str]
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    checked_arguments(_Options, {key.name: config[key.name] for key in fields(_Options)})
-    checked_arguments(_ReferenceOptions, config["reference"], "reference")
+def _require_objectives(config: Mapping[str, Any]) -> None:
     unknown = set(config["reference"]["estimator"]) - OBJECTIVES.keys()
     if unknown:
         raise ConfigurationError(
@@ -216,6 +190,8 @@ def _how_to_read(critical: float, tests: int) -> str:
         f"Largest |z|: of the bias along {1 + SIGNS} directions, the reference's and random ones, the error of the "
         f"reference included. Above {critical:.2f} an estimator is biased: if none is, one diagnosis in a hundred "
         f"holds such a value (1 % critical value of {tests} tests, Sidak). "
+        f"Where a bias is known to no better than ± {100 * LARGEST_ERROR:.0f} %, the outcome is {UNCLEAR}: one of that "
+        "size would pass unseen; raise repetitions or copies. "
         "Bias, variance and cosine are relative to the objective's own reference, the bias along it; alignment is the "
         "cosine of the mean estimate with the gradient of the joint objective. Variance × ms is the figure of merit: "
         "half of it takes half the time to the same accuracy."

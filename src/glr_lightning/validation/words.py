@@ -98,9 +98,14 @@ def is_class(hint: Any) -> bool:
 
 
 def closest(name: Any, known: Iterable[str]) -> str:
-    """Return a question, after a space, with at most two names that come close to one; nothing if none does."""
-    close = difflib.get_close_matches(str(name), list(dict.fromkeys(known)), n=2)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
+    """Return a question, after a space, with at most two names that come close to one; nothing if none does.
+
+    Names that go on after it, as pgd_linf and pgd_l2 after pgd, come before those that are spelled like it.
+    """
+    names = list(dict.fromkeys(known))
+    longer = [each for each in names if each.startswith(f"{name}_")]
+    close = dict.fromkeys([*longer, *difflib.get_close_matches(str(name), names, n=2)])
+    return f" Did you mean {' or '.join(list(close)[:2])}?" if close else ""
 
 
 def shown(value: Any) -> str:
