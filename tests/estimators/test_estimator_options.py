@@ -20,7 +20,9 @@ from glr_lightning.estimators import (
     LocalExpectation,
     NoisyBackprop,
     StraightThrough,
+    Tiered,
 )
+from glr_lightning.estimators.base import IdleSettingError
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Uniform
@@ -107,6 +109,16 @@ def test_options_that_cannot_work_are_refused_with_what_to_do(
 ) -> None:
     with refused(at_fault, advice):
         LikelihoodRatio(**options)
+
+
+@pytest.mark.parametrize("kind", [LikelihoodRatio, Tiered])
+def test_a_second_name_of_the_default_score_is_refused_and_works_from_python(kind: Any) -> None:
+    layers = [nn.Linear(3, 4), HardThreshold(), nn.Linear(4, 3), HardThreshold(), nn.Linear(3, 3), HardThreshold()]
+    network, estimator = nn.Sequential(*layers, nn.Linear(3, 2)).double(), kind(copies=4, score="conditional")
+    words = "score=conditional has no effect here: auto is conditional at"
+    with refused("estimator.score", words, "leave it out", error=IdleSettingError):
+        estimator.check(network, CrossEntropy())
+    assert estimate(estimator, network, CrossEntropy()).gradients.keys() == dict(network.named_parameters()).keys()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "sampling": (Antithetic(), Independent()),
     "baseline": (LeaveOneOut(), NoBaseline(), Clean()),
     "injection": (Joint(), Layerwise()),
-    "score": ("auto", "plain", "coupled"),  # conditional is what auto says where there is a cell
+    "score": ("auto", "plain", "conditional", "coupled"),
     "reach": (True, False),
     "units": (32, None, 3, 40, 50),
     "chunk": (None, 4, 8, 100),

@@ -90,9 +90,10 @@ class LikelihoodRatio(Estimator):
         sampling: how the copies are drawn.
         baseline: what is subtracted from the losses.
         injection: which layers are noisy together.
-        score: "plain"; "conditional", which needs a layer that a piecewise-constant activation follows; "coupled",
-            which needs antithetic sampling as well, and is conditional where v_l's partners do not share A_l (above
-            the first noisy layer); or "auto", conditional at every such layer, if there is one.
+        score: "auto", conditional at every layer that a piecewise-constant activation follows, if there is one;
+            "plain"; "conditional", the same as auto, for estimates that compare scores: it needs such a layer, and
+            `check` refuses it as a second name; "coupled", which needs antithetic sampling as well, and is conditional
+            where v_l's partners do not share A_l (above the first noisy layer).
         reach: where the logits read a map of places, subtract what a unit cannot reach (see above).
         chunk: copies held in memory at once, whole groups together and never fewer than the baseline needs, or
             None to choose by `CHUNK_ELEMENTS`. The leave-one-out baseline is taken within each chunk, which
@@ -182,6 +183,8 @@ class LikelihoodRatio(Estimator):
             idle["injection"] = "the network has one layer with weights"
         if not any(has_cells(chain, site) for sites in passes for site in sites):
             idle["score"] = "no piecewise-constant activation follows a noisy layer"
+        elif self.score == "conditional":
+            idle["score"] = "auto is conditional at every layer that a piecewise-constant activation follows"
         read = [site for sites in passes for site in sites if self._reads_baseline(chain, sites, site)]
         if not read:
             idle["baseline"] = "losses of mirrored copies enter by their difference, in which it cancels"
