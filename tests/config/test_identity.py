@@ -94,6 +94,10 @@ def test_spelling_does_not_count() -> None:
 
 
 RATIO = ["~experiment", "estimator=likelihood_ratio", "injection=layerwise"]
+EIGHT = ["~experiment", "estimator=likelihood_ratio", "copies=8"]
+FORWARD = ["~experiment", "estimator=forward_gradient", "copies=8"]
+ANNEALED = ["callbacks=[annealing]", "+callbacks.annealing.copies._target_=glr_lightning.schedules.Geometric"]
+ANNEALED += ["+callbacks.annealing.copies.end=2"]
 NO_LAYER = ["~experiment", "estimator=likelihood_ratio", "network.hidden=[]"]
 NO_CALLBACKS = ["callbacks=[]"]
 
@@ -103,6 +107,12 @@ NO_CALLBACKS = ["callbacks=[]"]
     [
         (["sigma=1"], ["sigma=[1,1.0]"]),
         ([*RATIO, "copies=8"], [*RATIO, "copies=[8,8]"]),
+        ([*EIGHT, "chunk=4"], [*EIGHT, "chunk=5"]),
+        ([*EIGHT, "chunk=4"], [*EIGHT, "chunk=7"]),
+        ([*EIGHT, "chunk=4", "callbacks=[learned_sigma]"], [*EIGHT, "chunk=6", "callbacks=[learned_sigma]"]),
+        ([*EIGHT, "chunk=4", "sampling=independent"], [*EIGHT, "chunk=5", "sampling=independent"]),
+        ([*RATIO, "copies=8", "chunk=4"], [*RATIO, "copies=[8,8]", "chunk=6"]),
+        ([*FORWARD, "chunk=4"], [*FORWARD, "chunk=7"]),
         (["network.bias=false"], ["network.bias=[false,false]"]),
         (["network.spread=2"], ["network.spread=[2.0]"]),
         (NO_LAYER, [*NO_LAYER, "activation=tanh"]),
@@ -130,6 +140,11 @@ def test_trainings_that_compute_the_same_have_one_hash(one: list[str], other: li
     ("one", "other"),
     [
         (["sigma=1"], ["sigma=[1,2]"]),
+        (EIGHT, [*EIGHT, "chunk=8"]),
+        ([*EIGHT, "chunk=4"], [*EIGHT, "chunk=8"]),
+        ([*EIGHT, *ANNEALED, "chunk=4"], [*EIGHT, *ANNEALED, "chunk=6"]),
+        ([*RATIO, "copies=[8,16]", "chunk=4"], [*RATIO, "copies=[8,16]", "chunk=6"]),
+        ([*FORWARD, "chunk=3"], [*FORWARD, "chunk=4"]),
         (["network.hidden=[5]"], ["network.hidden=[5,5]"]),
         (["network.bias=true"], ["network.bias=[true,false]"]),
         ([], ["activation=tanh"]),

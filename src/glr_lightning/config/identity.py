@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from glr_lightning.config.building import known_target
+from glr_lightning.config.building import build, known_target
+from glr_lightning.errors import ConfigurationError
 from glr_lightning.validation import Parameter, parameters
 
 PLACE = {"experiment", "run_dir", "resume", "trusted", "logger", "progress", "threads"}
@@ -37,6 +38,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
       draws noise of its own; with several, whether they normalise batches together; the precision; the share of the
       batches; plugins. The kind of device, the strategy, other bits of the same algorithm and speed do not count, nor
       do profiles, checks and bookkeeping. An option that is not known counts.
+    - An estimator's `chunk` counts by the parts into which it splits the copies, unless they may change from epoch to
+      epoch. That it is left out counts: the parts are then chosen by the size of the network and of each batch.
     - A callback counts unless it declares that it changes nothing with its options (`changes_training`); its name
       never does, since it is the user's to choose.
 
@@ -53,6 +56,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
             what[section] = {key: value for key, value in what[section].items() if key not in place}
     if isinstance(what.get("trainer"), Mapping):
         what["trainer"] = _trainer(what["trainer"])
+    if isinstance(what.get("estimator"), Mapping) and what["estimator"].get("chunk") is not None:
+        what["estimator"] = _split(what["estimator"], what.get("callbacks") or {})
     if isinstance(what.get("callbacks"), Mapping):
         what["callbacks"] = _callbacks(list(what["callbacks"].values()))
     return hashlib.sha256(_text(_canonical(what)).encode()).hexdigest()[:12]
@@ -73,6 +78,20 @@ def _trainer(options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(share, float) and share == 1.0:
         del own["limit_train_batches"]  # all of them, where 1 is a single batch
     return own
+
+
+def _split(node: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An estimator with the parts of its copies, if it knows them and they stay, in place of `chunk`."""
+    changing = [each for each in callbacks.values() if known_target(each) is None or each.get("copies") is not None]
+    if changing or not hasattr(known_target(node), "parts"):
+        return node
+    try:
+        estimator = build(node)
+    except ConfigurationError:  # it names a class that is not trusted, or cannot work
+        return node
+    counts = estimator.copies if isinstance(estimator.copies, tuple) else (estimator.copies,)
+    parts = {copies: estimator.parts(copies, estimator.chunk) for copies in counts}
+    return {**node, "chunk": [parts[copies] for copies in sorted(parts)]}
 
 
 def _callbacks(nodes: list[Any]) -> list[Any]:

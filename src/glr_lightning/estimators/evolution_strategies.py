@@ -97,7 +97,8 @@ class EvolutionStrategies(Estimator):
         logits = network(x)
         gradients = {name: torch.zeros_like(p) for name, p in parameters.items()}
         total = torch.zeros((), dtype=logits.dtype, device=x.device)
-        for pairs in self._chunks(parameters, x):
+        for copies in self.parts(self.copies, self._chunk_for(parameters, x)):
+            pairs = copies // 2
             eps = {
                 name: self.noise.sample((pairs, *p.shape), generator=generator, dtype=p.dtype)
                 for name, p in parameters.items()
@@ -113,10 +114,13 @@ class EvolutionStrategies(Estimator):
             total = total + above.sum() + below.sum()
         return Estimate(gradients, total / self.copies, logits, {"forwards": (self.copies + 1) * len(y)})
 
-    def _chunks(self, parameters: dict[str, Tensor], x: Tensor) -> list[int]:
-        """The pairs, split as evenly as can be; the inputs stand for activations, whose size is not known here."""
-        size = max(sum(p.numel() for p in parameters.values()), x.numel())
-        return even_parts(self.copies // 2, (self.chunk or CHUNK_ELEMENTS // size) // 2)
+    def parts(self, copies: int, chunk: int) -> list[int]:
+        """Split copies into parts of at most `chunk`, whole pairs together, as even as can be."""
+        return [2 * pairs for pairs in even_parts(copies // 2, chunk // 2)]
+
+    def _chunk_for(self, parameters: dict[str, Tensor], x: Tensor) -> int:
+        """The number of copies to hold at once; the inputs stand for activations, whose size is not known here."""
+        return self.chunk or CHUNK_ELEMENTS // max(sum(p.numel() for p in parameters.values()), x.numel())
 
 
 def batch_losses(network: nn.Module, parameters: dict[str, Tensor], loss: Loss, x: Tensor, y: Tensor) -> Tensor:

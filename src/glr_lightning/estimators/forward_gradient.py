@@ -124,7 +124,7 @@ class ForwardGradient(Estimator):
         passes = self.injection.passes(len(chain.sites))
         gradients: dict[str, Tensor] = {}
         for sites in passes:
-            for copies in self._chunks(clean):
+            for copies in self.parts(self.copies, self._chunk_for(clean)):
                 slopes, directions = directional_derivatives(chain, clean, sites, copies, loss, y, generator)
                 weight = slopes / (self.copies * len(y))
                 for site, u in directions.items():
@@ -134,9 +134,12 @@ class ForwardGradient(Estimator):
         forwards = (len(passes) * self.copies + 1) * len(y)
         return Estimate(gradients, loss(clean.logits, y).mean(), clean.logits, {"forwards": forwards})
 
-    def _chunks(self, clean: CleanPass) -> list[int]:
-        """The copies, split as evenly as can be."""
-        return even_parts(self.copies, self.chunk or CHUNK_ELEMENTS // max(v.numel() for v in clean.preactivations))
+    def parts(self, copies: int, chunk: int) -> list[int]:
+        """Split copies into parts of at most `chunk`, as even as can be."""
+        return even_parts(copies, chunk)
+
+    def _chunk_for(self, clean: CleanPass) -> int:
+        return self.chunk or CHUNK_ELEMENTS // max(v.numel() for v in clean.preactivations)
 
 
 def directional_derivatives(

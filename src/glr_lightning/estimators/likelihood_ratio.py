@@ -1,6 +1,6 @@
 """The generalized (push-out) likelihood-ratio estimator."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -228,7 +228,7 @@ class LikelihoodRatio(Estimator):
         gradients: dict[str, Tensor] = {}
         by_log_sigma: dict[int, Tensor] = {}
         total = torch.zeros((), device=y.device)
-        for copies in self._chunks(count, self._chunk_for(batch.clean, sites[0], count)):
+        for copies in self.parts(count, self._chunk_for(batch.clean, sites[0], count)):
             noisy, losses, group = self._losses(batch, sites, copies, count)
             for at in noisy.seen:
                 sigma = batch.sigma[at.site]
@@ -291,9 +291,9 @@ class LikelihoodRatio(Estimator):
         # to leave one of two groups out doubles the variance, so a few go together whatever they take
         return max(fitting, FEW_GROUPS * self.sampling.group_size(copies))
 
-    def _chunks(self, copies: int, chunk: int) -> Iterator[int]:
-        """Split the copies into chunks of at most `chunk`, whole groups together, as even as can be."""
+    def parts(self, copies: int, chunk: int) -> list[int]:
+        """Split copies into parts of at most `chunk`, whole groups together, as even as can be."""
         size = self.sampling.group_size(copies)
         groups = copies // size
-        parts = min(-(-groups // max(chunk // size, 1)), groups // self.baseline.required_groups)
-        return (size * (groups // parts + (part < groups % parts)) for part in range(parts))
+        parts = max(min(-(-groups // max(chunk // size, 1)), groups // self.baseline.required_groups), 1)
+        return [size * (groups // parts + (part < groups % parts)) for part in range(parts)]

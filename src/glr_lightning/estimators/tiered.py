@@ -90,6 +90,11 @@ class Tiered(Estimator):
             self.noise, self.sigma, copies, self.sampling, self.baseline, injection, self.score, self.reach, chunk
         )
 
+    def parts(self, copies: int, chunk: int) -> list[int]:
+        """Split copies into parts of at most `chunk`, as `LikelihoodRatio` does."""
+        counts = self.copies if isinstance(self.copies, tuple) else (self.copies,)
+        return self._ratio(max(counts)).parts(copies, chunk)
+
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         """Local expectation for the last two layers, likelihood ratio for those below."""
         chain = Chain.of(network)
