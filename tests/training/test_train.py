@@ -282,6 +282,8 @@ REFUSED = {
     "a strategy that is none": (["strategy=dpp"], "trainer.strategy=dpp"),
     "an option of Lightning's that is fixed": (["+trainer.gradient_clip_val=1"], "use clip_norm=NUMBER"),
     "a typo of an option of Lightning's": (["+trainer.limit_train_batch=5"], "Did you mean limit_train_batches"),
+    "no batch": (["+trainer.limit_train_batches=0"], "must be a whole number of at least 1, or a number above 0 to 1"),
+    "a share that is no batch": (["+trainer.limit_train_batches=0.04"], "0.04 of 23 batches is less than one; give"),
     "an option of Lightning's without a plus": (
         ["trainer.benchmark=true"],
         "with a plus: +trainer.benchmark=",

@@ -35,7 +35,7 @@ from glr_lightning.training.callbacks.checkpoints import run_checkpoints
 from glr_lightning.training.module import GLRModule, require_working_optimizer
 from glr_lightning.training.result import write_result
 from glr_lightning.training.resume import require_resumable, restore_metrics, start_metrics
-from glr_lightning.training.trainer import checked_options, make_trainer
+from glr_lightning.training.trainer import checked_options, make_trainer, require_a_batch
 from glr_lightning.validation import checked
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ def train(
 
     pl.seed_everything(config["seed"], verbose=False)
     data, module, chosen = _built(config, allowed)
+    require_a_batch(options, data)
     has_validation = data.val_dataloader() != []
     callbacks = [*_callbacks(config, chosen), *run_checkpoints(folder, has_validation)]
     loggers = _loggers(config, folder, resume)

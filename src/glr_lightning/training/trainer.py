@@ -4,20 +4,23 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Interval
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
+from glr_lightning.data import ImageDataModule
 from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.validation import checked_arguments
 from glr_lightning.validation.words import closest
 
 HINTS = {
     "deterministic": bool | Literal["warn"],
+    "limit_train_batches": Annotated[int, Interval(ge=1)] | Annotated[float, Interval(gt=0, le=1)] | None,
     "precision": Literal["32-true", "64-true", "bf16-mixed"],  # 16-mixed scales gradients in a backward pass
 }
 _LENGTH = "the length of a training is given by epochs=NUMBER, which schedules and results count on"
@@ -111,6 +114,25 @@ def checked_options(node: Any) -> dict[str, Any]:
             raise ConfigurationError(f"Lightning's Trainer has no option {name!r}.{advice}", option=f"trainer.{name}")
     _require_devices(node.get("devices", 1))
     return checked_arguments(pl.Trainer.__init__, {"devices": 1, **node}, "trainer", hints=HINTS)
+
+
+def require_a_batch(options: Mapping[str, Any], data: ImageDataModule) -> None:
+    """Refuse a share of the training batches that is less than one of them.
+
+    Args:
+        options: the section `trainer`, checked.
+        data: the images that have been read.
+
+    Raises:
+        ConfigurationError: the share is too small.
+    """
+    share = options.get("limit_train_batches")
+    if isinstance(share, float) and int(share * (batches := len(data.train_dataloader()))) < 1:  # as Lightning counts
+        raise ConfigurationError(
+            f"trainer.limit_train_batches={share} of {batches} batches is less than one; give a larger share, or a "
+            "number of batches, such as trainer.limit_train_batches=1.",
+            option="trainer.limit_train_batches",
+        )
 
 
 def _require_devices(devices: Any) -> None:
