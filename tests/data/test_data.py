@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from glr_lightning.config import build
-from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, download, mnist
+from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, base, download, mnist
 from glr_lightning.data.batches import Shuffled
 from glr_lightning.errors import DataError
 from tests.checks.refusals import refused
@@ -73,6 +73,7 @@ def numbers(images: Tensor) -> list[int]:
         ("seed", None),
         ("resize", 0),
         ("resize", 8.0),
+        ("resize", 1025),
         ("root", 3),
         ("root", ""),
     ],
@@ -187,6 +188,15 @@ def test_pixels_are_scaled_once() -> None:
     assert batch[0].dtype == torch.float32
     torch.testing.assert_close(batch[0].flatten(), torch.tensor([0.0, 0.2, 1.0]))
     assert toy().on_after_batch_transfer(batch, 0)[0] is batch[0]
+
+
+def test_a_size_that_memory_does_not_hold_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(images: Tensor, side: int) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't\nallocate memory")
+
+    monkeypatch.setattr(base, "resized", exhausted)
+    with pytest.raises(DataError, match=r"can't allocate memory\). Set a smaller data\.resize\."):
+        toy(resize=1024).setup()
 
 
 def test_resize_keeps_mean_and_range() -> None:

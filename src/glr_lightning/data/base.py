@@ -12,12 +12,14 @@ from torch.nn.functional import interpolate
 
 from glr_lightning.data.augmentation import Augmentation
 from glr_lightning.data.batches import ImageSet, OrderedLoader, Shuffled, ShuffledLoader
-from glr_lightning.errors import ConfigurationError, DataError
+from glr_lightning.errors import ConfigurationError, DataError, words_of
 from glr_lightning.randomness import step_generator
 from glr_lightning.validation import ReadIf, Seed, Size, checked
 
 EVALUATION_BATCH = 1000
 """The smallest batch of an evaluation, which is not multiplied by noisy copies."""
+Side = Annotated[int, Interval(ge=1, le=1024)]
+"""The side of an image: many more pixels than a data set here has would not fit into memory."""
 Folder = Path | Annotated[str, MinLen(1)]
 
 
@@ -33,7 +35,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         split_seed: seed of the choice of held-out images (>= 0); independent of `seed`, so that runs with different
             seeds can be compared.
         seed: seed of the order of the training batches (>= 0).
-        resize: side of the square that images are resized to (antialiased, once, when loaded); None: no resizing.
+        resize: side of the square that images are resized to, up to 1024 pixels (antialiased, once, when loaded);
+            None: no resizing.
         flip: mirror training images left to right with probability 1/2, anew in each batch.
         crop: shift training images by up to this many pixels each way, anew in each batch; zeros move in (a random
             crop after zero padding).
@@ -59,7 +62,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         validation: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
         split_seed: Annotated[Seed, ReadIf("validation")] = 0,
         seed: Seed = 0,
-        resize: Size | None = None,
+        resize: Side | None = None,
         flip: bool = False,
         crop: Annotated[int, Interval(ge=0)] = 0,
     ) -> None:
@@ -197,7 +200,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             )
         check_labels(labels, self.classes, where)
         if self.resize is not None:
-            images = resized(images, self.resize)
+            try:
+                images = resized(images, self.resize)
+            except RuntimeError as error:  # torch's, without memory
+                raise DataError(
+                    f"{where}: the {len(images)} images cannot be resized to {self.resize} x {self.resize} pixels "
+                    f"({words_of(error)}). Set a smaller data.resize."
+                ) from error
         return ImageSet(images, labels)
 
     def _split_off(self, data: ImageSet) -> tuple[ImageSet, ImageSet | None]:
