@@ -21,6 +21,7 @@ from glr_lightning.config import (
     short_overrides,
 )
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.evaluation.named_threats import named_threats
 from glr_lightning.runs.upgrade import upgrade
 from glr_lightning.training.trainer import FIXED, checked_options
 from tests.checks.cli_runner import run_cli
@@ -338,6 +339,19 @@ def test_a_list_with_an_element_that_is_no_name_is_refused(
     assert outcome.err.startswith(f"error: {override.lstrip('~').partition('=')[0]}")
     assert "names no option of the group; " in outcome.err
     assert "choose from " in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("threats", "words"),
+    [
+        (["pgd_linf.epsilon=nan"], "these are options of a threat that is not chosen; name the threat too"),
+        (["clean", "pgd_linf.epsilon=nan"], "since pgd_linf is not chosen; name it too: threat=[clean,pgd_linf]"),
+        (["clean", "pgd_lin.epsilon=1"], "there is no threat 'pgd_lin'. Did you mean pgd_linf"),
+    ],
+)
+def test_options_of_a_threat_that_is_not_chosen_are_refused(threats: list[str], words: str) -> None:
+    with refused(None, words):
+        named_threats(threats)
 
 
 def test_an_option_without_a_name_is_refused() -> None:

@@ -146,9 +146,13 @@ def _no_option(cause: Any, groups: Groups) -> str:
         return f"{name} is a short form of {long} for the command line; a file of the configuration has to name {long}."
     if not above and name in MOVED:
         return f"{name} is an option of 0.4; use {MOVED[name]} now. CHANGELOG.md has the others."
-    if above == ["threat"] or (not above and name == "threat"):
-        chosen = f"threat.{name} is" if above else "these are"
-        return f"{chosen} an option of a threat that is not chosen; name the threat too, as in threat=[clean,pgd_linf]."
+    if above == ["threat"]:
+        threats = groups.options("threat")
+        if name not in threats:
+            return f"there is no threat {name!r}.{closest(name, threats)} Choose from {', '.join(threats)}."
+        return f"threat.{name} has no options here, since {name} is not chosen; name it too: threat=[clean,{name}]."
+    if not above and name == "threat":
+        return "these are options of a threat that is not chosen; name the threat too, as in threat=[clean,pgd_linf]."
     if above == ["trainer"]:
         others = f"Other options of Lightning's Trainer are added with a plus: +trainer.{name}=VALUE."
         return f"there is no option {name!r} in trainer.{closest(name, known)} {others}"
