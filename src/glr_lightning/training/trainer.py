@@ -112,8 +112,9 @@ def checked_options(node: Any) -> dict[str, Any]:
         if name not in known:
             advice = closest(name, known) or f" Choose from {', '.join(known)}."
             raise ConfigurationError(f"Lightning's Trainer has no option {name!r}.{advice}", option=f"trainer.{name}")
-    _require_devices(node.get("devices", 1))
-    return checked_arguments(pl.Trainer.__init__, {"devices": 1, **node}, "trainer", hints=HINTS)
+    options = {**node, "devices": node.get("devices", 1)}
+    _require_devices(options["devices"])
+    return checked_arguments(pl.Trainer.__init__, options, "trainer", hints=HINTS)
 
 
 def require_a_batch(options: Mapping[str, Any], data: ImageDataModule) -> None:
