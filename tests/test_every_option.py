@@ -178,6 +178,21 @@ def test_a_wrong_value_is_refused_with_its_option(override: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "kind"),
+    [
+        ("data.flip", "true or false"),
+        ("data.root", "a path"),
+        ("network.hidden", "a list"),
+        ("network.centre", "a number"),
+        ("epochs", "a whole number"),
+    ],
+)
+def test_an_integer_beyond_64_bits_is_refused_as_what_is_wanted(option: str, kind: str) -> None:
+    with refused(option, f"{option} must be {kind}", "more than 64 bits"):
+        fit.train([f"{option}=99999999999999999999"])
+
+
+@pytest.mark.parametrize(
     ("refuse", "option"),
     [
         (lambda: fit.train(["experiment=bp", "+estimator.sigma=2"]), "estimator.sigma"),

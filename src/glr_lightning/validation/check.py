@@ -3,7 +3,7 @@
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from glr_lightning.errors import ConfigurationError
@@ -120,9 +120,9 @@ class Parameter:
 
     def checked(self, value: Any, option: str) -> Any:
         """The value as the hint has it. Raises ConfigurationError."""
-        for where, number in _huge_integers(value, option):
-            wanted = self.allowed if where == option and self.allowed else "a number"
-            raise ConfigurationError(f"{where} must be {wanted}; {number} has more than 64 bits.", option=where)
+        if (number := _huge_integer(value)) is not None:
+            wanted = f"must be {self.allowed}" if self.allowed else "needs another value"
+            raise ConfigurationError(f"{option} {wanted}; {number} has more than 64 bits.", option=option)
         if self._adapter is None:
             return value
         from pydantic import ValidationError
@@ -206,16 +206,12 @@ def _takes_any_keyword(target: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in _signature(target).values())
 
 
-def _huge_integers(value: Any, option: str) -> Iterator[tuple[str, int]]:
-    """The integers in a value that no 64 bits hold, with the options that they stand at."""
+def _huge_integer(value: Any) -> int | None:
+    """The first integer that no 64 bits hold, in a list too; what is in a mapping is an argument elsewhere."""
     if isinstance(value, int) and not -_LARGEST_INTEGER - 1 <= value <= _LARGEST_INTEGER:
-        yield option, value
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            yield from _huge_integers(child, f"{option}.{key}")
-    elif isinstance(value, list | tuple):
-        for child in value:
-            yield from _huge_integers(child, option)
+        return value
+    found = map(_huge_integer, value) if isinstance(value, list | tuple) else iter(())
+    return next((number for number in found if number is not None), None)
 
 
 def _name(target: Callable[..., Any]) -> str:
