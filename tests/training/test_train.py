@@ -523,7 +523,7 @@ def test_the_estimator_of_a_configuration_is_what_it_says() -> None:
         (["loss._target_=glr_lightning.losses"], "'glr_lightning.losses' is no class or function"),
         (["+loss._partial_=true"], "loss must be a Loss, which functools.partial"),
         (["+loss._partial_=3"], "loss: _partial_ must be true or false, got 3"),
-        (["~data"], "data must be an ImageDataModule"),
+        (["data._target_=builtins.dict"], "data must be an ImageDataModule, which"),
         (["+logger.x=3"], "logger.x must be a Logger, which 3 is not"),
         (
             ["logger.csv.flush_logs_every_n_steps=0"],
