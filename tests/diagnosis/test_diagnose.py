@@ -500,6 +500,8 @@ REFUSED_INPUT = {
     "a folder that cannot be": (["experiment=lrt", "out=/dev/null/x"], "out=/dev/null/x must be a folder"),
     "no copies": (["experiment=lrt", "copies=[]"], "copies must be"),
     "all refuse": (["experiment=lrt", "estimators=[backprop,noisy_backprop]"], "every estimator refuses"),
+    "a scale that is no number": (["experiment=lrt", "sigma=nan"], "estimator.sigma must be a number from"),
+    "one of the scales": (["experiment=lrt", "sigma=[1,true]"], "estimator.sigma must be a number from"),
     "unknown device": (["experiment=lrt", "device=abacus"], "device=abacus"),
     "a reference of another objective": (
         ["experiment=lrt", "reference.estimator.joint='estimator=likelihood_ratio injection=layerwise'"],

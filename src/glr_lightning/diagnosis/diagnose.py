@@ -141,6 +141,7 @@ def _subject(config: dict[str, Any]) -> Subject:
         run = load_run(folders[0], trusted=trusted, **where)
         name, base, network, data = f"run {folders[0]}", with_trained_sigma(run, trusted), run.network, run.data
     else:
+        build(config["estimator"], where="estimator", trusted=None, kind=Estimator)  # each candidate takes its values
         pl.seed_everything(config["seed"], verbose=False)
         base, data = config, build_data(config, None)
         network = build_network(config, data, None)
