@@ -76,7 +76,11 @@ def test_help_does_not_wait_for_torch(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "arguments", "words"),
     [
-        ("diagnose", ["experiment=lrt", "repetitions=10"], "repetitions must be a whole number of at least 20, got 10"),
+        (
+            "diagnose",
+            ["experiment=lrt", "repetitions=10"],
+            "repetitions must be a whole number of at least 20, got 10.",
+        ),
         ("diagnose", ["experiment=lrt", "reference.repetitions=10"], "reference.repetitions must be a whole number"),
         ("evaluate", ["run=nowhere", "checkpoint=first"], "checkpoint must be one of 'best', 'last', got 'first'"),
     ],

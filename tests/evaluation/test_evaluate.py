@@ -201,7 +201,7 @@ REFUSED = {
     ),
     "no threats": (["run=runs/bp", "threat=[]"], "threat"),
     "limit 0": (["run=runs/bp", "threat=clean", "limit=0"], "limit must be a whole number from 1"),
-    "unknown checkpoint": (["run=runs/bp", "checkpoint=first"], "best, last"),
+    "unknown checkpoint": (["run=runs/bp", "checkpoint=first"], "one of 'best', 'last'"),
     "unknown device": (["run=runs/bp", "device=abacus"], "device=abacus"),
     "unknown surrogate": (["run=runs/bp", "threat=fgsm", "surrogate.experiment=surrogate/none"], "no surrogate=none"),
 }

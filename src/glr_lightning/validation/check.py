@@ -137,7 +137,8 @@ class Parameter:
             raise ConfigurationError(message, option=option) from None
 
     def _is_no_example(self, value: Any) -> bool:
-        plain = isinstance(self.default, str | int | float | tuple) and self.default != ""
+        nothing = ("", "???")  # OmegaConf's sign for a value that has to be given
+        plain = isinstance(self.default, str | int | float | tuple) and self.default not in nothing
         return not plain or not self.has_default or shown(self.default) == shown(value)
 
 
