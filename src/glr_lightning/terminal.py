@@ -4,8 +4,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import hydra
@@ -69,6 +71,8 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
         _show_error(str(error))
         sys.exit(2)
     failed: list[str] = []
+    places: list[tuple[Path, Path]] = []  # of failed jobs: the folder of the sweep, that of the job
+    done: list[int] = []
 
     def guarded(composed: DictConfig) -> None:
         quiet_libraries()
@@ -76,12 +80,14 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
         try:
             require_there(user_folders())
             job(composed)
+            done.append(len(done))
         except GLRError as error:
             _show_error(str(error))
             if not is_multirun():
                 sys.exit(2)
-            this = HydraConfig.get().job
-            failed.append(f"{this.num}: {short_overrides(this.override_dirname)}")
+            this = HydraConfig.get()
+            failed.append(f"{this.job.num}: {short_overrides(this.job.override_dirname)}")
+            places.append((Path(this.sweep.dir), Path(this.runtime.output_dir)))
 
     try:
         with _errors_of_hydra():
@@ -92,6 +98,8 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
         if FULL_ERROR in os.environ or not ours:
             raise
         _show_error(in_one_line(error))
+        if not done:
+            _clear_away(_sweeps_of(error), [folder for _, folder in places])
         sys.exit(2)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,9 +107,29 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
         advice = str(interrupt) or "To start again, give the same command."
         console.print(f"[bold yellow]interrupted.[/] {_escape(advice)}", highlight=False, soft_wrap=True)
         sys.exit(130)
+    if failed and not done:
+        _clear_away({sweep for sweep, _ in places}, [folder for _, folder in places])
     if failed:
         console.print(f"[bold red]{len(failed)} job(s) of the sweep failed:[/] {_escape(', '.join(failed))}")
         sys.exit(2)
+
+
+def _sweeps_of(error: BaseException) -> set[Path]:
+    """Return the folder of the sweep that Hydra had begun when it raised an error, by looking into its frames."""
+    folders = [frame.f_locals.get("sweep_dir") for frame, _ in walk_tb(error.__traceback__)]
+    return {folder for folder in folders if isinstance(folder, Path)}
+
+
+def _clear_away(sweeps: Collection[Path], jobs: Sequence[Path]) -> None:
+    """Remove what Hydra wrote of a sweep of which no job ended well, unless a job left something in its folder."""
+    for folder in jobs:
+        with suppress(OSError):  # it is not empty
+            os.removedirs(folder)
+    for sweep in sweeps:
+        if not any(folder.exists() and folder.resolve() != sweep.resolve() for folder in jobs):
+            (sweep / "multirun.yaml").unlink(missing_ok=True)
+            with suppress(OSError):
+                sweep.rmdir()
 
 
 def _show_error(words: str) -> None:

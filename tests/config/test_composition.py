@@ -213,6 +213,28 @@ def test_a_refusal_is_one_line_and_leaves_nothing_behind(
     assert not list(tmp_path.rglob("config.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("command", "overrides"),
+    [
+        ("train", ["experiment=lrs,bp", "sigma=0.5,1"]),  # Hydra refuses it
+        ("train", ["experiment=conv/lrt,lrt", "sigma=-1,-2"]),  # each job does
+        ("evaluate", ["run=nowhere", "seed=1,2"]),
+    ],
+)
+def test_a_sweep_that_is_refused_leaves_nothing(
+    command: str,
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = ["run_dir=sweep"] if command == "train" else []
+    outcome = run_cli(MAINS[command], ["--multirun", *overrides, *place], monkeypatch, capsys)
+    assert outcome.code == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_an_experiment_sets_can_be_left_out() -> None:
     left_out = compose(["experiment=conv/lrt", "estimator=backprop", "activation=relu", "~sigma", "~copies"])
     assert left_out["estimator"] == {"_target_": "glr_lightning.estimators.Backprop"}
