@@ -1,9 +1,6 @@
 """The documentation: generated pages are complete, citations are numbered, every example runs."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -146,21 +143,6 @@ def test_the_figure_of_the_readme_can_be_drawn_again(overview: ModuleType) -> No
     assert len(left.get_yticks()) == len(overview.BARS)
     assert {line.get_label() for line in right.lines} == {label for label, _, _ in overview.CURVES.values()}
     assert (DOCS / "assets/overview.svg").exists()
-
-
-@pytest.mark.slow
-def test_the_site_is_built_without_warnings_and_can_be_searched_as_a_file(tmp_path: Path) -> None:
-    pytest.importorskip("material")
-    pytest.importorskip("mkdocstrings")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
-    built = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
-    )
-    assert (built.returncode, built.stderr) == (0, "")
-    scripts = re.findall(r'<script src="([^"]+)"', (tmp_path / "guides/python.html").read_text(encoding="utf-8"))
-    assert "../assets/iframe-worker.js" in scripts
-    assert all((tmp_path / "guides" / script).is_file() for script in scripts)
-    assert (tmp_path / "search/search_index.js").is_file()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if PYTHON.search((DOCS / page).read_text(encoding="utf-8"))])
