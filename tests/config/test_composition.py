@@ -394,6 +394,19 @@ def test_a_users_file_that_is_no_yaml_is_named(
         compose(["callbacks=bad"], [tmp_path])
 
 
+@pytest.mark.parametrize("given", ["[3]", "[null]", "{a: 1}", "3"])
+def test_a_users_file_that_chooses_what_is_no_name_is_named(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/bad.yaml").write_text(f"# @package _global_\ndefaults:\n  - override /callbacks: {given}\n")
+    outcome = run_cli(train.main, [f"--config-dir={tmp_path}", "experiment=bad"], monkeypatch, capsys)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: experiment/bad.yaml: Unsupported item value in defaults")
+    with refused(None, "experiment/bad.yaml"):
+        compose(["experiment=bad"], [tmp_path])
+
+
 def test_a_nested_option_of_another_choice_is_refused_by_name() -> None:
     foreign = {"noise": "nu", "sampling": "randomisations", "baseline": "decay", "injection": "layers"}
     for name, setting in itertools.product(options("estimator"), foreign):

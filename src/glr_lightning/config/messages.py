@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from traceback import walk_tb
 from typing import Any
 
+from hydra._internal.config_repository import IConfigRepository
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigSource
@@ -23,6 +24,9 @@ NO_GROUP = re.compile(
 NOTHING_THERE = re.compile(
     r"Could not delete (?:'(?P<group>[^'=@]+)[^']*'\. ?No match in the defaults list|from config\. '(?P<option>[^']+)')"
 )
+
+_NO_DEFAULTS = "Unsupported item value in defaults"
+"""How Hydra begins the refusal of a file's defaults list with a list of what can be no names."""
 
 MOVED = {
     "revive": "callbacks=[class_collapse] callbacks.class_collapse.revive=VALUE",
@@ -53,6 +57,8 @@ def in_one_line(error: Exception) -> str:
         )
     if isinstance(error, UnicodeDecodeError):
         return f"{_file_of(error)} is no text, so it cannot be a configuration; remove it, or name another."
+    if isinstance(error, ValueError) and str(error).startswith(_NO_DEFAULTS) and _file_of(error):
+        return f"{_file_of(error)}: {words_of(error)}; correct its defaults."
     if isinstance(error, OverrideParseException):
         reason = words_of(error).partition(" See https")[0]
         words = f"cannot be read ({reason})" if "=" in error.override else "has no value"
@@ -82,17 +88,20 @@ def is_users(error: BaseException) -> bool:
     """Whether an error that Hydra lets through is the user's to correct, which its type alone does not tell."""
     if isinstance(error, UnicodeDecodeError):
         return bool(_file_of(error))
+    if str(error).startswith(_NO_DEFAULTS):
+        return bool(_file_of(error))
     return group_without_name(error) is not None or str(error).startswith("No config source registered")
 
 
 def _file_of(error: BaseException) -> str:
     """Return the configuration file that Hydra was reading when it raised an error, or nothing."""
-    frames = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)]
-    files = [
-        str(names["full_path"])
-        for names in frames
-        if isinstance(names.get("self"), ConfigSource) and "full_path" in names
-    ]
+    files = []
+    for frame, _ in walk_tb(error.__traceback__):
+        names = frame.f_locals
+        if isinstance(names.get("self"), IConfigRepository) and "config_path" in names:
+            files.append(f"{names['config_path']}.yaml")
+        elif isinstance(names.get("self"), ConfigSource) and "full_path" in names:
+            files.append(str(names["full_path"]))
     return files[-1] if files else ""
 
 
