@@ -105,7 +105,14 @@ def bench_steps(rounds: int) -> Table:
 
 def bench_lightning(rounds: int, epochs: int = 3) -> Table:
     """Seconds of an epoch of 100 steps at K = 32 under Lightning and in a bare loop of the same steps."""
-    config = compose(["experiment=lrs", "data=mnist", "copies=32", f"epochs={epochs}", "progress=false"])
+    method = [
+        "~experiment",
+        "activation=sigmoid",
+        "loss=cross_entropy",
+        "estimator=likelihood_ratio",
+        "injection=layerwise",
+    ]
+    config = compose([*method, "setting=mlp", "data=mnist", "copies=32", f"epochs={epochs}", "progress=false"])
     config["data"] = {"_target_": f"{__name__}.RandomImages", "batch_size": BATCH, "seed": 0}
     estimator, loss = build(config["estimator"]), build(config["loss"])
 
@@ -156,7 +163,7 @@ def main() -> None:
         epochs = bench_lightning(rounds)
     text = (
         f"One gradient, 784-50-10, batch {BATCH}, float32:\n\n{steps.markdown()}\n\n"
-        f"One epoch of 100 steps, K = 32:\n\n{epochs.markdown()}\n\n"
+        f"One epoch of 100 steps, likelihood ratio at one layer at a time, K = 32:\n\n{epochs.markdown()}\n\n"
         f"Medians of {rounds} turns; {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, load {load:.1f} at "
         f"the start; Python {platform.python_version()}, torch {torch.__version__}, {platform.system()} "
         f"{platform.machine()}.\n"
