@@ -1,4 +1,4 @@
-"""What an estimator is given, checked once before its numerics: kinds, shapes, types and devices.
+"""What an estimator is given, checked before the numerics of every estimate: kinds, shapes, types and devices.
 
 None of this waits for an accelerator. What only the values tell, NaN and labels without a class, is looked at on the
 CPU alone; data modules check the labels that they read on every device.

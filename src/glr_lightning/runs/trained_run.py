@@ -119,7 +119,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         last = path.with_name(LAST.name).exists()
-        remedy = f"use checkpoint={LAST.stem}, or go on with glr-train resume=..." if last else "train first"
+        go_on = f"use checkpoint={LAST.stem}, or go on with glr-train resume={path.parents[1]}"
+        remedy = go_on if last else "train first"
         raise CheckpointError(f"there is no checkpoint {path}; {remedy}, or name a folder that holds one.") from None
     except Exception as error:  # torch reports damage in many ways
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
