@@ -82,8 +82,10 @@ def _diagnose(typed: Sequence[str], composed: DictConfig) -> None:
     out = Path(config["out"]).expanduser()
     from glr_lightning.diagnosis.diagnose import TEXT, write_diagnosis
     from glr_lightning.reporting.tables import show
+    from glr_lightning.runs.allocator import keep_freed_memory
     from glr_lightning.runs.environment import cpu_threads
 
+    keep_freed_memory()
     with cpu_threads(config["threads"]):
         tables = write_diagnosis(config, out, ["glr-diagnose", *typed])
     show(tables)

@@ -52,9 +52,11 @@ def _evaluate(composed: DictConfig) -> None:
     from glr_lightning.reporting.runs import read_runs
     from glr_lightning.reporting.tables import show
     from glr_lightning.reporting.tables.robustness import robustness_tables
+    from glr_lightning.runs.allocator import keep_freed_memory
     from glr_lightning.runs.environment import cpu_threads
     from glr_lightning.runs.trained_run import find_runs
 
+    keep_freed_memory()
     try:
         with cpu_threads(config["threads"]):
             evaluate_runs(config)

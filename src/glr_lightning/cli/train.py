@@ -75,6 +75,7 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
 
 def _train(composed: DictConfig) -> tuple[Path, dict[str, Any]]:
     """Train, and return the run folder and the result, which is empty but in the first process."""
+    from glr_lightning.runs.allocator import keep_freed_memory
     from glr_lightning.runs.environment import cpu_threads
     from glr_lightning.runs.trained_run import read_config
     from glr_lightning.training.fit import train
@@ -92,6 +93,7 @@ def _train(composed: DictConfig) -> tuple[Path, dict[str, Any]]:
         os.environ[RUN_DIR_OF_RANK_0] = str(run_dir)
     if terminal.is_multirun():
         terminal.console.print(f"job {HydraConfig.get().job.num}: {run_dir.name}", highlight=False)
+    keep_freed_memory()
     with cpu_threads(config.get("threads")):
         result = train(config, run_dir, resume=composed.resume is not None, trusted=list(composed.trusted))
     if result:
