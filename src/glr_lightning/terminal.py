@@ -1,5 +1,6 @@
 """What the command-line entry points share: one line per error, exit codes, quiet libraries."""
 
+import gc
 import logging
 import os
 import sys
@@ -112,6 +113,24 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
     if failed:
         console.print(f"[bold red]{len(failed)} job(s) of the sweep failed:[/] {_escape(', '.join(failed))}")
         sys.exit(2)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Keep the garbage collector from what the block imports, meanwhile and ever after; for the jobs of commands.
+
+    Modules live as long as the process. To look for garbage among their objects, again and again while they are made
+    and at last when the process ends, would take longer than a short training.
+    """
+    if "torch" in sys.modules:  # as in the later jobs of a sweep: little is left to import
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _sweeps_of(error: BaseException) -> set[Path]:

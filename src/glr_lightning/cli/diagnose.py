@@ -80,10 +80,11 @@ def _diagnose(typed: Sequence[str], composed: DictConfig) -> None:
     checked_root(DiagnoseConfig, config)  # before anything is loaded
     config["experiment"] = experiment_name(HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task)
     out = Path(config["out"]).expanduser()
-    from glr_lightning.diagnosis.diagnose import TEXT, write_diagnosis
-    from glr_lightning.reporting.tables import show
-    from glr_lightning.runs.allocator import keep_freed_memory
-    from glr_lightning.runs.environment import cpu_threads
+    with terminal.importing():
+        from glr_lightning.diagnosis.diagnose import TEXT, write_diagnosis
+        from glr_lightning.reporting.tables import show
+        from glr_lightning.runs.allocator import keep_freed_memory
+        from glr_lightning.runs.environment import cpu_threads
 
     keep_freed_memory()
     with cpu_threads(config["threads"]):

@@ -47,14 +47,15 @@ def _evaluate(composed: DictConfig) -> None:
     if "run" not in composed:
         raise CheckpointError('which run? Give run=FOLDER, a glob such as "run=runs/*", or a list.')
     config = checked_root(EvaluateConfig, resolve(composed))
-    from glr_lightning.evaluation.evaluate import evaluate_runs
-    from glr_lightning.reporting.results import all_columns
-    from glr_lightning.reporting.runs import read_runs
-    from glr_lightning.reporting.tables import show
-    from glr_lightning.reporting.tables.robustness import robustness_tables
-    from glr_lightning.runs.allocator import keep_freed_memory
-    from glr_lightning.runs.environment import cpu_threads
-    from glr_lightning.runs.trained_run import find_runs
+    with terminal.importing():
+        from glr_lightning.evaluation.evaluate import evaluate_runs
+        from glr_lightning.reporting.results import all_columns
+        from glr_lightning.reporting.runs import read_runs
+        from glr_lightning.reporting.tables import show
+        from glr_lightning.reporting.tables.robustness import robustness_tables
+        from glr_lightning.runs.allocator import keep_freed_memory
+        from glr_lightning.runs.environment import cpu_threads
+        from glr_lightning.runs.trained_run import find_runs
 
     keep_freed_memory()
     try:

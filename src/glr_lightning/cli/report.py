@@ -29,11 +29,12 @@ def _report(composed: DictConfig) -> None:
         raise ConfigurationError(
             'which runs? Give runs=FOLDER, a glob such as "runs=runs/*", or a list.', option="runs"
         )
-    from glr_lightning.reporting.report import PAGE, REPORT, report
-    from glr_lightning.reporting.tables import show
-    from glr_lightning.runs.trained_run import find_runs
-
     config = checked_root(ReportConfig, resolve(composed))
+    with terminal.importing():
+        from glr_lightning.reporting.report import PAGE, REPORT, report
+        from glr_lightning.reporting.tables import show
+        from glr_lightning.runs.trained_run import find_runs
+
     out = Path(config["out"]).expanduser()
     folders = find_runs(config["runs"], option="runs")
     show(report(folders, out, config["mce_baseline"], config["figures"]))

@@ -75,10 +75,11 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
 
 def _train(composed: DictConfig) -> tuple[Path, dict[str, Any]]:
     """Train, and return the run folder and the result, which is empty but in the first process."""
-    from glr_lightning.runs.allocator import keep_freed_memory
-    from glr_lightning.runs.environment import cpu_threads
-    from glr_lightning.runs.trained_run import read_config
-    from glr_lightning.training.fit import train
+    with terminal.importing():
+        from glr_lightning.runs.allocator import keep_freed_memory
+        from glr_lightning.runs.environment import cpu_threads
+        from glr_lightning.runs.trained_run import read_config
+        from glr_lightning.training.fit import train
 
     if composed.resume is not None:
         run_dir = Path(composed.resume)
