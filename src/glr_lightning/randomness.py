@@ -14,7 +14,12 @@ from glr_lightning.errors import ConfigurationError
 
 def step_generator(seed: int, step: int, rank: int, device: torch.device, use: str = "") -> torch.Generator:
     """Return the generator of one use in one step of one process; use "" is the noise of the estimators."""
-    return _named(f"{seed}/{step}/{rank}" + (f"/{use}" if use else ""), device)
+    return seeded(torch.Generator(device), seed, step, rank, use)
+
+
+def seeded(generator: torch.Generator, seed: int, step: int, rank: int, use: str = "") -> torch.Generator:
+    """Seed a generator to be the `step_generator` of a step, and return it; nothing is made."""
+    return generator.manual_seed(_hash(f"{seed}/{step}/{rank}" + (f"/{use}" if use else "")))
 
 
 def generator_for(device: torch.device, *what: Any) -> torch.Generator:
@@ -24,8 +29,11 @@ def generator_for(device: torch.device, *what: Any) -> torch.Generator:
 
 def _named(name: str, device: torch.device) -> torch.Generator:
     """Return a generator whose seed is a hash of the name."""
-    digest = hashlib.blake2b(name.encode(), digest_size=7).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest))
+    return torch.Generator(device).manual_seed(_hash(name))
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest())
 
 
 def _signed(value: int) -> int:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import logging
+import pickle
 import socket
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from glr_lightning.config import build
-from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, base, download, mnist
+from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, base, download, mnist, resident
 from glr_lightning.data.batches import Shuffled
 from glr_lightning.errors import DataError
 from tests.checks.refusals import refused
@@ -49,6 +50,12 @@ class Toy(ImageDataModule):
 
 def toy(**options: Any) -> Toy:
     return Toy(**{"batch_size": 4, **options})
+
+
+def trainer_on(device: str, **facts: Any) -> Any:
+    """What a data module reads of a Trainer."""
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(**{"global_rank": 0, "world_size": 1, "overfit_batches": 0} | facts, strategy=strategy)
 
 
 def numbers(images: Tensor) -> list[int]:
@@ -274,7 +281,7 @@ def test_processes_share_each_batch_equally(size: int) -> None:
 
 def test_refuses_a_batch_that_cannot_be_shared() -> None:
     module = toy(batch_size=5)
-    module.trainer = SimpleNamespace(global_rank=1, world_size=2, overfit_batches=0)
+    module.trainer = trainer_on("cpu", global_rank=1, world_size=2)
     with refused("data.batch_size", "Choose a multiple of 2"):
         module.train_dataloader()
 
@@ -296,6 +303,57 @@ def test_evaluation_batches_are_large_and_in_order() -> None:
     assert numbers(images) == list(range(8))
     assert [len(images) for images, _ in Digits(batch_size=4, validation=0.9).val_dataloader()] == [1000, 294]
     assert [len(images) for images, _ in Digits(batch_size=1200, validation=0.9).val_dataloader()] == [1200, 94]
+
+
+# --- on an accelerator: the meta device stands for one ---------------------------------------------------------------
+
+
+def on_meta(**options: Any) -> Toy:
+    module = toy(**options)
+    module.trainer = trainer_on("meta")
+    return module
+
+
+def test_an_accelerator_gathers_its_batches_from_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, copied = on_meta(validation=0.3), []
+    to = Tensor.to
+    monkeypatch.setattr(Tensor, "to", lambda self, *a, **k: copied.append(self.dtype) or to(self, *a, **k))
+    loaders = module.train_dataloader(), module.val_dataloader()
+    assert copied.count(torch.uint8) == 1  # training and validation images are rows of the same
+    copied.clear()
+    for loader in loaders:
+        for images, labels in loader:
+            assert images.device.type == labels.device.type == "meta"
+    assert copied == [torch.int64]  # the order of an epoch
+    assert [len(images) for images, _ in loaders[0]] == [4, 4, 4, 2]
+
+
+def test_the_copy_on_an_accelerator_is_dropped_and_never_sent() -> None:
+    module = on_meta(validation=0.3)
+    copy = module.train_dataloader().dataset.images
+    assert module.val_dataloader().dataset.images is copy
+    assert pickle.loads(pickle.dumps(module)).part("train").images.device.type == "cpu"
+    assert module.split("train")[0].device.type == "cpu"
+    module.teardown("fit")
+    assert module.train_dataloader().dataset.images is not copy
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError], ids=["larger than the limit", "out of memory"])
+def test_images_that_do_not_fit_are_copied_by_the_batch(error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Tensor, *_: Any) -> Tensor:
+        raise error
+
+    if error is None:
+        monkeypatch.setattr(resident, "LARGEST", 20 * 4 - 1)
+    else:
+        monkeypatch.setattr(Tensor, "to", refuse)
+    module = on_meta()
+    loader = module.train_dataloader()
+    monkeypatch.undo()
+    batch = next(iter(loader))
+    assert batch[0].device.type == "cpu"
+    moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert [part.device.type for part in moved] == ["meta", "meta"]
 
 
 # --- under a Trainer ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from glr_lightning import randomness
 from glr_lightning.activations import HardThreshold
 from glr_lightning.cli.train import main
 from glr_lightning.config import compose
@@ -17,6 +18,7 @@ from glr_lightning.estimators import LikelihoodRatio
 from glr_lightning.losses import ZeroOne
 from glr_lightning.reporting.runs import read_metrics
 from glr_lightning.runs.trained_run import load_checkpoint
+from glr_lightning.training import module as training_module
 from glr_lightning.training.callbacks import ClassCollapse, DivergenceCheck, EpochMetrics, LayerRates, LearnedSigma
 from glr_lightning.training.fit import train
 from glr_lightning.training.module import GLRModule
@@ -161,6 +163,25 @@ def test_a_module_trains_in_any_trainer() -> None:
     trainer.fit(module, batches(), batches())
     assert trainer.global_step == 4
     assert not torch.equal(network[0].weight, before)
+
+
+def test_all_steps_share_a_generator_that_is_seeded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[int, int]] = []
+
+    def recorded(*arguments: Any) -> torch.Generator:
+        generator = randomness.seeded(*arguments)
+        used.append((id(generator), generator.initial_seed()))
+        return generator
+
+    monkeypatch.setattr(training_module, "seeded", recorded)
+    module = GLRModule(small_network(HardThreshold()).float(), LikelihoodRatio(copies=4), ZeroOne(), torch.optim.Adam)
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(module, batches(), batches())
+    generators, seeds = zip(*used, strict=True)
+    assert len(set(generators)) == 1
+    assert seeds == tuple(
+        randomness.step_generator(0, step, 0, torch.device("cpu")).initial_seed() for step in range(len(used))
+    )
 
 
 def test_the_callbacks_work_in_any_trainer_and_leave_the_module_as_it_was(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from glr_lightning.data.augmentation import Augmentation
 from glr_lightning.data.batches import ImageSet, OrderedLoader, Shuffled, ShuffledLoader
+from glr_lightning.data.resident import Resident
 from glr_lightning.errors import ConfigurationError, DataError, words_of
 from glr_lightning.randomness import step_generator
 from glr_lightning.validation import ReadIf, Seed, Size, checked
@@ -25,6 +26,9 @@ Folder = Path | Annotated[str, MinLen(1)]
 
 class ImageDataModule(pl.LightningDataModule, ABC):
     """Images with one label each, kept as uint8 and scaled to float32 in [0, 1] on the batch's device.
+
+    Under a Trainer they are copied once to its accelerator, where batches are then gathered, if they have at most
+    2 GiB and its memory holds them. Otherwise each batch is copied.
 
     A subclass declares `name`, `classes` and `native_shape`, and implements `read`.
 
@@ -83,6 +87,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._train: ImageSet | None = None
         self._val: ImageSet | None = None
         self._test: ImageSet | None = None
+        self._resident = Resident()
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -111,13 +116,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Return batches of `batch_size` (the last may be smaller) in an order that follows from (seed, epoch)."""
         self.setup("fit")
         assert self._train is not None
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        data, trainer = self._on_device(self._train), self.trainer
         # the same few batches every epoch
-        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]  # Lightning sets it
-            return OrderedLoader(self._train, self.batch_size)
-        size = len(self._train)
-        order = Shuffled(size, self.batch_size, seed=self.seed, rank=rank, world_size=world_size)
-        return ShuffledLoader(self._train, order)
+        if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]  # Lightning sets it
+            return OrderedLoader(data, self.batch_size)
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        order = Shuffled(len(data), self.batch_size, self.seed, rank, world_size, data.device)
+        return ShuffledLoader(data, order)
 
     def val_dataloader(self) -> OrderedLoader | list[Any]:
         """Return the validation images in order; no loader if none are held out."""
@@ -130,6 +135,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         assert self._test is not None
         return self._evaluation_loader(self._test)
 
+    def transfer_batch_to_device(
+        self, batch: tuple[Tensor, Tensor], device: torch.device, dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        """Copy a batch that is not there yet; Lightning's own looks for tensors in whatever a batch may be."""
+        images, labels = batch
+        return images.to(device), labels.to(device)
+
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Scale uint8 pixels to float32 in [0, 1] on the batch's device.
 
@@ -140,6 +152,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             place = self.trainer.global_step, self.trainer.global_rank, images.device
             images = self.augmentation(images, generator=step_generator(self.seed, *place, use="augmentation"))
         return (scaled(images) if images.dtype == torch.uint8 else images), labels
+
+    def teardown(self, stage: str) -> None:
+        """Drop the copy on the Trainer's device."""
+        self._resident = Resident()
 
     def part(self, which: Literal["train", "val", "test"]) -> ImageSet:
         """Return one split as uint8 images, taken by index tensors (see `scaled`). Needs no Trainer.
@@ -176,10 +192,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the images, which a spawned process reads again."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]  # a dict, as there are no slots
-        return state | dict.fromkeys(("_train", "_val", "_test"))
+        return state | dict.fromkeys(("_train", "_val", "_test")) | {"_resident": Resident()}
 
     def _evaluation_loader(self, data: ImageSet) -> OrderedLoader:
-        return OrderedLoader(data, max(self.batch_size, EVALUATION_BATCH))
+        return OrderedLoader(self._on_device(data), max(self.batch_size, EVALUATION_BATCH))
+
+    def _on_device(self, data: ImageSet) -> ImageSet:
+        return data if self.trainer is None else self._resident.on(self.trainer.strategy.root_device, data)
 
     def _load(self, train: bool) -> ImageSet:
         images, labels = self.read(train)

@@ -17,7 +17,7 @@ from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.estimators import Estimate, Estimator
 from glr_lightning.estimators.batch import require_kinds
 from glr_lightning.losses import Loss
-from glr_lightning.randomness import step_generator
+from glr_lightning.randomness import seeded
 
 
 class MakeOptimizer(Protocol):
@@ -94,6 +94,7 @@ class GLRModule(pl.LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.optimizer_options: dict[str, dict[str, Any]] = {}
+        self._generator: torch.Generator | None = None  # one for all steps
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the noise-free logits."""
@@ -114,12 +115,14 @@ class GLRModule(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Estimate the gradients of a batch, write them into `.grad` and take a step."""
         x, y = self._in_dtype_of_weights(batch)
-        generator = step_generator(self.seed, self.global_step, self.global_rank, x.device)
+        if self._generator is None or self._generator.device != x.device:
+            self._generator = torch.Generator(x.device)
+        generator = seeded(self._generator, self.seed, self.global_step, self.global_rank)
         estimate = self.estimator.estimate(self.network, self.loss, x, y, generator=generator)
         gradients = self._mean_over_ranks(self._in_order(estimate))
         for parameter, gradient in zip(self.trained.values(), gradients, strict=True):
             parameter.grad = gradient
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # one kernel for all
         forwards = estimate.diagnostics["forwards"] * self.trainer.world_size
         self.outcome = StepOutcome(estimate.loss, estimate.logits, norm, forwards)
         optimizer = self.optimizers()
@@ -141,7 +144,7 @@ class GLRModule(pl.LightningModule):
 
     def _in_dtype_of_weights(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Pixels become float32 after Lightning has cast a batch, so precision=64-true is honoured here."""
-        return batch[0].to(next(self.network.parameters()).dtype), batch[1]
+        return batch[0].to(next(iter(self.trained.values())).dtype), batch[1]
 
     def _in_order(self, estimate: Estimate) -> list[Tensor]:
         """The gradients of the trained parameters, in their order."""
