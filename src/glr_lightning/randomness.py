@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -61,6 +61,10 @@ def _mix(bits: Tensor) -> Tensor:
     return bits
 
 
+Recall = Callable[[Hashable, Callable[[], Tensor]], Tensor]
+"""Returns what is known by a key, or what a function makes now."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class ImageRandom:
@@ -69,6 +73,8 @@ class ImageRandom:
     seed: any integer (taken modulo 2**64). index: int64 [B], each image's position in its data set; results
     lie on its device. `stream` (an integer) tells the independent uses within one threat apart; threats share
     streams on purpose, so that the levels of one corruption differ in strength and not in luck.
+
+    recall: keeps what `once` computes, where there is something that keeps it.
 
     Integers and uniforms are equal to the bit on every device. Normals pass through a logarithm and a cosine,
     which devices round differently; computing them in float64 and returning float32 leaves that difference
@@ -79,6 +85,7 @@ class ImageRandom:
 
     seed: int
     index: Tensor
+    recall: Recall | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
@@ -92,9 +99,18 @@ class ImageRandom:
                 option="index",
             )
 
-    def uniform(self, shape: Sequence[int], stream: int) -> Tensor:
-        """Uniform on [0, 1), float32 [B, *shape]: multiples of 2**-24, all of them exact."""
-        return (self._bits(shape, stream) >> 40).bitwise_and_(2**24 - 1).to(torch.float32).mul_(2.0**-24)
+    def once(self, draw: Callable[..., Tensor], *what: Any) -> Tensor:
+        """Return draw(self, *what), computed once for all levels of a threat; nobody may write into it.
+
+        draw: a pure function of these arguments, such as `ImageRandom.normal`. what: hashable.
+        """
+        if self.recall is None:
+            return draw(self, *what)
+        return self.recall((draw, *what), lambda: draw(self, *what))
+
+    def uniform(self, shape: Sequence[int], stream: int, skip: int = 0) -> Tensor:
+        """Uniform on [0, 1), float32 [B, *shape]: multiples of 2**-24, all of them exact; after the first `skip`."""
+        return (self._bits(shape, stream, skip) >> 40).bitwise_and_(2**24 - 1).to(torch.float32).mul_(2.0**-24)
 
     def open_uniform(self, shape: Sequence[int], stream: int) -> Tensor:
         """Uniform on (0, 1), for inverse distribution functions.
@@ -111,21 +127,21 @@ class ImageRandom:
         angle = bits.bitwise_and_(2**32 - 1).to(exact).mul_(2.0**-32 * 2.0 * math.pi)
         return radius.mul_(angle.cos_()).to(torch.float32)
 
-    def integers(self, low: int, high: int, shape: Sequence[int], stream: int) -> Tensor:
-        """Uniform on {low, ..., high - 1}, int64 [B, *shape].
+    def integers(self, low: int, high: int, shape: Sequence[int], stream: int, skip: int = 0) -> Tensor:
+        """Uniform on {low, ..., high - 1}, int64 [B, *shape]; after the first `skip` of the stream.
 
         32 bits are scaled, so that probabilities are off by less than 2**-32.
         Raises ConfigurationError unless 0 < high - low < 2**31.
         """
         if not 0 < high - low < 2**31:
             raise ConfigurationError(f"integers need low < high < low + 2**31, got low={low}, high={high}.")
-        bits = (self._bits(shape, stream) >> 32).bitwise_and_(2**32 - 1)
+        bits = (self._bits(shape, stream, skip) >> 32).bitwise_and_(2**32 - 1)
         return (bits.mul_(high - low) >> 32).add_(low)
 
-    def _bits(self, shape: Sequence[int], stream: int) -> Tensor:
-        """64 random bits, int64 [B, *shape]: element e is output e of the generator of (seed, i, stream)."""
+    def _bits(self, shape: Sequence[int], stream: int, skip: int = 0) -> Tensor:
+        """64 random bits, int64 [B, *shape]: element e is output skip + e of the generator of (seed, i, stream)."""
         start = torch.tensor(_signed(self.seed), device=self.index.device)
         image = _mix(_mix(start + _GAMMA) + (self.index + 1) * _GAMMA)
         key = _mix(image + _signed((stream + 1) * _GAMMA))
-        element = torch.arange(1, math.prod(shape) + 1, device=self.index.device) * _GAMMA
+        element = torch.arange(skip + 1, skip + math.prod(shape) + 1, device=self.index.device) * _GAMMA
         return _mix(key[:, None] + element).reshape(len(self.index), *shape)

@@ -207,9 +207,9 @@ class TestContrast:
 
 
 def slow_glass_blur(
-    x: np.ndarray, draws: np.ndarray, coins: np.ndarray, sigma: float, max_delta: int, iterations: int
+    x: np.ndarray, draws: list[np.ndarray], coins: list[np.ndarray], sigma: float, max_delta: int, iterations: int
 ) -> np.ndarray:
-    """The definition, for one image [C, H, W], pixel by pixel; draws and coins [iterations, rows, columns]."""
+    """The definition, for one image [C, H, W], pixel by pixel; draws and coins [rows, columns], one a pass."""
     _, height, width = x.shape
     blur = (0, sigma, sigma)
     x = ndimage.gaussian_filter(x, blur, mode="nearest", truncate=4.0)
@@ -217,9 +217,9 @@ def slow_glass_blur(
     for k in range(iterations):
         for a, h in enumerate(range(height - max_delta, max_delta, -1)):
             for b, w in enumerate(range(width - max_delta, max_delta, -1)):
-                if not coins[k, a, b]:
+                if not coins[k][a, b]:
                     continue
-                dy, dx = draws[k, a, b] // side - max_delta, draws[k, a, b] % side - max_delta
+                dy, dx = draws[k][a, b] // side - max_delta, draws[k][a, b] % side - max_delta
                 here = x[:, h, w].copy()
                 x[:, h, w] = x[:, h + dy, w + dx]
                 x[:, h + dy, w + dx] = here
@@ -240,15 +240,18 @@ class TestGlassBlur:
         random = random_of(3, seed=5)
         constants = {"sigma": sigma, "max_delta": max_delta, "iterations": iterations}
         fast = glass_blur(None, x, None, random=random, **constants, swap_probability=swap_probability)
-        draws = partner_draws(random, shape[1], shape[2], max_delta, iterations)
-        coins = swap_coins(random, draws.shape[1:], swap_probability).numpy()
-        images = zip(x.numpy().copy(), draws.numpy(), coins, strict=True)
-        slow = np.stack([slow_glass_blur(*image, **constants) for image in images])
-        np.testing.assert_allclose(fast.numpy(), slow, atol=1e-12)
+        place = (random, shape[1], shape[2], max_delta)
+        draws = [partner_draws(*place, k).numpy() for k in range(iterations)]
+        coins = [swap_coins(*place, k, swap_probability).numpy() for k in range(iterations)]
+        slow = [
+            slow_glass_blur(image.numpy().copy(), [d[i] for d in draws], [c[i] for c in coins], **constants)
+            for i, image in enumerate(x)
+        ]
+        np.testing.assert_allclose(fast.numpy(), np.stack(slow), atol=1e-12)
 
     def test_partners_are_drawn_from_the_half_open_square(self) -> None:
-        draws = partner_draws(random_of(400), 10, 12, 2, 3)
-        assert draws.shape == (400, 3, 6, 8)
+        draws = torch.stack([partner_draws(random_of(400), 10, 12, 2, number) for number in range(3)])
+        assert draws.shape == (3, 400, 6, 8)
         assert draws.min() == 0
         assert draws.max() == 15
 
@@ -256,8 +259,12 @@ class TestGlassBlur:
         x = torch.rand(5, 1, 9, 9, generator=torch.Generator().manual_seed(0))
         still = glass_blur(None, x, None, random=random_of(5), sigma=0, max_delta=1, iterations=2, swap_probability=0)
         assert torch.equal(still, x)
-        coins = swap_coins(random_of(400), torch.Size((3, 6, 8)), 0.3)
+        coins = torch.stack([swap_coins(random_of(400), 10, 12, 2, number, 0.3) for number in range(3)])
         assert z_of_mean(coins, 0.3, 0.21) < Z
+
+    def test_passes_are_one_stream_of_draws(self) -> None:
+        passes = torch.cat([partner_draws(random_of(3), 10, 12, 2, number).flatten(1) for number in range(3)], dim=1)
+        assert torch.equal(passes, random_of(3).integers(0, 16, (3, 6, 8), stream=0).flatten(1))
 
     def test_without_blur_it_moves_pixels_and_makes_none(self) -> None:
         x = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError, words_of
+from glr_lightning.evaluation.draws import KeptDraws
 from glr_lightning.evaluation.hashes import hash_of, weights_hash
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.threats import ImageRandom
@@ -81,10 +82,16 @@ class Inputs:
         """The index, int64 [n]."""
         return torch.arange(len(self.images)) if self.index is None else self.index
 
+    @cached_property
+    def draws(self) -> KeptDraws:
+        """Random numbers that are kept from one level of a threat to the next."""
+        return KeptDraws()
+
     def batch(self, rows: slice) -> Batch:
         """Some of the images, where the network is."""
         device = self.place.device
-        random = ImageRandom(self.seed, self.positions[rows].to(device))
+        recall = self.draws.of((rows.start, rows.stop))
+        random = ImageRandom(self.seed, self.positions[rows].to(device), recall)
         return Batch(self.images[rows].to(self.place), self.labels[rows].to(device), random)
 
     def batches(self) -> Iterator[Batch]:

@@ -73,6 +73,7 @@ def run(
         ConfigurationError: a transfer attack without its surrogate, or a threat that returns another shape.
     """
     start = time.perf_counter()
+    inputs.draws.keep_for(attempt.threat.function)
     parts, examples = [], []
     for batch in inputs.batches():
         perturbed = perturb(attempt, inputs, batch, surrogate)
@@ -138,11 +139,12 @@ def measure(attempt: Attempt, inputs: Inputs, batch: Batch, perturbed: Perturbed
     images, query, target = perturbed
     prediction = inputs.scores(images, random).argmax(1)
     change = (images - x).flatten(1)
-    l2, linf = torch.linalg.vector_norm(change, dim=1), change.abs().amax(1)
-    inside = ((images >= -TOLERANCE) & (images <= 1.0 + TOLERANCE)).flatten(1).all(1)
+    l2, linf = torch.linalg.vector_norm(change, dim=1), torch.maximum(change.amax(1), -change.amin(1))
+    darkest, brightest = images.flatten(1).amin(1), images.flatten(1).amax(1)  # NaN where a pixel is
+    inside = (darkest >= -TOLERANCE) & (brightest <= 1.0 + TOLERANCE)
     # of many pixels, float32 sums to a relative part of the norm
     bound = attempt.parameters["epsilon"] * (1 + TOLERANCE) + TOLERANCE if attempt.threat.norm else math.inf
-    finite = images.flatten(1).isfinite().all(1)
+    finite = darkest.isfinite() & brightest.isfinite()
     budget = (l2 if attempt.threat.norm == "l2" else linf) <= bound
     valid = finite & inside & budget
     if not valid.all():  # what breaks the rules has achieved nothing: the image counts as it was

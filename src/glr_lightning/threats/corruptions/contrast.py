@@ -15,4 +15,4 @@ def contrast(model: object, x: Tensor, y: object, *, random: ImageRandom | None,
     Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR 2019.
     """
     mean = x.mean(dim=(2, 3), keepdim=True)
-    return (mean + factor * (x - mean)).clamp(0.0, 1.0)
+    return (x - mean).mul_(factor).add_(mean).clamp_(0.0, 1.0)

@@ -54,7 +54,7 @@ def _flow(random: ImageRandom, height: int, width: int, alpha: float, sigma: flo
     """The flow d in pixels: [B, H, W, 2]; alpha and sigma in pixels."""
     if alpha == 0.0:
         return torch.zeros(1, device=random.index.device)
-    field = 2.0 * random.uniform((2, height, width), stream=0) - 1.0
+    field = 2.0 * random.once(ImageRandom.uniform, (2, height, width), 0) - 1.0
     return alpha * gaussian_filter(field, sigma, truncate=3.0, boundary="symmetric").permute(0, 2, 3, 1)
 
 

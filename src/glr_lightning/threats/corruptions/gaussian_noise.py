@@ -14,4 +14,5 @@ def gaussian_noise(model: object, x: Tensor, y: object, *, random: ImageRandom, 
     std is in units of the pixel range; model and y are ignored. Source: Hendrycks & Dietterich, "Benchmarking
     neural network robustness to common corruptions and perturbations", ICLR 2019.
     """
-    return (x + std * random.normal(x.shape[1:], stream=0).to(x.dtype)).clamp(0.0, 1.0)
+    noise = random.once(ImageRandom.normal, x.shape[1:], 0)
+    return (std * noise.to(x.dtype)).add_(x).clamp_(0.0, 1.0)

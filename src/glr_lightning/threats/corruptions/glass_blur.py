@@ -39,66 +39,80 @@ def glass_blur(
 
     A swap_probability below 1 is of Mu & Gilmer, "MNIST-C: a robustness benchmark for computer vision", 2019.
     """
-    source = _shuffle(random, x.shape[2], x.shape[3], max_delta, iterations, swap_probability)
-    blurred = gaussian_filter(x, sigma).flatten(2)
-    shuffled = blurred.gather(2, source[:, None].expand_as(blurred)).view_as(x)
+    source = random.once(_shuffled, x.shape[2], x.shape[3], max_delta, swap_probability, iterations)
+    planes = gaussian_filter(x, sigma).unbind(1)
+    shuffled = torch.stack([plane.reshape(-1).index_select(0, source).view_as(plane) for plane in planes], dim=1)
     return gaussian_filter(shuffled, sigma).clamp(0.0, 1.0)
 
 
-def partner_draws(random: ImageRandom, height: int, width: int, max_delta: int, iterations: int) -> Tensor:
-    """The random choice of each swap: int64 [B, iterations, rows, columns] in {0, ..., 4 d^2 - 1}.
+def partner_draws(random: ImageRandom, height: int, width: int, max_delta: int, number: int) -> Tensor:
+    """The random choice of each swap of one pass: int64 [B, rows, columns] in {0, ..., 4 d^2 - 1}.
 
-    d is max_delta. Entry (k, a, b) belongs to pass k and pixel (h, w) = (H - d - a, W - d - b); it stands for
-    dy = entry // 2d - d, dx = entry % 2d - d. An image with a side of 2d pixels or fewer has none.
+    d is max_delta, number that of the pass, from 0. Entry (a, b) belongs to pixel (h, w) = (H - d - a, W - d - b); it
+    stands for dy = entry // 2d - d, dx = entry % 2d - d. An image with a side of 2d pixels or fewer has none.
     """
-    rows, columns = max(height - 2 * max_delta, 0), max(width - 2 * max_delta, 0)
-    return random.integers(0, 4 * max_delta**2, (iterations, rows, columns), stream=0)
+    rows, columns = _scan(height, width, max_delta)
+    return random.integers(0, 4 * max_delta**2, (rows, columns), stream=0, skip=number * rows * columns)
 
 
-def swap_coins(random: ImageRandom, shape: torch.Size, swap_probability: float) -> Tensor:
-    """Which swaps take place: bool [B, *shape], in the order of `partner_draws`."""
-    return random.uniform(shape, stream=1) < swap_probability
-
-
-def _shuffle(
-    random: ImageRandom, height: int, width: int, max_delta: int, iterations: int, swap_probability: float
+def swap_coins(
+    random: ImageRandom, height: int, width: int, max_delta: int, number: int, swap_probability: float
 ) -> Tensor:
-    """Where the pixels of the shuffled images come from: int64 [B, H * W], one permutation an image.
+    """Which swaps of one pass take place: bool [B, rows, columns], in the order of `partner_draws`."""
+    rows, columns = _scan(height, width, max_delta)
+    return random.uniform((rows, columns), stream=1, skip=number * rows * columns) < swap_probability
+
+
+def _shuffled(
+    random: ImageRandom, height: int, width: int, max_delta: int, swap_probability: float, passes: int
+) -> Tensor:
+    """Where the pixels come from after the first passes: int [B * H * W], places in a batch of one channel.
 
     The swaps of an image are ordered, but two of them can only touch a common pixel if they lie less than 2d
     apart in both axes. `_waves` gathers swaps that cannot meet; each wave runs at once for the whole batch,
     with the sequence's result.
     """
-    draws = partner_draws(random, height, width, max_delta, iterations)
-    draw = draws.flatten(1)
-    pixels = torch.arange(height * width, device=draw.device)
-    source = pixels[:, None].repeat(1, len(draw))  # [H * W, B]: a wave then reads and writes whole rows
-    order, position, sizes = _waves(height, width, max_delta, iterations)
-    order, position = order.to(draw.device), position.to(draw.device)
-    draw = draw.t()[order]
+    batch, pixels, device = len(random.index), height * width, random.index.device
+    if passes == 0:
+        dtype = torch.int32 if batch * pixels < 2**31 else torch.int64
+        return torch.arange(batch * pixels, dtype=dtype, device=device)
+    before = random.once(_shuffled, height, width, max_delta, swap_probability, passes - 1)
+    source = before.view(batch, pixels).t().contiguous()  # [H * W, B]: a wave then reads and writes whole rows
+    flat = source.view(-1)
+    order, position, sizes = _waves(height, width, max_delta)
+    order, position = order.to(device), position.to(device)
+    here = batch * position[:, None] + torch.arange(batch, device=device)  # places in `flat`
+    entries = torch.arange(4 * max_delta**2, device=device)
     side = 2 * max_delta
-    partner = position[:, None] + (draw // side - max_delta) * width + (draw % side - max_delta)
+    moves = batch * ((entries // side - max_delta) * width + entries % side - max_delta)
+    draws = partner_draws(random, height, width, max_delta, passes - 1)
+    there = moves.index_select(0, draws.flatten()).view(batch, -1).t().contiguous().index_select(0, order).add_(here)
     if swap_probability < 1.0:  # a pixel that changes places with itself stays
-        coin = swap_coins(random, draws.shape[1:], swap_probability).flatten(1).t()[order]
-        partner = torch.where(coin, partner, position[:, None])
-    for here, there in zip(position.split(sizes), partner.split(sizes), strict=True):
-        left, right = source[here], source.gather(0, there)
-        source[here] = right
-        source.scatter_(0, there, left)
-    return source.t()
+        coins = swap_coins(random, height, width, max_delta, passes - 1, swap_probability)
+        there = torch.where(coins.flatten(1).t().index_select(0, order), there, here)
+    for pixel, partner in zip(position.split(sizes), there.split(sizes), strict=True):
+        partner = partner.flatten()
+        left, right = source.index_select(0, pixel), flat.index_select(0, partner)
+        source.index_copy_(0, pixel, right.view_as(left))
+        flat.index_copy_(0, partner, left.flatten())
+    return source.t().flatten()
+
+
+def _scan(height: int, width: int, max_delta: int) -> tuple[int, int]:
+    """How many rows and columns of pixels one pass goes through."""
+    return max(height - 2 * max_delta, 0), max(width - 2 * max_delta, 0)
 
 
 @lru_cache(maxsize=32)
-def _waves(height: int, width: int, max_delta: int, iterations: int) -> tuple[Tensor, Tensor, list[int]]:
-    """The swaps sorted into waves: (index into the flat draws [n], flat pixel [n], wave sizes).
+def _waves(height: int, width: int, max_delta: int) -> tuple[Tensor, Tensor, list[int]]:
+    """The swaps of one pass sorted into waves: (index into the flat draws [n], flat pixel [n], wave sizes).
 
-    Pass k, row a, column b (counted from the start of the scan) runs at time t = b + 2d a + 4d^2 k. If two
-    swaps can touch a common pixel, a and b differ by at most 2d - 1 each; the later one then has the greater
-    t: by at least 1 within a row, 2d - (2d - 1) = 1 across rows and 4d^2 - 2d (2d - 1) - (2d - 1) = 1 across
-    passes. So order is kept where it matters, and swaps of equal t are disjoint.
+    Row a, column b (counted from the start of the scan) runs at time t = b + 2d a. If two swaps can touch a common
+    pixel, a and b differ by at most 2d - 1 each; the later one then has the greater t: by at least 1 within a row
+    and 2d - (2d - 1) = 1 across rows. So order is kept where it matters, and swaps of equal t are disjoint.
     """
-    rows, columns = max(height - 2 * max_delta, 0), max(width - 2 * max_delta, 0)
-    k, a, b = torch.cartesian_prod(torch.arange(iterations), torch.arange(rows), torch.arange(columns)).T
-    time, order = torch.sort(b + 2 * max_delta * a + 4 * max_delta**2 * k, stable=True)
+    rows, columns = _scan(height, width, max_delta)
+    a, b = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).T
+    time, order = torch.sort(b + 2 * max_delta * a, stable=True)
     position = (height - max_delta - a) * width + (width - max_delta - b)
     return order, position[order], torch.unique_consecutive(time, return_counts=True)[1].tolist()

@@ -16,6 +16,11 @@ def impulse_noise(model: object, x: Tensor, y: object, *, random: ImageRandom, a
     random_noise in mode "s&p", which the source uses: Hendrycks & Dietterich, "Benchmarking neural network
     robustness to common corruptions and perturbations", ICLR 2019.
     """
-    struck = random.uniform(x.shape[1:], stream=0) < amount
-    salt = random.uniform(x.shape[1:], stream=1) < 0.5
+    struck = random.once(ImageRandom.uniform, x.shape[1:], 0) < amount
+    salt = random.once(_salt, x.shape[1:])
     return torch.where(struck, salt.to(x.dtype), x)
+
+
+def _salt(random: ImageRandom, shape: torch.Size) -> Tensor:
+    """Which pixels become 1 if they are struck: bool [B, *shape]."""
+    return random.uniform(shape, stream=1) < 0.5

@@ -41,9 +41,9 @@ def poisson(rate: Tensor, random: ImageRandom, most: int) -> Tensor:
     table of F, b by summation.
     """
     whole = rate.floor()
-    u = random.uniform(rate.shape[1:], stream=0)
+    u = random.once(ImageRandom.uniform, rate.shape[1:], 0)
     number = _invert_table(whole.long(), u, _quantiles(most).to(rate.device)).to(rate.dtype)
-    return number + _invert_sum(rate - whole, random.uniform(rate.shape[1:], stream=1))
+    return number + _invert_sum(rate - whole, random.once(ImageRandom.uniform, rate.shape[1:], 1))
 
 
 def _invert_table(rate: Tensor, u: Tensor, table: Tensor) -> Tensor:
