@@ -58,6 +58,29 @@ def test_select_picks_the_tensor_of_the_cell_and_broadcasts(activation: Piecewis
             assert got[row, column] == per_cell[cell_of(activation, float(v[row, column]))][0, column]
 
 
+@pytest.mark.parametrize("activation", [*CONSTANT, STAIRS])
+def test_values_of_nan_and_the_smallest_numbers_follow_the_comparison(activation: PiecewiseConstant) -> None:
+    v = torch.tensor([math.nan, -1e-45, -0.0, 0.0, 1e-45])
+    levels = torch.tensor(activation.levels)
+    expected = [levels[sum(value > cut for cut in activation.cuts)] for value in v.tolist()]
+    assert torch.equal(activation(v), torch.stack(expected))
+
+
+@pytest.mark.parametrize("activation", [*CONSTANT, STAIRS])
+def test_a_network_of_thresholds_may_be_mapped_and_compiled(activation: PiecewiseConstant) -> None:
+    assert torch.equal(torch.vmap(activation)(V[:, None])[:, 0], activation(V))
+    compiled = torch.compile(activation, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(V.clone().requires_grad_()), activation(V))
+
+
+def test_the_threshold_of_a_pre_activation_takes_two_passes() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        HardThreshold()(torch.randn(1000))
+    names = {event.name for event in profile.events()}
+    assert {"aten::sign", "aten::relu_"} <= names
+    assert not names & {"aten::gt", "aten::_to_copy", "aten::mul_", "aten::add_"}
+
+
 def test_cells_are_the_gaps_between_the_cuts() -> None:
     assert STAIRS.cells == [(None, -1.0), (-1.0, 0.5), (0.5, 2.0), (2.0, None)]
     assert HardThreshold().cells == Sign().cells == [(None, 0.0), (0.0, None)]

@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
+from torch import Tensor
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT, Uniform, require_admissible
+from glr_lightning.noise.base import open_uniform
 from tests.checks.noise import (
     ADMISSIBLE,
     ALL,
@@ -74,9 +76,57 @@ def test_the_density_is_even_and_the_score_odd_where_it_says_symmetric(noise: No
 def test_a_density_is_the_one_of_its_name(noise: Noise, known: stats.rv_continuous) -> None:
     z = torch.tensor([-40.0, -3.0, -0.9, -0.2, 0.0, 0.3, 0.8, 2.0, 7.0, 40.0], dtype=torch.float64)
     torch.testing.assert_close(noise.log_prob(z).exp(), torch.from_numpy(known.pdf(z.numpy())), rtol=1e-8, atol=0)
+    torch.testing.assert_close(noise.pdf(z), torch.from_numpy(known.pdf(z.numpy())), rtol=1e-8, atol=0)
     torch.testing.assert_close(noise.cdf(z), torch.from_numpy(known.cdf(z.numpy())), rtol=1e-9, atol=0)
     u = torch.tensor([1e-6, 1e-3, 0.2, 0.5, 0.9, 1 - 1e-6], dtype=torch.float64)
     torch.testing.assert_close(noise.icdf(u), torch.from_numpy(known.ppf(u.numpy())), rtol=1e-9, atol=1e-9)
+
+
+@every_density
+def test_the_density_is_the_exponential_of_its_logarithm_far_out(noise: Noise) -> None:
+    z = torch.cat([torch.linspace(-1e3, 1e3, 2001), torch.tensor([math.inf, -math.inf, 0.0])])
+    for dtype, rtol in ((torch.float32, 2e-5), (torch.float64, 1e-12)):  # log_prob is rounded before its exponential
+        torch.testing.assert_close(noise.pdf(z.to(dtype)), noise.log_prob(z.to(dtype)).exp(), rtol=rtol, atol=1e-37)
+    assert noise.pdf(torch.tensor(math.nan)).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_normal_hazard_is_accurate_to_rounding_in_both_tails(dtype: torch.dtype) -> None:
+    """Relative to the hazard: exp(-z^2 / 2) turns a rounding of z into z^2 of them, here and in the reference."""
+    z = torch.cat([torch.linspace(-10, 40, 500_001), torch.logspace(1, 30, 1000)]).to(dtype)
+    exact = torch.from_numpy(math.sqrt(2 / math.pi) / special.erfcx(z.double().numpy() / math.sqrt(2)))
+    error = (Gaussian().hazard(z).double() / exact - 1).abs()
+    assert (error <= torch.finfo(dtype).eps * (8 + 2 * z.double() ** 2)).all()
+    middle = (z > -2) & (z < 6)
+    assert error[middle].max() < 12 * torch.finfo(dtype).eps
+
+
+def test_the_normal_hazard_at_infinity_is_its_limit_and_nan_stays() -> None:
+    got = Gaussian().hazard(torch.tensor([-math.inf, -0.0, math.inf, math.nan]))
+    assert got[:3].tolist() == [0.0, pytest.approx(math.sqrt(2 / math.pi)), math.inf]
+    assert got[3].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_normal_cdf_is_accurate_relative_to_its_left_tail(dtype: torch.dtype) -> None:
+    z = torch.linspace(-13, 9, 2201).to(dtype)
+    exact = torch.from_numpy(special.ndtr(z.double().numpy()))
+    error = (Gaussian().cdf(z).double() / exact - 1).abs()
+    assert (error <= torch.finfo(dtype).eps * (8 + 2 * z.double() ** 2)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_laplace_draws_are_the_quantiles_of_the_generators_uniform_draws(dtype: torch.dtype) -> None:
+    first, again = (torch.Generator().manual_seed(5) for _ in range(2))
+    expected = Laplace().icdf(open_uniform((300, 70), first, dtype))
+    assert torch.equal(Laplace().sample((300, 70), generator=again, dtype=dtype), expected)
+
+
+def test_the_outermost_laplace_draws_are_mirrored_and_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1 - 2**-23])
+    monkeypatch.setattr(Tensor, "uniform_", lambda self, *_, **__: self.copy_(ends))
+    draws = Laplace().sample((5,), generator=torch.Generator()).tolist()
+    assert draws == pytest.approx([-23 * math.log(2), -math.log(2), 0.0, math.log(2), 23 * math.log(2)])
 
 
 @every_density

@@ -44,6 +44,10 @@ class Noise(Checked, ABC):
     def log_prob(self, z: Tensor) -> Tensor:
         """The log density, log f(z)."""
 
+    def pdf(self, z: Tensor) -> Tensor:
+        """The density f(z)."""
+        return self.log_prob(z).exp()
+
     @abstractmethod
     def score(self, z: Tensor) -> Tensor:
         """The score, s(z) = -d log f(z) / dz."""
