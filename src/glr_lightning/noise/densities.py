@@ -84,9 +84,9 @@ class Laplace(Noise):
         return 1.0
 
     def sample(self, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Quantiles of uniform draws w on (-1, 1): sign(w) log(1 - |w|), mirrored."""
-        w = torch.empty(tuple(shape), dtype=dtype, device=generator.device).uniform_(-1.0, 1.0, generator=generator)
-        size = w.abs().neg_().add_(1.0).clamp_(min=torch.finfo(dtype).eps).log_()  # 1 - |w| is exact, and 0 at -1
+        """Quantiles of uniform draws u on (0, 1): with w = u - 1/2, sign(w) times -log(1 - 2 |w|)."""
+        w = torch.rand(tuple(shape), generator=generator, dtype=dtype, device=generator.device).sub_(0.5)
+        size = w.abs().mul_(-2.0).add_(1.0).clamp_(min=torch.finfo(dtype).eps).log_()  # exact up to the logarithm
         return size.copysign_(w)
 
     def log_prob(self, z: Tensor) -> Tensor:
