@@ -5,6 +5,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+WORTH_MOVING = 1.25
+"""Stored rows for one present row, from where on the pairs of those that are gone are thrown away."""
+
 
 def dot(left: Tensor, right: Tensor) -> Tensor:
     """Inner products, [B, N], [B, N] -> [B, 1]."""
@@ -24,11 +27,13 @@ class InverseHessian:
     def __init__(self, history: int, caution: float = 0.0) -> None:
         self._history = history
         self._caution = caution
-        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pairs: list[tuple[Tensor, ...]] = []
         self._scale: Tensor | None = None
+        self._rows: Tensor | None = None  # the places of the present rows among those of the pairs; None: all
 
     def update(self, step: Tensor, change: Tensor) -> None:
         """Add a pair: the step s and the change y of the gradient in every row, [B, N]."""
+        step, change = self._stored(step), self._stored(change)
         curvature = dot(step, change)
         valid = curvature > (self._caution * dot(step, step)).clamp_min(1e-10)
         safe = torch.where(valid, curvature, 1.0)
@@ -38,19 +43,34 @@ class InverseHessian:
         self._scale = torch.where(valid, safe / dot(change, change), scale)
 
     def take(self, rows: Tensor) -> None:
-        """Keep these rows only."""
-        self._pairs = [(step[rows], change[rows], rho[rows]) for step, change, rho in self._pairs]
-        self._scale = None if self._scale is None else self._scale[rows]
+        """Keep these rows only, bool [B]."""
+        if self._scale is None or rows.all():
+            return
+        kept = rows.nonzero().squeeze(1)
+        places = kept if self._rows is None else self._rows.index_select(0, kept)
+        if len(places) * WORTH_MOVING > len(self._scale):
+            self._rows = places
+            return
+        self._pairs = [tuple(each.index_select(0, places) for each in pair) for pair in self._pairs]
+        self._scale, self._rows = self._scale.index_select(0, places), None
 
     def __matmul__(self, gradient: Tensor) -> Tensor:
         """Multiply with a gradient, [B, N], by the two-loop recursion."""
+        if self._scale is None:
+            return gradient
         weights = []
+        product = self._stored(gradient)
         for step, change, rho in reversed(self._pairs):
-            weight = rho * dot(step, gradient)
-            gradient = gradient - weight * change
+            weight = rho * dot(step, product)
+            product = product - weight * change
             weights.append(weight)
-        if self._scale is not None:
-            gradient = gradient * self._scale
+        product = product * self._scale
         for (step, change, rho), weight in zip(self._pairs, reversed(weights), strict=True):
-            gradient = gradient + step * (weight - rho * dot(change, gradient))
-        return gradient
+            product = product + step * (weight - rho * dot(change, product))
+        return product if self._rows is None else product.index_select(0, self._rows)
+
+    def _stored(self, values: Tensor) -> Tensor:
+        """The present rows at their places among the stored ones, zeros elsewhere."""
+        if self._rows is None or self._scale is None:
+            return values
+        return values.new_zeros(len(self._scale), values.shape[1]).index_copy_(0, self._rows, values)
