@@ -17,6 +17,7 @@ from glr_lightning.evaluation.surrogate_options import SurrogateOptions
 from glr_lightning.evaluation.surrogates import load_surrogate
 from glr_lightning.randomness import step_generator
 from glr_lightning.runs.trained_run import load_run
+from glr_lightning.training import LightningImages
 from glr_lightning.training.fit import train
 from tests.checks.groups import options
 from tests.checks.refusals import refused
@@ -138,7 +139,7 @@ def test_refuses_a_crop_of_the_whole_resized_image() -> None:
 
 def test_is_done_before_pixels_are_scaled_and_ranks_differ() -> None:
     def batch(rank: int) -> Tensor:
-        module = toy()
+        module = LightningImages(toy())
         module.trainer = SimpleNamespace(training=True, global_step=5, global_rank=rank)
         return module.on_after_batch_transfer((pictures(12), torch.arange(12)), 0)[0]
 
@@ -193,7 +194,7 @@ def trainer_for(**chosen: Any) -> pl.Trainer:
 
 
 def fit(recorder: Recorder, resume: Path | None = None, data: Toy | None = None, **chosen: Any) -> Recorder:
-    trainer_for(**chosen).fit(recorder, datamodule=data or toy(), ckpt_path=resume)
+    trainer_for(**chosen).fit(recorder, datamodule=LightningImages(data or toy()), ckpt_path=resume)
     return recorder
 
 
@@ -209,7 +210,7 @@ def test_training_batches_alone_are_changed() -> None:
     assert len(recorder.judged) == 4  # the sanity check, and once an epoch
     assert all(originals(recorder.judged))
     recorder.judged.clear()
-    trainer_for().test(recorder, datamodule=toy(), verbose=False)
+    trainer_for().test(recorder, datamodule=LightningImages(toy()), verbose=False)
     assert originals(recorder.judged) == [True]
     for which in ("train", "val", "test"):
         assert originals([toy().split(which)]) == [True]

@@ -13,14 +13,16 @@ from typing import Any, final
 import pytest
 import pytorch_lightning as pl
 import torch
+import torchvision
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from glr_lightning.config import build
-from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, base, download, mnist, resident
+from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, base, mnist, resident
 from glr_lightning.data.batches import Shuffled
 from glr_lightning.errors import DataError
+from glr_lightning.training import LightningImages
 from tests.checks.refusals import refused
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
@@ -32,7 +34,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a test wanted to download something")
 
-    monkeypatch.setattr(download, "download_url", refuse)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
 
 
 @final
@@ -53,7 +55,7 @@ def toy(**options: Any) -> Toy:
 
 
 def trainer_on(device: str, **facts: Any) -> Any:
-    """What a data module reads of a Trainer."""
+    """What `LightningImages` reads of a Trainer."""
     strategy = SimpleNamespace(root_device=torch.device(device))
     return SimpleNamespace(**{"global_rank": 0, "world_size": 1, "overfit_batches": 0} | facts, strategy=strategy)
 
@@ -191,10 +193,10 @@ def test_without_validation_there_is_no_loader() -> None:
 
 def test_pixels_are_scaled_once() -> None:
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
-    batch = toy().on_after_batch_transfer((images, torch.zeros(3)), 0)
+    batch = LightningImages(toy()).on_after_batch_transfer((images, torch.zeros(3)), 0)
     assert batch[0].dtype == torch.float32
     torch.testing.assert_close(batch[0].flatten(), torch.tensor([0.0, 0.2, 1.0]))
-    assert toy().on_after_batch_transfer(batch, 0)[0] is batch[0]
+    assert LightningImages(toy()).on_after_batch_transfer(batch, 0)[0] is batch[0]
 
 
 def test_a_size_that_memory_does_not_hold_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +282,7 @@ def test_processes_share_each_batch_equally(size: int) -> None:
 
 
 def test_refuses_a_batch_that_cannot_be_shared() -> None:
-    module = toy(batch_size=5)
+    module = LightningImages(toy(batch_size=5))
     module.trainer = trainer_on("cpu", global_rank=1, world_size=2)
     with refused("data.batch_size", "Choose a multiple of 2"):
         module.train_dataloader()
@@ -308,8 +310,8 @@ def test_evaluation_batches_are_large_and_in_order() -> None:
 # --- on an accelerator: the meta device stands for one ---------------------------------------------------------------
 
 
-def on_meta(**options: Any) -> Toy:
-    module = toy(**options)
+def on_meta(**options: Any) -> LightningImages:
+    module = LightningImages(toy(**options))
     module.trainer = trainer_on("meta")
     return module
 
@@ -332,8 +334,8 @@ def test_the_copy_on_an_accelerator_is_dropped_and_never_sent() -> None:
     module = on_meta(validation=0.3)
     copy = module.train_dataloader().dataset.images
     assert module.val_dataloader().dataset.images is copy
-    assert pickle.loads(pickle.dumps(module)).part("train").images.device.type == "cpu"
-    assert module.split("train")[0].device.type == "cpu"
+    assert pickle.loads(pickle.dumps(module)).data.part("train").images.device.type == "cpu"
+    assert module.data.split("train")[0].device.type == "cpu"
     module.teardown("fit")
     assert module.train_dataloader().dataset.images is not copy
 
@@ -392,7 +394,8 @@ def fit(recorder: Recorder, resume: Path | None = None, batch_size: int = 4, **o
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
     trainer = pl.Trainer(max_epochs=3, accelerator="cpu", use_distributed_sampler=False, **quiet, **options)
-    trainer.fit(recorder, datamodule=toy(validation=0.1, batch_size=batch_size), ckpt_path=resume)
+    data = LightningImages(toy(validation=0.1, batch_size=batch_size))
+    trainer.fit(recorder, datamodule=data, ckpt_path=resume)
     return recorder.seen
 
 
@@ -588,11 +591,11 @@ def test_downloads_what_is_missing_to_the_place_torchvision_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror = Mirror()
-    monkeypatch.setattr(download, "download_url", mirror)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", mirror)
     root = tmp_path / "not" / "yet"
     module = module_at(root, download=True)
     assert len(module.split("train")[1]) == TRAIN
-    names = [name for name, _ in MNIST.published.resources]
+    names = list(MNIST.published.md5)
     assert sorted(path.name for path in (root / "MNIST" / "raw").iterdir()) == sorted(names)
     assert mirror.asked == [MNIST.published.mirrors[0] + name for name in names]
     assert not list(tmp_path.rglob(".*"))
@@ -602,9 +605,16 @@ def test_downloads_what_is_missing_to_the_place_torchvision_uses(
     assert socket.getdefaulttimeout() is None
 
 
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST])
+def test_the_addresses_and_checksums_are_those_of_torchvision(kind: type[MNIST] | type[FashionMNIST]) -> None:
+    theirs = getattr(torchvision.datasets, kind.published.name)
+    assert list(kind.published.mirrors) == theirs.mirrors
+    assert list(kind.published.md5.items()) == theirs.resources
+
+
 def test_goes_on_to_the_next_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = Mirror(OSError("no route"), fails_at=MNIST.published.mirrors[0])
-    monkeypatch.setattr(download, "download_url", mirror)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", mirror)
     assert len(module_at(tmp_path, download=True).split("test")[1]) == TEST
     assert len(mirror.asked) == 8
 
@@ -615,7 +625,7 @@ def test_goes_on_to_the_next_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_download_that_fails_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
-    monkeypatch.setattr(download, "download_url", Mirror(failure))
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", Mirror(failure))
     expected = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else DataError
     with pytest.raises(expected) as caught:
         module_at(tmp_path / "new", download=True).prepare_data()
@@ -632,7 +642,7 @@ def test_a_download_that_fails_leaves_nothing_behind(
 
 
 def test_keeps_the_files_that_arrived_before_the_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "download_url", Mirror(KeyboardInterrupt(), fails_at="t10k"))
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", Mirror(KeyboardInterrupt(), fails_at="t10k"))
     with pytest.raises(KeyboardInterrupt):
         module_at(tmp_path, download=True).prepare_data()
     assert len(module_at(tmp_path).split("train")[1]) == TRAIN

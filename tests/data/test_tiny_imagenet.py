@@ -25,7 +25,6 @@ from glr_lightning.data import (
     TinyImageNet,
     TinyImageNet10,
     decoding,
-    download,
     files,
     pixel_cache,
     tiny_imagenet,
@@ -73,7 +72,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a test wanted to download something")
 
-    monkeypatch.setattr(download, "download_url", refuse)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user's cache"))
 
 
@@ -754,7 +753,7 @@ def test_downloads_the_published_zip_and_checks_its_size(tmp_path: Path, monkeyp
         asked.append((url, md5))
         write_zip(Path(root, filename))
 
-    monkeypatch.setattr(download, "download_url", fake)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fake)
     with pytest.raises(DataError, match=r"the download failed \(.*expected 248100043 bytes, found \d+\)"):
         ten(tmp_path / "root", download=True).prepare_data()
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Data sets: LightningDataModules whose pixels reach the network as float32 in [0, 1]."""
+"""Data sets of images, whose pixels reach the network as float32 in [0, 1]."""
 
 from glr_lightning.data.base import ImageDataModule
 from glr_lightning.data.digits import Digits

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from annotated_types import Interval, MinLen
 from torch import Tensor
@@ -12,9 +11,7 @@ from torch.nn.functional import interpolate
 
 from glr_lightning.data.augmentation import Augmentation
 from glr_lightning.data.batches import ImageSet, OrderedLoader, Shuffled, ShuffledLoader
-from glr_lightning.data.resident import Resident
 from glr_lightning.errors import ConfigurationError, DataError, words_of
-from glr_lightning.randomness import step_generator
 from glr_lightning.validation import ReadIf, Seed, Size, checked
 
 EVALUATION_BATCH = 1000
@@ -24,11 +21,8 @@ Side = Annotated[int, Interval(ge=1, le=1024)]
 Folder = Path | Annotated[str, MinLen(1)]
 
 
-class ImageDataModule(pl.LightningDataModule, ABC):
+class ImageDataModule(ABC):
     """Images with one label each, kept as uint8 and scaled to float32 in [0, 1] on the batch's device.
-
-    Under a Trainer they are copied once to its accelerator, where batches are then gathered, if they have at most
-    2 GiB and its memory holds them. Otherwise each batch is copied.
 
     A subclass declares `name`, `classes` and `native_shape`, and implements `read`.
 
@@ -45,8 +39,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         crop: shift training images by up to this many pixels each way, anew in each batch; zeros move in (a random
             crop after zero padding).
 
-    With several processes each takes an equal share of every training batch, and every process evaluates all validation
-    and test images, so that no image counts twice. Use `Trainer(use_distributed_sampler=False)`.
+    It needs no Lightning; `glr_lightning.training.LightningImages` hands it to a Trainer.
 
     Raises:
         ConfigurationError: if an argument is out of range.
@@ -70,7 +63,6 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         flip: bool = False,
         crop: Annotated[int, Interval(ge=0)] = 0,
     ) -> None:
-        super().__init__()
         side = min(self.native_shape[1:]) if resize is None else resize
         if crop >= side:
             raise ConfigurationError(
@@ -87,7 +79,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._train: ImageSet | None = None
         self._val: ImageSet | None = None
         self._test: ImageSet | None = None
-        self._resident = Resident()
+
+    def prepare_data(self) -> None:  # noqa: B027  # most have no files
+        """Download what is missing; of several processes on one machine, one does."""
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -112,50 +106,27 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if stage in ("test", None) and self._test is None:
             self._test = self._load(train=False)
 
-    def train_dataloader(self) -> ShuffledLoader | OrderedLoader:
+    def train_dataloader(self) -> ShuffledLoader:
         """Return batches of `batch_size` (the last may be smaller) in an order that follows from (seed, epoch)."""
         self.setup("fit")
         assert self._train is not None
-        data, trainer = self._on_device(self._train), self.trainer
-        # the same few batches every epoch
-        if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]  # Lightning sets it
-            return OrderedLoader(data, self.batch_size)
-        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        order = Shuffled(len(data), self.batch_size, self.seed, rank, world_size, data.device)
-        return ShuffledLoader(data, order)
+        order = Shuffled(len(self._train), self.batch_size, self.seed)
+        return ShuffledLoader(self._train, order)
 
     def val_dataloader(self) -> OrderedLoader | list[Any]:
         """Return the validation images in order; no loader if none are held out."""
         self.setup("validate")
-        return [] if self._val is None else self._evaluation_loader(self._val)
+        return [] if self._val is None else self.in_order(self._val)
 
     def test_dataloader(self) -> OrderedLoader:
         """Return the test images in order."""
         self.setup("test")
         assert self._test is not None
-        return self._evaluation_loader(self._test)
+        return self.in_order(self._test)
 
-    def transfer_batch_to_device(
-        self, batch: tuple[Tensor, Tensor], device: torch.device, dataloader_idx: int
-    ) -> tuple[Tensor, Tensor]:
-        """Copy a batch that is not there yet; Lightning's own looks for tensors in whatever a batch may be."""
-        images, labels = batch
-        return images.to(device), labels.to(device)
-
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Scale uint8 pixels to float32 in [0, 1] on the batch's device.
-
-        Training batches are augmented first; what is drawn follows from (seed, global step, rank).
-        """
-        images, labels = batch
-        if self.augmentation and self.trainer is not None and self.trainer.training:
-            place = self.trainer.global_step, self.trainer.global_rank, images.device
-            images = self.augmentation(images, generator=step_generator(self.seed, *place, use="augmentation"))
-        return (scaled(images) if images.dtype == torch.uint8 else images), labels
-
-    def teardown(self, stage: str) -> None:
-        """Drop the copy on the Trainer's device."""
-        self._resident = Resident()
+    def in_order(self, data: ImageSet) -> OrderedLoader:
+        """Return large batches of one part of the images, from first to last."""
+        return OrderedLoader(data, max(self.batch_size, EVALUATION_BATCH))
 
     def part(self, which: Literal["train", "val", "test"]) -> ImageSet:
         """Return one split as uint8 images, taken by index tensors (see `scaled`). Needs no Trainer.
@@ -191,14 +162,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the images, which a spawned process reads again."""
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]  # a dict, as there are no slots
-        return state | dict.fromkeys(("_train", "_val", "_test")) | {"_resident": Resident()}
-
-    def _evaluation_loader(self, data: ImageSet) -> OrderedLoader:
-        return OrderedLoader(self._on_device(data), max(self.batch_size, EVALUATION_BATCH))
-
-    def _on_device(self, data: ImageSet) -> ImageSet:
-        return data if self.trainer is None else self._resident.on(self.trainer.strategy.root_device, data)
+        return self.__dict__ | dict.fromkeys(("_train", "_val", "_test"))
 
     def _load(self, train: bool) -> ImageSet:
         images, labels = self.read(train)

@@ -4,7 +4,6 @@ from typing import final
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from glr_lightning.data.base import ImageDataModule
@@ -20,6 +19,8 @@ class Digits(ImageDataModule):
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Return images [N, 1, 8, 8] uint8 (the original 0..16 stretched to 0..255) and labels [N] int64."""
+        from sklearn.datasets import load_digits  # here, so that other data sets do not import scikit-learn
+
         pixels, digits = load_digits(return_X_y=True)
         images = torch.from_numpy(np.rint(pixels * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
         labels = torch.from_numpy(digits).long()

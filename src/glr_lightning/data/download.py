@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
-from torchvision.datasets.utils import download_url
-
 from glr_lightning.storage import replacing
 
 SECONDS_OF_SILENCE = 30.0
@@ -27,6 +25,8 @@ def fetch(filename: str, md5: str, mirrors: Sequence[str], folder: Path, *, size
     Raises:
         OSError: if no mirror yields the file, or `folder` cannot be written; the message has every reason.
     """
+    from torchvision.datasets.utils import download_url  # here, so that files that are there do not import it
+
     failures = []
     for mirror in mirrors:
         try:

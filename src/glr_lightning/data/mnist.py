@@ -1,11 +1,11 @@
 """MNIST, and the base of the data sets that are published in the same four files."""
 
 import hashlib
-from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import torchvision
 from torch import Tensor
 
 from glr_lightning.data.base import Folder, PublishedImages, check_labels
@@ -22,25 +22,37 @@ LABELS_OF = {
 """Data set by the md5 of its label bytes; the files have the same names, so folders are easily mistaken."""
 
 
+@final
+@dataclass(frozen=True)
+class Published:
+    """Where four files of images and labels are published.
+
+    Attributes:
+        name: of the data set, and of the folder where torchvision keeps it.
+        mirrors: addresses that the name of a file is appended to.
+        md5: checksums of the gzipped files by name: training images, training labels, test images, test labels.
+    """
+
+    name: str
+    mirrors: Sequence[str]
+    md5: Mapping[str, str]
+
+
 class MNISTLike(PublishedImages):
     """28 x 28 grey images in the four idx files of MNIST, plain or gzipped.
 
     The two files of a split are looked for, together, in `root/<published name>/raw` (where torchvision keeps
-    them), `root/raw` and `root`. If `download` is true, missing files are downloaded to the first of these, with the
-    addresses and checksums that torchvision declares.
+    them), `root/raw` and `root`. If `download` is true, missing files are downloaded to the first of these.
     """
+
+    published: Published
 
     classes = 10
     native_shape = (1, 28, 28)
 
     def __init__(self, *, root: Folder | None, **options: Any) -> None:
         super().__init__(root=root, **options)
-        self.folders = [self.root / self.published.__name__ / "raw", self.root / "raw", self.root]
-
-    @property
-    @abstractmethod
-    def published(self) -> type[torchvision.datasets.MNIST]:
-        """The data set's class in torchvision, which declares its name, mirrors and checksums."""
+        self.folders = [self.root / self.published.name / "raw", self.root / "raw", self.root]
 
     @final
     def prepare_data(self) -> None:
@@ -72,17 +84,17 @@ class MNISTLike(PublishedImages):
             )
         check_labels(labels, self.classes, f"{found[1]} is damaged", REMEDY)
         owner = LABELS_OF.get(hashlib.md5(labels.numpy().tobytes(), usedforsecurity=False).hexdigest(), "")
-        if owner not in ("", self.published.__name__):
+        if owner not in ("", self.published.name):
             raise DataError(
-                f"{found[1]} holds the labels of {owner}, but {self.published.__name__} was asked for: both use these "
+                f"{found[1]} holds the labels of {owner}, but {self.published.name} was asked for: both use these "
                 f"file names. Put each into its own folder, ROOT/<name>/raw, and set data.root=ROOT."
             )
         return images.unsqueeze(1), labels.long()
 
     def _files(self, train: bool) -> list[tuple[str, str]]:
         """Return (name of the gz file, md5) of the images and of the labels."""
-        resources: list[tuple[str, str]] = self.published.resources
-        return resources[:2] if train else resources[2:]
+        files = list(self.published.md5.items())
+        return files[:2] if train else files[2:]
 
     def _missing(self, train: bool, folder: Path) -> list[tuple[str, str]]:
         return [(name, md5) for name, md5 in self._files(train) if _either(folder, name) is None]
@@ -101,7 +113,7 @@ class MNISTLike(PublishedImages):
         places = ", ".join(str(folder.absolute()) for folder in self.folders)
         fetching = "" if self.download else " set data.download=true,"
         return DataError(
-            f"{self.published.__name__}: missing {names}, or the same unpacked, without .gz; looked in {places}; "
+            f"{self.published.name}: missing {names}, or the same unpacked, without .gz; looked in {places}; "
             f"{reason}. Set data.root=DIR to a folder that has the files,{fetching} or put the "
             f"files from {self.published.mirrors[0]} into {self.folders[0].absolute()}."
         )
@@ -112,7 +124,16 @@ class MNIST(MNISTLike):
     """Handwritten digits: 60,000 training and 10,000 test images, 10 classes."""
 
     name = "mnist"
-    published = torchvision.datasets.MNIST
+    published = Published(
+        "MNIST",
+        ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+        {
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+    )
 
 
 def _either(folder: Path, name: str) -> Path | None:

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
@@ -142,7 +141,7 @@ def _subject(config: dict[str, Any]) -> Subject:
         name, base, network, data = f"run {folders[0]}", with_trained_sigma(run, trusted), run.network, run.data
     else:
         build(config["estimator"], where="estimator", trusted=None, kind=Estimator)  # each candidate takes its values
-        pl.seed_everything(config["seed"], verbose=False)
+        torch.manual_seed(config["seed"])
         base, data = config, build_data(config, None)
         network = build_network(config, data, None)
         name = f"experiment {config['experiment']}, untrained"

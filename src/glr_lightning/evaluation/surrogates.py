@@ -26,7 +26,6 @@ from glr_lightning.evaluation.surrogate_options import SurrogateOptions
 from glr_lightning.runs.trained_run import CONFIG, TrainedRun, at_root, load_run
 from glr_lightning.threats import Threat
 from glr_lightning.threats.attacks.adversarial_set import AdversarialSet, image_checksums, load_set, replayed, save_set
-from glr_lightning.training.fit import train
 from glr_lightning.validation.words import shown
 
 
@@ -184,6 +183,8 @@ def load_surrogate(
     parent = Path(options.dir).expanduser()
     folder = parent / f"{experiment.replace('/', '-')}-{config_hash(config)}"
     if not (folder / CONFIG).exists():
+        from glr_lightning.training.fit import train  # here, since it imports Lightning
+
         workplace = _workplace(parent)
         say(f"training {experiment}")
         terminal.say(f"training the surrogate {folder} (once)")

@@ -9,8 +9,6 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Interval
-from scipy.interpolate import CubicSpline
-from scipy.special import roots_jacobi
 from torch import Tensor
 
 from glr_lightning.noise.base import LOG_2, Noise, open_uniform
@@ -101,6 +99,8 @@ _SPLINE_STEP = 1.0 / 512
 @functools.cache
 def _quantile_spline(nu: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Coefficients [4, pieces] of log psi over log(1 - log(2 tail)), down to the smallest tail of a float64."""
+    from scipy.interpolate import CubicSpline  # here, since no other noise needs it
+
     at = np.arange(0.0, 6.7, _SPLINE_STEP)
     log_tail = torch.from_numpy(-np.expm1(at) - LOG_2)
     low, high = torch.full_like(log_tail, -1600.0), torch.full_like(log_tail, math.log(math.pi / 2))
@@ -124,5 +124,7 @@ def _interpolate(at: Tensor, coefficients: Tensor, step: float) -> Tensor:
 @functools.cache
 def _tail_quadrature(nu: float, order: int = 24) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Nodes and weights of int_0^1 u^(nu-1) g(u) du (Gauss-Jacobi moved from [-1, 1] to [0, 1])."""
+    from scipy.special import roots_jacobi
+
     x, w = roots_jacobi(order, 0.0, nu - 1.0)
     return tuple(map(float, 0.5 * (x + 1.0))), tuple(map(float, np.asarray(w) * 0.5**nu))

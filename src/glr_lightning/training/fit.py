@@ -32,6 +32,7 @@ from glr_lightning.training.callbacks import (
 )
 from glr_lightning.training.callbacks.base import training_callbacks
 from glr_lightning.training.callbacks.checkpoints import run_checkpoints
+from glr_lightning.training.images import LightningImages
 from glr_lightning.training.module import GLRModule, require_working_optimizer
 from glr_lightning.training.result import write_result
 from glr_lightning.training.resume import require_resumable, restore_metrics, start_metrics
@@ -97,7 +98,9 @@ def train(
     added |= {f"logger.{name}": logger for name, logger in zip(config["logger"], loggers, strict=False)}
     try:
         with _naming(added):
-            trainer.fit(module, data, ckpt_path=str(folder / LAST) if resume else None, weights_only=True)
+            trainer.fit(
+                module, LightningImages(data), ckpt_path=str(folder / LAST) if resume else None, weights_only=True
+            )
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt(f"Go on with: glr-train resume={folder}") from None
     if not trainer.is_global_zero:

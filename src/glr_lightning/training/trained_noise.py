@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from glr_lightning.estimators.base import Estimator, per_site
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.runs.trained_run import TrainedRun
-from glr_lightning.training.callbacks import Annealing, LearnedSigma
-from glr_lightning.training.callbacks.learned_sigma import log_scales
 from glr_lightning.validation import Count, checked
 
-AnyCallback = TypeVar("AnyCallback", Annealing, LearnedSigma)
+if TYPE_CHECKING:
+    from glr_lightning.training.callbacks import Annealing, LearnedSigma
+
+AnyCallback = TypeVar("AnyCallback", "Annealing", "LearnedSigma")
 
 
 @checked
@@ -39,6 +40,11 @@ def noise_averaged(run: TrainedRun, passes: Count, trusted: tuple[str, ...] = TR
 
 def trained_sigma(run: TrainedRun, estimator: Any, trusted: tuple[str, ...] = TRUSTED) -> tuple[float | Tensor, ...]:
     """The noise scale of every layer in the epoch of a run's checkpoint. Errors as for `noise_averaged`."""
+    sites = len(Chain.of(run.network).sites)
+    if not run.config.get("callbacks"):
+        return per_site(estimator.sigma, sites)
+    from glr_lightning.training.callbacks import Annealing, LearnedSigma  # here, since they import Lightning
+
     learned = _callback(run.config, LearnedSigma, trusted)
     if learned is not None:
         return _learned(run, estimator, learned)
@@ -49,11 +55,15 @@ def trained_sigma(run: TrainedRun, estimator: Any, trusted: tuple[str, ...] = TR
         annealing.check_epochs(estimator, epochs)
         values = annealing.at(estimator, min(run.checkpoint["epoch"], epochs - 1), epochs)
         sigma = values.get("sigma", sigma)
-    return per_site(sigma, len(Chain.of(run.network).sites))
+    return per_site(sigma, sites)
 
 
 def learned_per(config: Mapping[str, Any], trusted: tuple[str, ...] = TRUSTED) -> str | None:
     """Return "layer" or "neuron" for a configuration whose noise scales are learned, None for others."""
+    if not config.get("callbacks"):
+        return None
+    from glr_lightning.training.callbacks import LearnedSigma
+
     learned = _callback(config, LearnedSigma, trusted)
     return None if learned is None else learned.per
 
@@ -73,7 +83,9 @@ def _callback(config: Mapping[str, Any], kind: type[AnyCallback], trusted: tuple
     return None
 
 
-def _learned(run: TrainedRun, estimator: Any, learned: LearnedSigma) -> tuple[Tensor, ...]:
+def _learned(run: TrainedRun, estimator: Any, learned: "LearnedSigma") -> tuple[Tensor, ...]:
+    from glr_lightning.training.callbacks.learned_sigma import log_scales
+
     scales = []
     for site, start in enumerate(log_scales(estimator, run.network, learned.per)):
         value = run.checkpoint["state_dict"].get(f"log_sigma.{site}")
