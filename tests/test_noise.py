@@ -83,10 +83,13 @@ def test_a_density_is_the_one_of_its_name(noise: Noise, known: stats.rv_continuo
 
 @every_density
 def test_the_density_is_the_exponential_of_its_logarithm_far_out(noise: Noise) -> None:
-    z = torch.cat([torch.linspace(-1e3, 1e3, 2001), torch.tensor([math.inf, -math.inf, 0.0])])
+    z = torch.cat([torch.linspace(-1e3, 1e3, 20_001), torch.tensor([math.inf, -math.inf, 0.0])])
     for dtype, rtol in ((torch.float32, 2e-5), (torch.float64, 1e-12)):  # log_prob is rounded before its exponential
-        torch.testing.assert_close(noise.pdf(z.to(dtype)), noise.log_prob(z.to(dtype)).exp(), rtol=rtol, atol=1e-37)
+        got, expected = noise.pdf(z.to(dtype)), noise.log_prob(z.to(dtype)).exp()
+        torch.testing.assert_close(got, expected, rtol=rtol, atol=1e-34 if dtype == torch.float32 else 1e-300)
+        assert not ((got > 0) & (got < torch.finfo(dtype).tiny)).any()  # subnormal
     assert noise.pdf(torch.tensor(math.nan)).isnan()
+    assert float(noise.pdf(tensor(0.0))) == pytest.approx(noise.peak, rel=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -104,14 +107,8 @@ def test_the_normal_hazard_at_infinity_is_its_limit_and_nan_stays() -> None:
     got = Gaussian().hazard(torch.tensor([-math.inf, -0.0, math.inf, math.nan]))
     assert got[:3].tolist() == [0.0, pytest.approx(math.sqrt(2 / math.pi)), math.inf]
     assert got[3].isnan()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_normal_cdf_is_accurate_relative_to_its_left_tail(dtype: torch.dtype) -> None:
-    z = torch.linspace(-13, 9, 2201).to(dtype)
-    exact = torch.from_numpy(special.ndtr(z.double().numpy()))
-    error = (Gaussian().cdf(z).double() / exact - 1).abs()
-    assert (error <= torch.finfo(dtype).eps * (8 + 2 * z.double() ** 2)).all()
+    far = Gaussian().hazard(torch.linspace(-40, 0, 4001))
+    assert not ((far > 0) & (far < torch.finfo(torch.float32).tiny)).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
-from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation
+from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation, output_loss
 from glr_lightning.estimators.local_expectation import Beyond
 from glr_lightning.estimators.output_loss import (
     CrossEntropyOutput,
@@ -123,6 +123,39 @@ def test_cross_entropys_signal_is_that_of_any_loss_with_the_same_draws(
     )
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
     assert (got.abs() > 1e-4).any(1).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_logarithm_of_the_sum_of_the_others_is_accurate_to_rounding(dtype: torch.dtype) -> None:
+    """Where one logit is hundreds of nats above the others, where the two largest tie, and with two classes."""
+    v = 3 * torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    v[:10, 2] += 300
+    v[10:20, 1] = v[10:20, 4] = v[10:20].amax(1)
+    for logits in (v, v[:, 1:3]):
+        classes = logits.shape[1]
+        others = logits.double()[:, None, :].masked_fill(torch.eye(classes, dtype=torch.bool), -torch.inf).logsumexp(2)
+        got = output_loss._log_sum_of_others(logits)
+        torch.testing.assert_close(
+            got.double(), others, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps * 8
+        )
+    v[3, 0] = torch.nan
+    assert output_loss._log_sum_of_others(v)[3].isnan().all()
+
+
+def test_jumps_of_cross_entropy_take_no_selection_by_booleans() -> None:
+    head, u, step, columns = a_head(CrossEntropy(), Gaussian())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        head.after_jumps(u, (step > 0).double(), 0.9, columns)
+    calls = [event.name for event in profile.events()]
+    assert not {"aten::where", "aten::index", "aten::log_softmax"} & set(calls)
+    assert calls.count("aten::log_") == 1  # of the sum that a unit moves to, not of both
+
+
+def test_jumps_are_told_by_booleans_or_ones() -> None:
+    for loss in LOSSES.values():
+        head, u, step, columns = a_head(loss, Gaussian())
+        up = step > 0
+        assert torch.equal(head.after_jumps(u, up, 0.9, columns), head.after_jumps(u, up.double(), 0.9, columns))
 
 
 @every_density

@@ -39,7 +39,11 @@ class OutputLoss:
     def values(self, u: Tensor) -> Tensor:
         """[..., rows, classes] -> [..., rows]: the loss at noise-free logits u."""
         labels = self.labels.expand(u.shape[:-1]).reshape(-1)
-        return self.loss((u + self.sigma * self.z).reshape(-1, u.shape[-1]), labels).view(u.shape[:-1])
+        return self.loss(self.noisy(u).reshape(-1, u.shape[-1]), labels).view(u.shape[:-1])
+
+    def noisy(self, u: Tensor) -> Tensor:
+        """The logits v = u + sigma z."""
+        return torch.add(u, self.z, alpha=self.sigma)
 
     def after_steps(self, u: Tensor, step: Tensor, columns: Tensor) -> Tensor:
         """The loss if unit j alone moved by step[:, j], for every j.
@@ -52,13 +56,13 @@ class OutputLoss:
         Returns:
             [rows, units].
         """
-        moved = (u + self.sigma * self.z)[:, None, :] + step[:, :, None] * columns.T
+        moved = self.noisy(u)[:, None, :] + step[:, :, None] * columns.T
         labels = self.labels[:, None].expand(step.shape).reshape(-1)
         return self.loss(moved.flatten(0, 1), labels).view(step.shape)
 
     def after_jumps(self, u: Tensor, up: Tensor, size: float, columns: Tensor) -> Tensor:
-        """As `after_steps` for steps that are +size where `up` [rows, units] is true and -size elsewhere."""
-        return self.after_steps(u, (2.0 * size) * up.to(u.dtype) - size, columns)
+        """As `after_steps` for steps that are +size where `up` [rows, units] is true or 1, and -size elsewhere."""
+        return self.after_steps(u, up.to(u.dtype).mul(2.0 * size).sub_(size), columns)
 
     def signal(self, u: Tensor, generator: torch.Generator) -> Tensor:
         """An unbiased estimate of dE[L]/du, [rows, classes], from loss values.
@@ -69,7 +73,7 @@ class OutputLoss:
         r = self.noise.sample_slope(u.shape, generator=generator, dtype=u.dtype)
         each = torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
         above, below = (self.after_steps(u, self.sigma * (side * r - self.z), each) for side in (1, -1))
-        return density_at_0(self.noise, u) / self.sigma * (above - below)
+        return (above - below) * (self.noise.peak / self.sigma)
 
 
 class _Form(NamedTuple):
@@ -110,19 +114,28 @@ class CrossEntropyOutput(OutputLoss):
 
     def after_steps(self, u: Tensor, step: Tensor, columns: Tensor) -> Tensor:
         """As `OutputLoss.after_steps`."""
-        v = u + self.sigma * self.z
+        v = self.noisy(u)
         moved = torch.addcmul(v.T[:, :, None], step, columns[:, None, :])  # classes first: the sum runs over long rows
-        own = torch.addcmul(v.gather(1, self.labels[:, None]), step, columns[self.labels])
+        own = torch.addcmul(v.gather(1, self.labels[:, None]), step, columns.index_select(0, self.labels))
         return torch.logsumexp(moved, 0) - own
 
     def after_jumps(self, u: Tensor, up: Tensor, size: float, columns: Tensor) -> Tensor:
-        """As `OutputLoss.after_jumps`, by two matrix products."""
-        log_p = torch.log_softmax(u + self.sigma * self.z, dim=1)
-        p = log_p.exp()
-        rise, fall = (_log_product(p, side * size * columns) for side in (1, -1))
-        own = size * columns[self.labels]
-        before = -log_p.gather(1, self.labels[:, None])
-        return before + torch.where(up, rise - own, fall + own)
+        """As `OutputLoss.after_jumps`, by two matrix products.
+
+        Of the two sums sum_c e_c exp(+-size w_c), e = exp(v - max v), a unit's own is chosen before the logarithm.
+        """
+        v = self.noisy(u)
+        top = v.amax(1, keepdim=True)
+        e = (v - top).exp_()
+        steps = size * columns
+        most_up, most_down = steps.amax(0), -steps.amin(0)
+        up = up.to(u.dtype)  # lerp is exact at weights 0 and 1, and ten times as fast as where
+        total = torch.lerp(e @ (-steps - most_down).exp_(), e @ (steps - most_up).exp_(), up)
+        # finite where all classes with a share in the sum underflow, in float32 some 87 nats below the largest logit
+        value = total.clamp_min_(torch.finfo(u.dtype).tiny).log_()
+        own_down, own_up = (own.index_select(0, self.labels) for own in (most_down + steps, most_up - steps))
+        own = torch.lerp(own_down, own_up, up)
+        return value.add_(own).sub_(v.gather(1, self.labels[:, None]) - top)
 
     def signal(self, u: Tensor, generator: torch.Generator) -> Tensor:
         """As `OutputLoss.signal`, at the cost of one value for each logit, not of all classes.
@@ -130,20 +143,28 @@ class CrossEntropyOutput(OutputLoss):
         If v_c alone moves, so does one term of log sum_c exp(v_c), and v_y where c = y.
         """
         reach = self.sigma * self.noise.sample_slope(u.shape, generator=generator, dtype=u.dtype)
-        others = _log_sum_of_others(u + self.sigma * self.z)
-        rise = torch.logaddexp(others, u + reach) - torch.logaddexp(others, u - reach)
-        own = torch.zeros_like(u).scatter_(1, self.labels[:, None], 1.0)
-        return density_at_0(self.noise, u) / self.sigma * (rise - 2 * own * reach)
+        others = _log_sum_of_others(self.noisy(u))
+        rise = torch.logaddexp(others, u + reach).sub_(torch.logaddexp(others, u - reach))
+        label = self.labels[:, None]
+        rise.scatter_add_(1, label, reach.gather(1, label).mul_(-2.0))
+        return rise.mul_(self.noise.peak / self.sigma)
 
 
 def _log_sum_of_others(v: Tensor) -> Tensor:
     """Return log sum_{k != c} exp(v_k) for every c; v and result [rows, classes].
 
-    It is log sum_k exp(v_k) + log(1 - p_c), where only the largest p_c may be near 1 and is summed by itself.
+    The sums are a product of exp(v_k - second largest) with 1 - I, without cancellation. Where the largest is so far
+    above the second that its term had to be bounded, it is all there is in the sum, and the largest of the others is
+    the right value: it is below the logarithm everywhere else.
     """
-    largest = v.argmax(1, keepdim=True)
-    rest = v.logsumexp(1, keepdim=True) + torch.log1p(-torch.softmax(v, 1))
-    return rest.scatter(1, largest, v.scatter(1, largest, -torch.inf).logsumexp(1, keepdim=True))
+    top, second = v.topk(2, dim=1).values.split(1, dim=1)
+    terms = (v - second).clamp_max_(FAR).exp_()
+    others = torch.ones(v.shape[1], v.shape[1], dtype=v.dtype, device=v.device).fill_diagonal_(0.0)
+    return torch.maximum((terms @ others).log_().add_(second), torch.where(v == top, second, top))
+
+
+FAR = 80.0
+"""In nats: exp(-FAR) is below the rounding of 1 in float64, exp(FAR) is a number in float32."""
 
 
 @output_of(ZeroOne, integrates=True)
@@ -166,8 +187,8 @@ class ZeroOneOutput(OutputLoss):
     def after_steps(self, u: Tensor, step: Tensor, columns: Tensor) -> Tensor:
         """As `OutputLoss.after_steps`."""
         moved = torch.addcmul(self._rivals(u).T[:, :, None], step, columns[:, None, :])  # classes first, as above
-        own = torch.addcmul(u.gather(1, self.labels[:, None]), step, columns[self.labels])
-        return self.noise.cdf((moved.amax(0) - own) / self.sigma)
+        own = torch.addcmul(u.gather(1, self.labels[:, None]), step, columns.index_select(0, self.labels))
+        return self.noise.cdf(moved.amax(0).sub_(own).div_(self.sigma))
 
     def signal(self, u: Tensor, generator: torch.Generator) -> Tensor:
         """Each logit's own noise integrated out, given that of the others.
@@ -176,18 +197,18 @@ class ZeroOneOutput(OutputLoss):
         wrong one above v_y, if none of the other rivals has: f((v_y - u_c) / sigma) / sigma.
         """
         label = self.labels[:, None]
-        own = (u + self.sigma * self.z).gather(1, label)
+        own = self.noisy(u).gather(1, label)
         rivals = self._rivals(u)
         best, second = rivals.topk(2, dim=1).values.split(1, dim=1) if u.shape[1] > 2 else _only_rival(rivals)
         others = torch.where(rivals == best, second, best)  # the strongest rival besides c
         at = torch.where(own > others, own, torch.inf).scatter(1, label, best)
-        density = self.noise.log_prob((at - u) / self.sigma).exp() / self.sigma
+        density = self.noise.pdf((at - u) / self.sigma) / self.sigma
         return density.scatter(1, label, -density.gather(1, label))
 
     def _rivals(self, u: Tensor) -> Tensor:
         """Return v of every class but the label, which is -inf; [..., rows, classes]."""
-        v = u + self.sigma * self.z
-        return v.scatter(-1, self.labels[:, None].expand(*v.shape[:-1], 1), -torch.inf)
+        v = self.noisy(u)
+        return v.scatter_(-1, self.labels[:, None].expand(*v.shape[:-1], 1), -torch.inf)
 
 
 def _only_rival(rivals: Tensor) -> Sequence[Tensor]:
@@ -195,17 +216,9 @@ def _only_rival(rivals: Tensor) -> Sequence[Tensor]:
     return best, torch.full_like(best, -torch.inf)
 
 
-def _log_product(p: Tensor, exponents: Tensor) -> Tensor:
-    """Return log(p @ exp(exponents)): [rows, classes], [classes, units] -> [rows, units], p >= 0."""
-    largest = exponents.amax(0)
-    total = p @ (exponents - largest).exp()
-    # finite where all classes with a share in the sum underflow, in float32 some 87 nats below the largest logit
-    return largest + total.clamp_min(torch.finfo(p.dtype).tiny).log()
-
-
 def density_at_0(noise: Noise, like: Tensor) -> Tensor:
     """f(0), a scalar tensor."""
-    return noise.log_prob(like.new_zeros(())).exp()
+    return like.new_full((), noise.peak)
 
 
 def noise_free_output(loss: Loss, noise: Noise, like: Tensor, labels: Tensor) -> OutputLoss:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glr_lightning.noise.base import LOG_2, Noise, open_uniform
+from glr_lightning.noise.base import LOG_2, Noise, exp_or_0, open_uniform
 
 LOG_2PI = math.log(2.0 * math.pi)
 SQRT_HALF = math.sqrt(0.5)
@@ -30,17 +30,23 @@ class Gaussian(Noise):
         """-(z^2 + log 2 pi) / 2."""
         return -0.5 * (z * z + LOG_2PI)
 
+    @property
+    def peak(self) -> float:
+        """1 / sqrt(2 pi)."""
+        return math.exp(-0.5 * LOG_2PI)
+
     def pdf(self, z: Tensor) -> Tensor:
         """exp(-z^2 / 2) / sqrt(2 pi)."""
-        return (z * z).mul_(-0.5).exp_() * math.exp(-0.5 * LOG_2PI)
+        return exp_or_0((z * z).mul_(-0.5)) * self.peak
 
     def score(self, z: Tensor) -> Tensor:
         """The score is z itself."""
         return z
 
     def cdf(self, z: Tensor) -> Tensor:
-        """Phi(z) = erfc(-z / sqrt 2) / 2, accurate relative to Phi(z) in the left tail too."""
-        return torch.erfc(z * -SQRT_HALF).mul_(0.5)
+        """Phi(z)."""
+        probability: Tensor = torch.special.ndtr(z)  # ten times as fast as exp(log_ndtr)
+        return probability
 
     def log_cdf(self, z: Tensor) -> Tensor:
         """The logarithm of Phi(z)."""
@@ -57,8 +63,7 @@ class Gaussian(Noise):
         """
         end = 16.0 if z.dtype == torch.float64 else 5.0
         x = z.clamp(max=end).mul_(SQRT_HALF)
-        tail = torch.erfc(x)
-        ratio = x.mul_(x).neg_().exp_().mul_(math.sqrt(2.0 / math.pi)).div_(tail)
+        ratio = exp_or_0(-x * x).mul_(math.sqrt(2.0 / math.pi)).div_(torch.erfc(x))
         fraction = z
         for term in range(6, 0, -1):
             fraction = torch.add(z, fraction.reciprocal(), alpha=term)
@@ -93,9 +98,14 @@ class Laplace(Noise):
         """-|z| - log 2."""
         return -z.abs() - LOG_2
 
+    @property
+    def peak(self) -> float:
+        """1/2."""
+        return 0.5
+
     def pdf(self, z: Tensor) -> Tensor:
         """exp(-|z|) / 2."""
-        return z.abs().neg_().exp_() * 0.5
+        return exp_or_0(z.abs().neg_()) * self.peak
 
     def score(self, z: Tensor) -> Tensor:
         """The sign of z."""
@@ -142,10 +152,15 @@ class Logistic(Noise):
         """The sum of log sigmoid(z) and log sigmoid(-z)."""
         return torch.nn.functional.logsigmoid(z) + torch.nn.functional.logsigmoid(-z)
 
+    @property
+    def peak(self) -> float:
+        """1/4."""
+        return 0.25
+
     def pdf(self, z: Tensor) -> Tensor:
-        """F(-|z|) (1 - F(-|z|))."""
-        below = torch.sigmoid(z.abs().neg_())
-        return torch.addcmul(below, below, below, value=-1.0)
+        """e^-|z| / (1 + e^-|z|)^2."""
+        decay = exp_or_0(z.abs().neg_())
+        return decay / (1.0 + decay).square()
 
     def score(self, z: Tensor) -> Tensor:
         """The score is tanh(z / 2)."""

@@ -52,10 +52,14 @@ class StudentT(Noise):
         squared = self.nu * torch.expm1(-2.0 / self.nu * radius.log())
         return squared.sqrt() * torch.cos(2.0 * math.pi * angle)
 
+    @property
+    def peak(self) -> float:
+        """C nu^(-1/2)."""
+        return math.exp(self._log_constant) / math.sqrt(self.nu)
+
     def log_prob(self, z: Tensor) -> Tensor:
         """C nu^(-1/2) (1 + z^2 / nu)^(-(nu+1)/2), as a logarithm."""
-        constant = self._log_constant - 0.5 * math.log(self.nu)
-        return constant - 0.5 * (self.nu + 1) * torch.log1p(z * z / self.nu)
+        return math.log(self.peak) - 0.5 * (self.nu + 1) * torch.log1p(z * z / self.nu)
 
     def score(self, z: Tensor) -> Tensor:
         """(nu + 1) z / (nu + z^2)."""
