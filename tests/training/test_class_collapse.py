@@ -19,12 +19,12 @@ from glr_lightning.training.callbacks.class_collapse import (
     REMEDY,
     ClassCollapse,
     ClassCounts,
-    dead_classes,
     lift,
     news_of_classes,
     output_bias,
     starving,
 )
+from glr_lightning.training.dead_classes import dead_classes
 from glr_lightning.training.fit import train
 from tests.checks.cli_runner import run_cli
 from tests.checks.refusals import refused

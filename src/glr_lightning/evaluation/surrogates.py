@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from glr_lightning.evaluation.surrogate_options import SurrogateOptions
 from glr_lightning.runs.trained_run import CONFIG, TrainedRun, at_root, load_run
 from glr_lightning.threats import Threat
 from glr_lightning.threats.attacks.adversarial_set import AdversarialSet, image_checksums, load_set, replayed, save_set
+from glr_lightning.training.plain import needs_lightning, train_plainly
 from glr_lightning.validation.words import shown
 
 
@@ -183,13 +184,11 @@ def load_surrogate(
     parent = Path(options.dir).expanduser()
     folder = parent / f"{experiment.replace('/', '-')}-{config_hash(config)}"
     if not (folder / CONFIG).exists():
-        from glr_lightning.training.fit import train  # here, since it imports Lightning
-
         workplace = _workplace(parent)
         say(f"training {experiment}")
         terminal.say(f"training the surrogate {folder} (once)")
         try:
-            train(config, workplace / "run")
+            _train(config, workplace / "run")
             with contextlib.suppress(OSError):  # another process may have put the same one there meanwhile
                 (workplace / "run").rename(folder)
         except KeyboardInterrupt:
@@ -197,6 +196,15 @@ def load_surrogate(
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
     return load_run(folder, trusted=trusted, root=config["data"]["root"])
+
+
+def _train(config: dict[str, Any], folder: Path) -> None:
+    if not needs_lightning(config):
+        train_plainly(config, folder)
+        return
+    from glr_lightning.training.fit import train  # here, since it imports Lightning
+
+    train(config, folder)
 
 
 def _workplace(parent: Path) -> Path:

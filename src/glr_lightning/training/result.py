@@ -15,7 +15,7 @@ from glr_lightning.data import ImageDataModule
 from glr_lightning.runs.environment import PACKAGES
 from glr_lightning.runs.trained_run import BEST, LAST, RESULT, accuracy, load_checkpoint, load_weights
 from glr_lightning.storage import write_atomically
-from glr_lightning.training.callbacks.class_collapse import dead_classes
+from glr_lightning.training.dead_classes import dead_classes
 
 
 def write_result(

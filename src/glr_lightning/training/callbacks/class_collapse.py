@@ -22,6 +22,7 @@ from torchmetrics import Metric
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.propagation.chain import Chain
 from glr_lightning.training.callbacks.base import Recent, TrainingCallback
+from glr_lightning.training.dead_classes import DEAD_BELOW, dead, dead_classes
 from glr_lightning.training.module import GLRModule, glr_module
 from glr_lightning.validation import Positive, checked
 
@@ -31,8 +32,6 @@ LIFT_BELOW = 0.1
 """A class is lifted when it is predicted for less than this share of the number of images that bear its label."""
 LEAST_LABELS = 20
 """Labels of a class that must have been seen for that share to mean something."""
-DEAD_BELOW = 0.01
-"""A class is dead when it is predicted for less than this share of the number of images that bear its label."""
 REMEDY = (
     "callbacks=class_collapse, network.centre=0.5, estimator=local_expectation, a smaller batch_size or optimizer.lr"
 )
@@ -122,13 +121,6 @@ class ClassCollapse(TrainingCallback):
         self.dead_classes = dead_classes(checkpoint)
 
 
-def dead_classes(checkpoint: Mapping[str, Any]) -> list[int]:
-    """The dead classes that a checkpoint tells of; earlier ones have them in the state of the callback."""
-    state = checkpoint if "dead_classes" in checkpoint else checkpoint["callbacks"]["ClassCollapse"]
-    classes: list[int] = state["dead_classes"]
-    return classes
-
-
 def output_bias(network: nn.Module, classes: int | None = None) -> nn.Parameter:
     """The bias of the logits. Raises ConfigurationError if there is none that is one number per class."""
     chain = Chain.of(network)
@@ -179,7 +171,7 @@ class ClassCounts(Metric):
 
     def compute(self) -> Tensor:
         """Return which classes are dead, [classes] bool."""
-        return (self.labels > 0) & (self.predictions < DEAD_BELOW * self.labels)
+        return dead(self.labels, self.predictions)
 
 
 def news_of_classes(before: Sequence[int], now: Sequence[int], epoch: int, reviving: bool = False) -> list[str]:
