@@ -49,6 +49,12 @@ def test_copies_come_in_groups_of_the_stated_size(sampler: Sampler) -> None:
     assert draws.group.bincount().tolist() == [sampler.group_size(16)] * (16 // sampler.group_size(16))
 
 
+@pytest.mark.parametrize("sampler", [Independent(), Antithetic()])
+def test_the_groups_of_a_number_of_copies_are_made_once(sampler: Sampler) -> None:
+    assert sampler.group(16, CPU) is sampler.group(16, CPU)
+    assert sampler.group(16, CPU) is not sampler.group(8, CPU)
+
+
 @every_sampler
 def test_a_part_of_the_copies_is_whole_groups_of_the_same_size(sampler: Sampler) -> None:
     size = sampler.group_size(16)
@@ -262,6 +268,14 @@ def test_leave_one_out_is_the_mean_loss_of_the_other_groups(group: list[int]) ->
         for n in range(3):
             others = [float(loss[j, n]) for j in range(6) if group[j] != group[k]]
             assert float(got[k, n]) == pytest.approx(math.fsum(others) / len(others), abs=1e-12)
+
+
+def test_leave_one_out_of_losses_by_place_is_that_of_each_place() -> None:
+    loss = torch.rand(6, 3, 5, generator=generator()).double()
+    group = torch.tensor([0, 1, 2, 0, 1, 2])
+    got = LeaveOneOut()(loss, group, None)
+    for place in range(5):
+        torch.testing.assert_close(got[..., place], LeaveOneOut()(loss[..., place], group, None))
 
 
 def test_leave_one_out_refuses_a_single_group() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.validation import Checked
@@ -84,7 +84,7 @@ class LeaveOneOut(Baseline):
 
     def __call__(self, loss: Tensor, group: Tensor, clean_loss: Tensor | None) -> Tensor:
         """Return the mean loss over the other groups."""
-        copies = loss.shape[0]
-        per_group = torch.zeros_like(loss).index_add_(0, group, loss)  # at most one group per copy
-        size = torch.zeros_like(loss[:, :1]).index_add_(0, group, torch.ones_like(loss[:, :1]))
-        return (loss.sum(0) - per_group[group]) / (copies - size[group])
+        counted = nn.functional.pad(loss, (0, 1), value=1.0)  # a last column that counts copies
+        per_group = torch.zeros_like(counted).index_add_(0, group, counted)  # at most one group per copy
+        others = counted.sum(0) - per_group.index_select(0, group)
+        return others[..., :-1] / others[..., -1:]

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.activations import PiecewiseConstant, is_above
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.propagation.chain import Chain, NoisySite
 
@@ -43,7 +43,8 @@ def mean_over_cell(
     """Replace a function of each draw by its mean over the activation's cell that the draw fell in.
 
     Args:
-        mean_between: the mean of the function over lower < z < upper, None for a side without a bound.
+        mean_between: the mean of the function over lower < z < upper, None for a side without a bound. If it declares
+            the mean of a mirrored cell (`noise.base.mirrored`), a threshold costs one mean for each draw, not two.
         activation: what reads the pre-activation.
         at: the draws.
         sigma: the noise scale there.
@@ -51,6 +52,12 @@ def mean_over_cell(
     Returns:
         [copies, batch, *site].
     """
+    mirror = getattr(mean_between, "mirror", None)
+    if mirror is not None and len(activation.cuts) == 1 and at.v0.shape == at.v.shape:
+        side = is_above(at.v, activation.cuts[0]).mul_(2.0).sub_(1.0)
+        # (-inf, t) mirrors (-t, inf), so one mean for each draw is enough
+        mean = mean_between((activation.cuts[0] - at.v0).div_(sigma).mul_(side), None)
+        return mean * side if mirror < 0 else mean
     per_cell = [
         mean_between(*(None if cut is None else (cut - at.v0) / sigma for cut in cell)) for cell in activation.cells
     ]

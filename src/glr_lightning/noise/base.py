@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,18 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.validation import Checked
 
 LOG_2 = math.log(2.0)
+
+Method = TypeVar("Method", bound=Callable[..., Tensor])
+
+
+def mirrored(sign: float) -> Callable[[Method], Method]:
+    """Declare of a mean over cells that the mean over (-b, -a) is `sign` times that over (a, b), as `mirror`."""
+
+    def declare(method: Method) -> Method:
+        method.mirror = sign  # type: ignore[attr-defined]
+        return method
+
+    return declare
 
 
 class Noise(Checked, ABC):
@@ -97,6 +109,7 @@ class Noise(Checked, ABC):
         """The logarithm of 1 - F(z), accurate relative to 1 - F(z) in the right tail."""
         return self.log_cdf(-z)
 
+    @mirrored(-1.0)
     def conditional_score(self, lower: Tensor | None, upper: Tensor | None) -> Tensor:
         """Mean score of a draw known to lie between two bounds (Rao-Blackwell).
 
@@ -125,6 +138,7 @@ class Noise(Checked, ABC):
         size = torch.exp(log_difference(high, low) - log_mass)
         return torch.where(mirror ^ (log_left < log_right), -size, size)
 
+    @mirrored(1.0)
     def conditional_scale_score(self, lower: Tensor | None, upper: Tensor | None) -> Tensor:
         """Mean of s(z) z - 1, the score of log sigma, of a draw known to lie between two bounds.
 
