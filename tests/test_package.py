@@ -82,6 +82,7 @@ def test_help_does_not_wait_for_torch(command: str) -> None:
             "repetitions must be a whole number of at least 20, got 10.",
         ),
         ("diagnose", ["experiment=lrt", "reference.repetitions=10"], "reference.repetitions must be a whole number"),
+        ("train", ["epochs=0"], "epochs must be a whole number from 1"),
         ("evaluate", ["run=nowhere", "checkpoint=first"], "checkpoint must be one of 'best', 'last', got 'first'"),
     ],
 )

@@ -34,7 +34,7 @@ def at_the_end_of(command: str, arguments: list[str], expression: str, folder: P
     script = (
         f"import gc, json, sys\nfrom glr_lightning.cli.{command} import main\n"
         f"sys.argv = {[f'glr-{command}', *arguments]}\n"
-        f"try:\n    main()\nfinally:\n    print(json.dumps({expression}))\n"
+        f"try:\n    main()\nfinally:\n    print('', json.dumps({expression}), sep='\\n')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
     return json.loads(done.stdout.splitlines()[-1])
@@ -47,10 +47,53 @@ def test_a_module_does_not_import_what_it_does_not_need(module: str) -> None:
     assert done.stdout.split() == []
 
 
-def test_garbage_is_not_looked_for_among_the_objects_of_modules(tmp_path: Path) -> None:
-    enabled, permanent = at_the_end_of("train", TRAINING, "[gc.isenabled(), gc.get_freeze_count()]", tmp_path)
+IMPORTED = "[sorted({0} & set(sys.modules)), gc.isenabled(), gc.get_freeze_count()]"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("train", ["--help"]),
+        ("evaluate", ["--help"]),
+        ("report", ["--help"]),
+        ("diagnose", ["--help"]),
+        ("train", ["--cfg", "job"]),
+        ("train", ["epoch=1"]),
+        ("train", ["estimator.sigm=1"]),
+        ("train", ["estimator=likelihood"]),
+        ("train", ["epochs=-1"]),
+    ],
+    ids=" ".join,
+)
+def test_answers_that_need_no_network_do_not_wait_for_torch(command: str, arguments: list[str], tmp_path: Path) -> None:
+    slow = {"torch", "numpy", "pytorch_lightning", "matplotlib", "sklearn", "scipy"}
+    assert at_the_end_of(command, arguments, IMPORTED.format(slow), tmp_path)[0] == []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("start_up")
+    missing = {"pandas", "tensorboard", "onnx", "onnxruntime", "IPython", "glr_lightning.reporting"}
+    return folder, at_the_end_of("train", [*TRAINING, "run_dir=run"], IMPORTED.format(missing), folder)
+
+
+def test_a_training_looks_for_no_garbage_among_modules(trained: tuple[Path, Any]) -> None:
+    imported, enabled, permanent = trained[1]
+    assert imported == []
     assert enabled
     assert permanent > 100_000
+
+
+def test_a_report_needs_no_lightning(trained: tuple[Path, Any]) -> None:
+    slow = FRAMEWORKS | SPECIAL | {"matplotlib.pyplot", "glr_lightning.training"}
+    assert at_the_end_of("report", ["runs=run"], IMPORTED.format(slow), trained[0])[0] == []
+    assert (trained[0] / "report/report.md").exists()
+
+
+def test_an_evaluation_needs_no_lightning(trained: tuple[Path, Any]) -> None:
+    arguments = ["run=run", "threat=[clean,contrast,pgd_linf]", "limit=20", "progress=false"]
+    assert at_the_end_of("evaluate", arguments, IMPORTED.format(FRAMEWORKS | {"matplotlib"}), trained[0])[0] == []
+    assert (trained[0] / "run/robustness.csv").exists()
 
 
 def test_a_job_within_another_program_leaves_its_garbage_alone(tmp_path: Path) -> None:

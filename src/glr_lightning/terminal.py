@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from string import Template
 from traceback import walk_tb
 from typing import Any
 
@@ -90,9 +91,13 @@ def run_command(config_name: str, job: Callable[[DictConfig], Any], *, own: Coll
             failed.append(f"{this.job.num}: {short_overrides(this.job.override_dirname)}")
             places.append((Path(this.sweep.dir), Path(this.runtime.output_dir)))
 
+    helping = not _HELP.isdisjoint(sys.argv[1:])
+    if helping:
+        sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in _HELP | {"--multirun", "-m"}]
     try:
         with _errors_of_hydra():
-            hydra.main(config_path=CONF_DIR, config_name=config_name, version_base="1.3")(guarded)()
+            task = _show_help if helping else guarded
+            hydra.main(config_path=CONF_DIR, config_name=config_name, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         known = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
         ours = known or is_users(error)
@@ -131,6 +136,14 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+_HELP = {"--help", "-h"}
+
+
+def _show_help(_: DictConfig) -> None:
+    """Print the help of a command. Hydra would first list all its groups, for a placeholder that no help here has."""
+    print(Template(HydraConfig.get().help.template).substitute())
 
 
 def _sweeps_of(error: BaseException) -> set[Path]:

@@ -75,17 +75,20 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
 
 def _train(composed: DictConfig) -> tuple[Path, dict[str, Any]]:
     """Train, and return the run folder and the result, which is empty but in the first process."""
+    fresh = (
+        checked_root(TrainConfig, resolve(composed)) if composed.resume is None else None
+    )  # before torch is imported
     with terminal.importing():
         from glr_lightning.runs.allocator import keep_freed_memory
         from glr_lightning.runs.environment import cpu_threads
         from glr_lightning.runs.trained_run import read_config
         from glr_lightning.training.fit import train
 
-    if composed.resume is not None:
+    if fresh is None:
         run_dir = Path(composed.resume)
         config = _with_place(read_config(run_dir), composed)
     else:
-        config = checked_root(TrainConfig, resolve(composed))
+        config = fresh
         hydra_config = HydraConfig.get()
         config["experiment"] = experiment_name(hydra_config.runtime.choices, hydra_config.overrides.task)
         run_dir = Path(HydraConfig.get().runtime.output_dir if terminal.is_multirun() else config["run_dir"])

@@ -3,7 +3,7 @@
 from glr_lightning.config.building import TRUSTED, build, known_target, load_yaml, target_of, trusted_prefixes
 from glr_lightning.config.composition import compose, composing, experiment_name, keys_of, resolve
 from glr_lightning.config.groups import CONF_DIR, Groups, require_there, user_folders
-from glr_lightning.config.identity import config_hash
+from glr_lightning.config.identity import config_hash, experiment_hash
 from glr_lightning.config.messages import in_one_line, is_users
 from glr_lightning.config.root import TrainConfig, checked_root, require_names, require_options, store_root
 from glr_lightning.config.short_forms import SHORT_FORMS, long_form, long_forms, short_name, short_overrides
@@ -19,6 +19,7 @@ __all__ = [
     "compose",
     "composing",
     "config_hash",
+    "experiment_hash",
     "experiment_name",
     "in_one_line",
     "is_users",

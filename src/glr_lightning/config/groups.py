@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository, IConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.default_element import GroupDefault
@@ -56,7 +56,9 @@ class Groups:
             path.append("main", f"file://{CONF_DIR}")
         for folder in user_folders():
             path.append("user", folder)
-        return cls(ConfigRepository(path))
+        return cls(
+            CachingConfigRepository(ConfigRepository(path))
+        )  # a file is read once, however often it is asked for
 
     @classmethod
     def of_error(cls, error: BaseException) -> "Groups":

@@ -63,6 +63,14 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(_text(_canonical(what)).encode()).hexdigest()[:12]
 
 
+def experiment_hash(config: Mapping[str, Any]) -> str:
+    """Return the identity of an experiment: `config_hash` of a configuration without its seeds."""
+    what = {key: value for key, value in config.items() if key != "seed"}
+    if isinstance(what.get("data"), Mapping):
+        what["data"] = {key: value for key, value in what["data"].items() if key != "seed"}
+    return config_hash(what)
+
+
 def _trainer(options: Mapping[str, Any]) -> dict[str, Any]:
     """Lightning's options, without those that are not set or have no effect."""
     own = {key: value for key, value in options.items() if value is not None}

@@ -10,7 +10,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from glr_lightning.config import config_hash, known_target
+from glr_lightning import __version__
+from glr_lightning.config import config_hash, experiment_hash, known_target
 from glr_lightning.errors import CheckpointError
 from glr_lightning.evaluation.per_image import PerImage, read_per_image
 from glr_lightning.evaluation.row import Row, read_rows
@@ -58,11 +59,14 @@ class Run:
 
     @property
     def experiment_hash(self) -> str:
-        """The identity of the experiment: the same for runs that differ in their seed alone."""
-        config = {key: value for key, value in self.config.items() if key != "seed"}
-        if isinstance(config.get("data"), dict):
-            config["data"] = {key: value for key, value in config["data"].items() if key != "seed"}
-        return config_hash(config)
+        """The identity of the experiment: the same for runs that differ in their seed alone.
+
+        It is that of the result if this version trained the run. To work it out, the classes of callbacks are imported
+        and Lightning with them.
+        """
+        stored = self.result.get("experiment_hash")
+        same = self.result.get("versions", {}).get("glr-lightning") == __version__
+        return str(stored) if stored and same else experiment_hash(self.config)
 
     @property
     def seeds(self) -> tuple[Any, Any]:
@@ -137,7 +141,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def _read_run(folder: Path, name: str) -> Run:
     config = read_config(folder)
     try:
-        config_hash(config)
+        json.dumps(config)
     except TypeError as error:
         raise CheckpointError(f"{folder / CONFIG} holds more than plain values ({error}); it is damaged.") from None
     rows = read_rows(folder / ROBUSTNESS) if (folder / ROBUSTNESS).exists() else []

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glr_lightning.config import config_hash
+from glr_lightning.config import config_hash, experiment_hash
 from glr_lightning.data import ImageDataModule
 from glr_lightning.runs.environment import PACKAGES
 from glr_lightning.runs.trained_run import BEST, LAST, RESULT, accuracy, load_checkpoint, load_weights
@@ -48,6 +48,7 @@ def write_result(
         "seed": config["seed"],
         "experiment": config.get("experiment"),
         "config_hash": config_hash(config),
+        "experiment_hash": experiment_hash(config),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
     write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
