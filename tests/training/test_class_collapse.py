@@ -14,17 +14,17 @@ from glr_lightning.estimators import LocalExpectation
 from glr_lightning.reporting.runs import read_metrics
 from glr_lightning.runs.trained_run import LAST, load_checkpoint, load_run
 from glr_lightning.training import fit as train_module
+from glr_lightning.training.callbacks import class_collapse
 from glr_lightning.training.callbacks.checkpoints import run_checkpoints
 from glr_lightning.training.callbacks.class_collapse import (
     REMEDY,
     ClassCollapse,
-    ClassCounts,
     lift,
     news_of_classes,
     output_bias,
     starving,
 )
-from glr_lightning.training.dead_classes import dead_classes
+from glr_lightning.training.dead_classes import dead, dead_classes
 from glr_lightning.training.fit import train
 from tests.checks.cli_runner import run_cli
 from tests.checks.refusals import refused
@@ -102,14 +102,8 @@ def test_validation_judges_the_network_that_the_checkpoint_holds(tmp_path: Path)
 
 
 def test_a_class_is_dead_below_one_prediction_in_a_hundred_labels() -> None:
-    counts = ClassCounts(4)
-    labels = torch.tensor([0] * 200 + [1] * 201 + [2] * 50)  # class 3 has no images
-    predictions = torch.tensor([0] * 2 + [1] * 2 + [2] * 447)
-    counts.update(nn.functional.one_hot(predictions, 4).double(), labels)
-    assert counts.compute().tolist() == [False, True, False, False]
-    counts.reset()
-    counts.update(torch.zeros(0, 4), labels[:0])
-    assert not counts.compute().any()
+    labels, predictions = torch.tensor([200, 201, 50, 0]), torch.tensor([2, 2, 447, 0])  # class 3 has no images
+    assert dead(labels, predictions).tolist() == [False, True, False, False]
 
 
 def test_news_are_told_once() -> None:
@@ -180,7 +174,7 @@ def test_glr_train_prints_the_plan_and_the_dead_classes(
     progress: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ClassCounts, "compute", lambda self: torch.arange(10) == 7)
+    monkeypatch.setattr(class_collapse, "dead", lambda labels, predictions: torch.arange(10) == 7)
     outcome = run_cli(
         main, ["run_dir=run", *FAST[:2], *FAST[3:], f"progress={progress}", "callbacks=[]"], monkeypatch, capsys
     )

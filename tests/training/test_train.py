@@ -438,13 +438,14 @@ import json, sys, torch
 from pathlib import Path
 import pytorch_lightning as pl
 from glr_lightning.training import module as training
+from glr_lightning.randomness import step_generator
 from glr_lightning.training import fit
 from glr_lightning.training.fit import train
 
 class Witness(training.GLRModule):
     def on_train_end(self):
         weights = torch.cat([p.detach().flatten() for p in self.parameters()])  # log sigma too
-        noise = torch.randn(3, generator=training.step_generator(0, 0, self.global_rank, self.device))
+        noise = torch.randn(3, generator=step_generator(0, 0, self.global_rank, self.device))
         Path(sys.argv[1] + f"/rank{{self.global_rank}}.json").write_text(json.dumps([weights.tolist(), noise.tolist()]))
 
 import glr_lightning.training.fit as t

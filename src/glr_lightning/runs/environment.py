@@ -7,7 +7,7 @@ import torch
 
 from glr_lightning.errors import ConfigurationError
 
-PACKAGES = ("glr-lightning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
+PACKAGES = ("glr-lightning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy")
 """Packages whose versions are written into results."""
 
 

@@ -114,6 +114,14 @@ class GLRModule(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Estimate the gradients of a batch, write them into `.grad` and take a step."""
+        outputs = self.write_gradients(batch)
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.step()
+        return outputs
+
+    def write_gradients(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Estimate the gradients of a batch, write them into `.grad`, and return what the step is to return."""
         x, y = self._in_dtype_of_weights(batch)
         if self._generator is None or self._generator.device != x.device:
             self._generator = torch.Generator(x.device)
@@ -124,10 +132,8 @@ class GLRModule(pl.LightningModule):
             parameter.grad = gradient
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # one kernel for all
         forwards = estimate.diagnostics["forwards"] * self.trainer.world_size
-        self.outcome = StepOutcome(estimate.loss, estimate.logits, norm, forwards)
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        optimizer.step()
+        # not by setattr, which would look for parameters in it
+        vars(self)["outcome"] = StepOutcome(estimate.loss, estimate.logits, norm, forwards)
         return {"loss": estimate.loss, "logits": estimate.logits}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 
 from glr_lightning.data import ImageDataModule
 from glr_lightning.errors import ConfigurationError, words_of
+from glr_lightning.training.batch_loop import BatchLoop
 from glr_lightning.validation import checked_arguments
 from glr_lightning.validation.words import closest
 
@@ -75,7 +76,7 @@ def make_trainer(
     if not torch.cuda.is_available():  # Lightning sets it, and each optimizer step would open the driver library anew
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **options,
             max_epochs=epochs,
             default_root_dir=folder,
@@ -91,6 +92,8 @@ def make_trainer(
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         given = " ".join(f"trainer.{key}={value}" for key, value in options.items())
         raise ConfigurationError(f"Lightning cannot start with {given}: {words_of(error)}") from None
+    trainer.fit_loop.epoch_loop = BatchLoop(trainer)
+    return trainer
 
 
 def checked_options(node: Any) -> dict[str, Any]:

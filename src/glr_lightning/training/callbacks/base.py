@@ -10,7 +10,7 @@ from torch import Tensor
 from glr_lightning.training.module import GLRModule
 
 TOGETHER = 50
-"""Steps that `Recent` collects: torchmetrics' own bookkeeping costs as much as a small network's step."""
+"""Steps that `Recent` collects."""
 
 
 class TrainingCallback(Callback):
@@ -45,11 +45,32 @@ class Recent:
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, ...]] = []
 
-    def add(self, trainer: pl.Trainer, *tensors: Tensor) -> tuple[tuple[Tensor, ...], ...] | None:
+    def add(self, trainer: pl.Trainer, *tensors: Tensor) -> list[tuple[Tensor, ...]] | None:
         """Add a step. After `TOGETHER` steps and at the end of an epoch return what was added, by column."""
         self._steps.append(tensors)
-        if len(self._steps) < TOGETHER and not trainer.is_last_batch:
-            return None
-        columns = tuple(zip(*self._steps, strict=True))
+        return self.take() if len(self._steps) == TOGETHER or trainer.is_last_batch else None
+
+    def take(self) -> list[tuple[Tensor, ...]] | None:
+        """Return by column what is left, as of an epoch that was stopped before its last batch; None: nothing."""
+        columns = list(zip(*self._steps, strict=True))
         self._steps.clear()
-        return columns
+        return columns or None
+
+
+class Sums:
+    """Sums over steps and ranks, kept on their device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, **values: Tensor) -> None:
+        """Add tensors, each with its own shape and kind of number."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def take(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        """Return the sums, over all ranks, and begin anew."""
+        sums, self._sums = self._sums, {}
+        if trainer.world_size > 1:
+            return {name: trainer.strategy.reduce(value, reduce_op="sum") for name, value in sums.items()}
+        return sums

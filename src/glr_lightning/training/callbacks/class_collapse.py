@@ -17,11 +17,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.propagation.chain import Chain
-from glr_lightning.training.callbacks.base import Recent, TrainingCallback
+from glr_lightning.training.callbacks.base import Recent, Sums, TrainingCallback
 from glr_lightning.training.dead_classes import DEAD_BELOW, dead, dead_classes
 from glr_lightning.training.module import GLRModule, glr_module
 from glr_lightning.validation import Positive, checked
@@ -55,7 +54,7 @@ class ClassCollapse(TrainingCallback):
     def __init__(self, revive: Positive | None = None) -> None:
         self.revive = revive
         self.dead_classes: list[int] = []
-        self._counts: ClassCounts | None = None
+        self._counts = Sums()
         self._recent = Recent()
         self._lifts: Tensor | int = 0  # of this epoch
 
@@ -76,19 +75,18 @@ class ClassCollapse(TrainingCallback):
         # at the end of an epoch too: it may move a bias, and validation tests what the checkpoint is going to hold
         columns = self._recent.add(trainer, module.outcome.logits, batch[1])
         if columns is not None:
-            logits, labels = (torch.cat(column) for column in columns)
-            self._update(trainer, module, logits, labels)
+            self._update(trainer, module, columns)
 
-    def _update(self, trainer: pl.Trainer, module: GLRModule, logits: Tensor, y: Tensor) -> None:
-        if self._counts is None:
-            self._counts = ClassCounts(logits.shape[1]).to(logits.device)
-        self._counts.update(logits, y)
+    def _update(self, trainer: pl.Trainer, module: GLRModule, columns: list[tuple[Tensor, ...]]) -> None:
+        logits, y = (torch.cat(column) for column in columns)
+        labels, predictions = count(y, logits.shape[1]), count(logits.argmax(1), logits.shape[1])
+        self._counts.add(labels=labels, predictions=predictions)
         if self.revive is not None:
             bias = output_bias(module.network, logits.shape[1])
-            counts = torch.stack([count(y, len(bias)), count(logits.argmax(1), len(bias))])
             if trainer.world_size > 1:  # the weights must stay equal on all ranks
-                counts = trainer.strategy.reduce(counts, reduce_op="sum")
-            self._lifts = self._lifts + lift(bias, counts[0], counts[1], self.revive)
+                both = torch.stack([labels, predictions])
+                labels, predictions = trainer.strategy.reduce(both, reduce_op="sum")
+            self._lifts = self._lifts + lift(bias, labels, predictions, self.revive)
 
     @classmethod
     def changes_training(cls, options: Mapping[str, Any]) -> bool:
@@ -97,9 +95,10 @@ class ClassCollapse(TrainingCallback):
 
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
         """Look for dead classes, and tell of those that are new or recovered."""
-        assert self._counts is not None  # since the first step
-        before, self.dead_classes = self.dead_classes, self._counts.compute().nonzero().flatten().tolist()
-        self._counts.reset()
+        left = self._recent.take()
+        if left is not None:
+            self._update(trainer, module, left)
+        before, self.dead_classes = self.dead_classes, dead(**self._counts.take(trainer)).nonzero().flatten().tolist()
         if trainer.is_global_zero and not module.loss.differentiable:
             reviving = self.revive is not None
             for line in news_of_classes(before, self.dead_classes, trainer.current_epoch, reviving):
@@ -150,28 +149,6 @@ def lift(bias: Tensor, labels: Tensor, predictions: Tensor, by: float) -> Tensor
 def count(index: Tensor, classes: int) -> Tensor:
     """Return how often each class occurs in index [n] int64, [classes] int64, without waiting for the device."""
     return index.new_zeros(classes).index_add_(0, index, torch.ones_like(index))
-
-
-class ClassCounts(Metric):
-    """How often each class is the label and how often the prediction, over an epoch and all ranks."""
-
-    full_state_update = False
-    labels: Tensor
-    predictions: Tensor
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        for name in ("labels", "predictions"):
-            self.add_state(name, torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, y: Tensor) -> None:
-        """Add a batch: logits [batch, classes], y [batch]."""
-        self.labels += count(y, len(self.labels))
-        self.predictions += count(logits.argmax(1), len(self.labels))
-
-    def compute(self) -> Tensor:
-        """Return which classes are dead, [classes] bool."""
-        return dead(self.labels, self.predictions)
 
 
 def news_of_classes(before: Sequence[int], now: Sequence[int], epoch: int, reviving: bool = False) -> list[str]:
