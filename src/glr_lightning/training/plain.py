@@ -6,7 +6,7 @@ not imported.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from glr_lightning.losses import Loss
 from glr_lightning.randomness import step_generator
 from glr_lightning.runs.trained_run import LAST, build_data, build_network, create_run_folder
 from glr_lightning.training.dead_classes import dead
+from glr_lightning.training.momentum import Momentum
 from glr_lightning.training.result import write_result
 
 TRAINER = {"accelerator": ("auto", "cpu"), "devices": (1,), "strategy": ("auto",), "precision": ("32-true",)}
@@ -74,33 +75,30 @@ def train_plainly(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     estimator = build(config["estimator"], where="estimator", trusted=None, kind=Estimator)
     estimator.check(network, _loss(config), data.split("train", 8)[0])
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    optimizer, scheduler = _optimization(config, list(parameters.values()))
+    step, end_epoch = _optimization(config, list(parameters.values()))
     create_run_folder(folder, {**config, "run_dir": str(folder)})
     loss, batches = _loss(config), data.train_dataloader()
     seen: list[tuple[Tensor, Tensor]] = []  # predictions and labels of the last epoch
-    start, forwards, step = time.perf_counter(), 0, 0
+    start, forwards, steps = time.perf_counter(), 0, 0
     for epoch in range(config["epochs"]):
         seen.clear()
         batches.shuffled.set_epoch(epoch)
         for images, y in batches:
-            generator = step_generator(config["seed"], step, 0, images.device)
+            generator = step_generator(config["seed"], steps, 0, images.device)
             estimate = estimator.estimate(network, loss, scaled(images), y, generator=generator)
             if not math.isfinite(estimate.loss.item()):
                 raise _divergence(epoch)
-            for name, parameter in parameters.items():
-                parameter.grad = estimate.gradients[name]
-            optimizer.step()
+            step([estimate.gradients[name] for name in parameters])
             forwards += estimate.diagnostics["forwards"]
-            step += 1
+            steps += 1
             seen.append((estimate.logits.argmax(1), y))
         if not all(parameter.isfinite().all() for parameter in parameters.values()):
             raise _divergence(epoch)
-        if scheduler is not None:
-            scheduler.step()
+        end_epoch()
     predictions, labels = (torch.cat(column).bincount(minlength=data.classes) for column in zip(*seen, strict=True))
     checkpoint = {
         "epoch": config["epochs"] - 1,
-        "global_step": step,
+        "global_step": steps,
         "state_dict": {f"network.{name}": value for name, value in network.state_dict().items()},
         "cost": {"forwards": forwards, "train_seconds": time.perf_counter() - start},
         "dead_classes": dead(labels, predictions).nonzero().flatten().tolist(),
@@ -110,14 +108,26 @@ def train_plainly(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return write_result(folder, dict(config), network, estimator.family, data, torch.device("cpu"))
 
 
-def _optimization(config: Mapping[str, Any], parameters: list[nn.Parameter]) -> tuple[Any, Any]:
-    """The optimizer, and the scheduler of its rate or None. Raises ConfigurationError if torch refuses an option."""
+def _optimization(
+    config: Mapping[str, Any], parameters: list[nn.Parameter]
+) -> tuple[Callable[[list[Tensor]], None], Callable[[], None]]:
+    """What steps down gradients, and what ends an epoch. Raises ConfigurationError if torch refuses an option."""
+    momentum = Momentum.of(config["optimizer"], config["scheduler"], list(parameters))
+    if momentum is not None:
+        return momentum.step, lambda: None
     parts = build({key: config[key] for key in ("optimizer", "scheduler")}, trusted=None)
     try:
         optimizer = parts["optimizer"](parameters)
-        return optimizer, parts["scheduler"] and parts["scheduler"](optimizer)
+        scheduler = parts["scheduler"] and parts["scheduler"](optimizer)
     except Exception as error:  # torch has no type of its own for these
         raise ConfigurationError(f"torch refuses the options of optimizer or scheduler: {words_of(error)}") from error
+
+    def step(gradients: list[Tensor]) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    return step, lambda: scheduler and scheduler.step()
 
 
 def _loss(config: Mapping[str, Any]) -> Loss:
