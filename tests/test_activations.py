@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
+from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign, is_above
 from tests.checks.groups import member, options
 from tests.checks.refusals import refused
 
@@ -71,6 +71,15 @@ def test_a_network_of_thresholds_may_be_mapped_and_compiled(activation: Piecewis
     assert torch.equal(torch.vmap(activation)(V[:, None])[:, 0], activation(V))
     compiled = torch.compile(activation, fullgraph=True, backend="eager")
     assert torch.equal(compiled(V.clone().requires_grad_()), activation(V))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("cut", [0.0, 0.1, -1.5, 1e-40])
+def test_above_is_the_comparison_in_every_dtype(cut: float, dtype: torch.dtype) -> None:
+    v = torch.cat([V, torch.tensor([cut, 0.1, 0.3, math.nan])]).to(dtype)
+    assert torch.equal(is_above(v, cut), (v > cut).to(dtype))
+    at = torch.tensor(cut).to(dtype)
+    assert torch.equal(is_above(v, at), (v > at).to(dtype))
 
 
 def test_the_threshold_of_a_pre_activation_takes_two_passes() -> None:

@@ -75,11 +75,11 @@ class PiecewiseConstant(nn.Module):
         return f"cuts={self.cuts}, levels={self.levels}"
 
 
-def is_above(v: Tensor, cut: float) -> Tensor:
-    """Return 1[v > cut] in the dtype of v, without a derivative."""
-    if cut != 0.0:
-        return (v > cut).to(v.dtype)
+def is_above(v: Tensor, cut: float | Tensor) -> Tensor:
+    """Return 1[v > cut] in the dtype of v, without a derivative; a tensor `cut` broadcasts to v."""
     v = v.detach() if v.requires_grad else v
+    if isinstance(cut, Tensor) or cut != 0.0:
+        v = v - (cut if isinstance(cut, Tensor) else v.new_full((), cut))  # in the dtype of v, as a comparison is
     return v.sign().relu_()  # a comparison and its conversion take six times as long
 
 

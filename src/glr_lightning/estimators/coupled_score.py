@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from glr_lightning.activations import is_above
 from glr_lightning.noise import Noise
 
 
@@ -29,7 +30,7 @@ def coupled_score(noise: Noise, cuts: Sequence[Tensor], z: Tensor) -> Tensor:
     distance = z.abs()
     size = torch.zeros_like(sizes[0])
     for edge, beyond in zip(edges, sizes, strict=True):
-        size = torch.lerp(size, beyond, (distance > edge).to(z.dtype))  # exact at weights 0 and 1
+        size = torch.lerp(size, beyond, is_above(distance, edge))  # exact at weights 0 and 1
     return torch.copysign(size, z)
 
 

@@ -71,7 +71,7 @@ class Gaussian(Noise):
 
     def slope_radius(self, u: Tensor) -> Tensor:
         """The radius r = sqrt(-2 log u)."""
-        return (-2.0 * u.log()).sqrt()
+        return u.log().mul_(-2.0).sqrt_()
 
     def icdf(self, u: Tensor) -> Tensor:
         """Phi^-1(u)."""
@@ -128,7 +128,7 @@ class Laplace(Noise):
 
     def slope_radius(self, u: Tensor) -> Tensor:
         """The radius r = -log u."""
-        return -u.log()
+        return u.log().neg_()
 
     def icdf(self, u: Tensor) -> Tensor:
         """The quantile: log 2u below the median, -log 2(1 - u) above."""
