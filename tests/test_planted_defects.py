@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from glr_lightning.propagation.chain import Chain, CleanPass
+from glr_lightning.propagation.residual_steps import Merge, State
 from torch import Tensor, nn
 
 from glr_lightning import sampling
@@ -37,9 +39,7 @@ from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
 from glr_lightning.propagation import chain
 from glr_lightning.propagation import layer_vjp as layers
 from glr_lightning.propagation import receptive_field as reach
-from glr_lightning.propagation.chain import Chain, CleanPass
 from glr_lightning.propagation.receptive_field import Fields
-from glr_lightning.propagation.residual_steps import Merge, State
 from glr_lightning.sampling import Antithetic, Independent, Sobol
 from glr_lightning.training.callbacks import gradient_quality as diagnostics
 from glr_lightning.training.callbacks.gradient_quality import SignalToNoise

@@ -8,7 +8,7 @@ independent, copies of one group need not be. A baseline for copy k may use only
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -94,10 +94,6 @@ class Sampler(Checked, ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Draws:
         """Draw noise of shape [copies, *shape], shape = (batch, *site)."""
-
-    def bound(self, noise: Noise, copies: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        """Return the `draw` of `Chain.noisy`: from a pre-activation [1 or copies, batch, *site] to its noise."""
-        return lambda v0: self(noise, copies, v0.shape[1:], generator=generator, dtype=v0.dtype).z
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from glr_lightning.estimators import (
     LikelihoodRatio,
     StraightThrough,
 )
-from glr_lightning.estimators.base import IdleSettingError
+from glr_lightning.estimators.settings import IdleSettingError
 from glr_lightning.injection import Injection
 from glr_lightning.losses import Loss, ZeroOne
 from glr_lightning.noise import Noise

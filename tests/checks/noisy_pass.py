@@ -4,9 +4,9 @@ import itertools
 from typing import Any
 
 import torch
+from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 
-from glr_lightning.propagation.chain import Chain
 from tests.checks.convolutional_cases import (
     PIXELS,
     noisy_logits,

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant
@@ -13,7 +14,6 @@ from glr_lightning.estimators import forward_gradient as module_of_forward_gradi
 from glr_lightning.injection import Injection, Joint
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Noise
-from glr_lightning.propagation.chain import Chain
 from tests.checks.estimator_cases import (
     SIGMA,
     X,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
+from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold
@@ -17,7 +18,6 @@ from glr_lightning.injection import Injection
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual, Shift, Sine, Standardise
 from glr_lightning.noise import Noise
-from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.receptive_field import Fields, fields_of
 from glr_lightning.sampling import Draws, Sampler
 from tests.checks.convolutional_cases import CLASS, PIXELS, residual

@@ -22,7 +22,7 @@ from glr_lightning.estimators import (
     StraightThrough,
     Tiered,
 )
-from glr_lightning.estimators.base import IdleSettingError
+from glr_lightning.estimators.settings import IdleSettingError
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Uniform

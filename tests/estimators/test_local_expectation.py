@@ -6,6 +6,7 @@ from typing import Any, final
 
 import pytest
 import torch
+from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
@@ -23,7 +24,6 @@ from glr_lightning.injection import Joint
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import Residual, Shift, mlp
 from glr_lightning.noise import Gaussian, Noise, Uniform
-from glr_lightning.propagation.chain import Chain
 from glr_lightning.sampling import Independent
 from tests.checks.estimator_cases import (
     IMAGES,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from glr_lightning.propagation.chain import Chain
 from torch import nn
 
 from glr_lightning.activations import HardThreshold
@@ -22,7 +23,6 @@ from glr_lightning.injection import Layerwise
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual, Sine, Standardise, convnet, mlp, resnet5, vgg8
 from glr_lightning.networks.blocks import groups_of
-from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import has_weights
 from glr_lightning.runs.trained_run import load_run
 from glr_lightning.training.callbacks.learned_sigma import log_scales

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold
@@ -25,7 +26,6 @@ from glr_lightning.evaluation.certification import certify
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual
 from glr_lightning.noise import Gaussian
-from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.randomness import ImageRandom
 from glr_lightning.threats.attacks.input_gradient import (

@@ -5,10 +5,10 @@ from typing import Any, final
 
 import pytest
 import torch
+from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.layer_vjp import has_weight_vjp, has_weights, rows_of, unit_norms, weight_vjp
 from tests.checks.layer_vjp import BATCH, COPIES, check_weight_vjp, convolution, random
 from tests.checks.refusals import refused

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 
@@ -25,7 +26,6 @@ from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual, Shift, Standardise
 from glr_lightning.networks.modules import Sine
 from glr_lightning.propagation import module_facts
-from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.module_facts import ELEMENTWISE, facts_of, observe, without_derivative
 from glr_lightning.propagation.probing import ModuleFacts, probe
 from tests.checks.estimator_cases import X, Y, estimate, small_network

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from glr_lightning.propagation.chain import Chain, NoisyPass
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, Sign
@@ -17,7 +18,6 @@ from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import convnet
 from glr_lightning.propagation import receptive_field as reach
-from glr_lightning.propagation.chain import Chain, NoisyPass
 from glr_lightning.propagation.receptive_field import Fields, fields_of
 from glr_lightning.sampling import Antithetic, Independent, Sampler
 from tests.checks.convolutional_cases import CLASS, NETWORKS, PIXELS, drawn, normalised, pooled, projected, residual

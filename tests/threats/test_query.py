@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold
 from glr_lightning.noise import Gaussian, Laplace, Noise
-from glr_lightning.propagation.chain import Chain
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.threats import ImageRandom
 from glr_lightning.threats.attacks.input_gradient import (

@@ -14,7 +14,7 @@ from glr_lightning.diagnosis.overrides import estimator_node, keys_of
 from glr_lightning.diagnosis.statistics import Reference, estimated_reference, layers_of, vectors
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, Estimator
-from glr_lightning.estimators.base import IdleSettingError
+from glr_lightning.estimators.settings import IdleSettingError
 from glr_lightning.losses import Loss
 from glr_lightning.randomness import generator_for
 

@@ -1,15 +1,17 @@
 """Backpropagation, the control."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective
+from glr_lightning.estimators.base import Estimator, Family, Objective
+from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.losses import Loss
-from glr_lightning.propagation.module_facts import named, observe, without_derivative
+from glr_lightning.propagation.module_facts import named, without_derivative
 
 
 def require_derivatives(network: nn.Module, loss: Loss) -> None:
@@ -42,18 +44,14 @@ class Backprop(Estimator):
         owners = (name.rpartition(".")[0] for name, _ in network.named_parameters())
         return dict.fromkeys(owners, "backpropagation")
 
-    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
-        """Refuse a loss or module without a useful derivative."""
-        if x is not None:
-            observe(network, x)
-        require_derivatives(network, loss)
+    def _require(self, bound: Bound) -> None:
+        require_derivatives(bound.network, bound.loss)
 
     @torch.enable_grad()
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
         """Differentiate the mean loss of one noise-free pass."""
-        self.check(network, loss, x)
-        logits = network(x)
-        return differentiate(network, loss(logits, y).mean(), logits, forwards=len(y))
+        logits = bound.network(x)
+        return differentiate(bound.network, bound.loss(logits, y).mean(), logits, forwards=len(y))
 
 
 def differentiate(network: nn.Module, mean_loss: Tensor, logits: Tensor, forwards: int) -> Estimate:

@@ -1,22 +1,17 @@
 """The interface of gradient estimators, frozen values that turn a batch into gradients, and checks they share."""
 
-import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.batch import explain, require_batch, require_kinds, require_labels
+from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.losses import Loss
-from glr_lightning.propagation.chain import Chain
-from glr_lightning.propagation.layer_vjp import require_plain_padding
-from glr_lightning.propagation.module_facts import named, probed
-from glr_lightning.sampling import Sampler
+from glr_lightning.propagation.module_facts import named, observe, probed
 from glr_lightning.validation import Checked
 
 Value = TypeVar("Value")
@@ -50,27 +45,6 @@ neurons, among them local expectation, its Rao-Blackwell form; "pathwise" is bac
 pass."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """The outcome of one estimation.
-
-    Attributes:
-        gradients: dJ/dtheta by parameter name of the network, each in its parameter's shape and dtype.
-        loss: the mean loss over the batch and the noise copies, a scalar tensor.
-        logits: [batch, classes], the noise-free ones where the estimator computes them.
-        diagnostics: plain numbers about the cost; "forwards" is the number of samples sent through the
-            network or the noisy part of it.
-        log_sigma: dJ/dlog(sigma) of every noisy layer, each in the shape of its scale; empty unless the
-            estimator's sigma are tensors.
-    """
-
-    gradients: dict[str, Tensor]
-    loss: Tensor
-    logits: Tensor
-    diagnostics: dict[str, int] = field(default_factory=dict)
-    log_sigma: tuple[Tensor, ...] = ()
-
-
 class Estimator(Checked, ABC):
     """Estimates the gradient of J(theta) = E[L] on a batch. It never writes `.grad` and keeps no state.
 
@@ -84,10 +58,10 @@ class Estimator(Checked, ABC):
     """Whether it differentiates the loss and the modules between the loss and some layer."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Have what `plan` and `check` of a subclass are given checked first, as it is for `estimate`."""
+        """Have what `plan` of a subclass is given checked first, as it is for `bind`."""
         super().__init_subclass__(**options)
-        for name in {"plan", "check"} & vars(cls).keys():
-            setattr(cls, name, _after_kinds(vars(cls)[name]))
+        if "plan" in vars(cls):
+            cls.plan = _after_kinds(vars(cls)["plan"])  # type: ignore[method-assign]
 
     @property
     @abstractmethod
@@ -117,7 +91,7 @@ class Estimator(Checked, ABC):
         lines += [f"  biased: {bias}"] if bias else []
         return lines + [f"  module {named(name, module)}" for name, module in probed(network).items()]
 
-    @abstractmethod
+    @final
     def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
         """Refuse a network and loss that this estimator cannot train, and settings that have no effect on them.
 
@@ -129,10 +103,33 @@ class Estimator(Checked, ABC):
         Raises:
             ConfigurationError: either; a setting without effect may keep its default.
         """
+        require_kinds(network, loss)
+        if x is not None:
+            observe(network, x)
+        bound = self.bind(network, loss)
+        if x is not None:
+            bound.look_at(x)
+        self._require_effects(bound, x)
+
+    @final
+    def bind(self, network: nn.Module, loss: Loss) -> Bound:
+        """Trace and check a network once, for many steps.
+
+        Args:
+            network: the network; its parameters may change afterwards, its modules and their train mode may not.
+            loss: the per-sample loss.
+
+        Raises:
+            ConfigurationError: the estimator cannot train them.
+        """
+        require_kinds(network, loss)
+        bound = Bound(self, network, loss)
+        self._require(bound)
+        return bound
 
     @final
     def estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Estimate:
-        """Estimate the gradients.
+        """Estimate the gradients on one batch: bind, draw and step.
 
         What is given is checked first. On an accelerator values are not looked at, since that would wait for it: there
         a NaN in x or a label without a class is the caller's to find.
@@ -149,16 +146,39 @@ class Estimator(Checked, ABC):
         """
         require_batch(network, loss, x, y, generator)
         try:
-            estimate = self._estimate(network, loss, x, y, generator)
+            observe(network, x)
+            bound = self.bind(network, loss)
+            bound.look_at(x)
+            estimate = self._step(bound, x, y, self._draws(bound, x, generator))
         except Exception as error:  # of torch, or of a network's own
             explain(error, network, x, y)
             raise
         require_labels(y, estimate.logits)
         return estimate
 
+    def _require(self, bound: Bound) -> None:
+        """Refuse what cannot be trained. Raises ConfigurationError."""
+
+    def _require_effects(self, bound: Bound, x: Tensor | None) -> None:
+        """Refuse settings without effect that have not their default; x: some inputs. Raises ConfigurationError."""
+
+    def _prepare(self, bound: Bound) -> Any:
+        """What a step needs and the network alone decides; found once, as `Bound.prepared`."""
+        return None
+
+    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Any]:
+        """Draw all randomness of a step on a batch like x, in parts that can be held in memory one at a time.
+
+        A part is a tuple, or a dict, of tensors. An estimator without randomness has none.
+        """
+        return iter(())
+
     @abstractmethod
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
-        """As `estimate`, which calls it with what it has checked. This is what a subclass writes."""
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
+        """Estimate the gradients, given all parts that `_draws` gives: tensors in, gradients out, nothing drawn.
+
+        This is what a subclass writes; what it is given has been checked.
+        """
 
 
 def _after_kinds(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,104 +190,3 @@ def _after_kinds(method: Callable[..., Any]) -> Callable[..., Any]:
         return method(self, network, loss, *others, **options)
 
     return checked
-
-
-def accumulate(total: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
-    """Add gradients to a sum by name, in place."""
-    for name, gradient in gradients.items():
-        total[name] = total[name] + gradient if name in total else gradient
-
-
-def per_site(values: Value | Sequence[Value], sites: int, name: str = "sigma") -> tuple[Value, ...]:
-    """One value for each site, such as a noise scale.
-
-    Raises:
-        ConfigurationError: a list whose length is not the number of sites; `name` names it.
-    """
-    if isinstance(values, Sequence):
-        if len(values) != sites:
-            raise ConfigurationError(
-                f"{name} has {len(values)} values but the network has {sites} layers with weights; "
-                f"give one value, or {sites} of them.",
-                option=f"estimator.{name}",
-            )
-        return tuple(values)
-    return (values,) * sites
-
-
-def check_sites(chain: Chain, sigma: float | Sequence[float | Tensor], sampling: Sampler) -> None:
-    """Refuse a chain that the noise does not fit: not one scale per layer, or a layer too wide for the sampler.
-
-    Raises:
-        ConfigurationError: either.
-    """
-    _: tuple[float | Tensor, ...] = per_site(sigma, len(chain.sites))
-    for site, name in enumerate(chain.site_names):
-        layer = chain.layer(site)
-        require_plain_padding(layer, f"module '{name}'")
-        if isinstance(layer, nn.Linear):  # a convolution's site is known once it has seen an input
-            sampling.check_site(layer.out_features)
-
-
-class IdleSettingError(ConfigurationError):
-    """A setting was given that has no effect on this network and loss."""
-
-
-def require_defaults(estimator: Any, idle: Mapping[str, str]) -> None:
-    """Refuse settings that have no effect here, unless they have their default: two runs that differ in them are one.
-
-    Args:
-        estimator: a dataclass.
-        idle: by setting, why it has no effect.
-
-    Raises:
-        IdleSettingError: a setting that has neither an effect nor its default.
-    """
-    for setting in dataclasses.fields(estimator):
-        value, name = getattr(estimator, setting.name), setting.name
-        if name in idle and value != setting.default:
-            raise IdleSettingError(
-                f"estimator.{name}={_shown(value)} has no effect here: {idle[name]}; leave it out (it is "
-                f"{_shown(setting.default)} then).",
-                option=f"estimator.{name}",
-            )
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    return type(value).__name__ if dataclasses.is_dataclass(value) else str(value)
-
-
-def require_read_scales(chain: Chain, sigma: float | Sequence[float | Tensor], read: Sequence[int]) -> None:
-    """Refuse a list of noise scales that gives one of its own to a layer at which none is read.
-
-    Raises:
-        ConfigurationError: such a list; `read` are the sites that have noise, or a slope by it.
-    """
-    if not isinstance(sigma, Sequence):
-        return
-    scales: tuple[float | Tensor, ...] = per_site(sigma, len(chain.sites))
-    repeated = scales[read[0]] if read else 1.0
-    for site, name in enumerate(chain.site_names):
-        if site not in read and scales[site] != repeated:
-            raise ConfigurationError(
-                f"estimator.sigma gives '{name}' the noise scale {scales[site]}, and none is read there; write "
-                f"{repeated} in its place, or give one value for all layers.",
-                option="estimator.sigma",
-            )
-
-
-def require_small_chunk(chunk: int | None, copies: int) -> None:
-    """Refuse to hold more copies at once than there are. Raises ConfigurationError."""
-    if chunk is not None and chunk > copies:
-        raise ConfigurationError(
-            f"estimator.chunk={chunk} has no effect: there are {copies} copies; leave it out, or use less.",
-            option="chunk",
-        )
-
-
-def even_parts(total: int, largest: int) -> list[int]:
-    """Split a count into parts of at most `largest` (at least 1), as even as can be."""
-    parts = -(-total // max(largest, 1))
-    return [total // parts + (part < total % parts) for part in range(parts)]

@@ -1,5 +1,6 @@
 """Evolution strategies: noise on the weights instead of the neurons."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,11 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, even_parts, require_small_chunk
+from glr_lightning.estimators.base import Estimator, Family, Objective
+from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
+from glr_lightning.estimators.settings import even_parts, require_small_chunk
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
-from glr_lightning.propagation.module_facts import observe
 from glr_lightning.propagation.requirements import require_no_draws
 from glr_lightning.validation import Count, Scale
 
@@ -83,26 +85,26 @@ class EvolutionStrategies(Estimator):
         owners = (name.rpartition(".")[0] for name, _ in network.named_parameters())
         return dict.fromkeys(owners, "evolution strategies, from loss values under noise on the weights")
 
-    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
-        """Refuse a network with modules that draw noise of their own."""
-        if x is not None:
-            observe(network, x)
-        require_no_draws(network.named_modules())
+    def _require(self, bound: Bound) -> None:
+        require_no_draws(bound.network.named_modules())
+
+    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
+        parameters = _trainable(bound.network)
+        for copies in self.parts(self.copies, self._chunk_for(parameters, x)):
+            yield {
+                name: self.noise.sample((copies // 2, *p.shape), generator=generator, dtype=p.dtype)
+                for name, p in parameters.items()
+            }
 
     @torch.no_grad()
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
-        """Sum the mirrored differences of the batch loss, weighted by the scores."""
-        self.check(network, loss, x)
-        parameters = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[dict[str, Tensor]]) -> Estimate:
+        """Compare the mirrored networks of each pair."""
+        network, loss = bound.network, bound.loss
+        parameters = _trainable(network)
         logits = network(x)
         gradients = {name: torch.zeros_like(p) for name, p in parameters.items()}
         total = torch.zeros((), dtype=logits.dtype, device=x.device)
-        for copies in self.parts(self.copies, self._chunk_for(parameters, x)):
-            pairs = copies // 2
-            eps = {
-                name: self.noise.sample((pairs, *p.shape), generator=generator, dtype=p.dtype)
-                for name, p in parameters.items()
-            }
+        for eps in noise:
             above, below = (
                 batch_losses(network, {name: p + step * eps[name] for name, p in parameters.items()}, loss, x, y)
                 for step in (self.sigma, -self.sigma)
@@ -121,6 +123,10 @@ class EvolutionStrategies(Estimator):
     def _chunk_for(self, parameters: dict[str, Tensor], x: Tensor) -> int:
         """The number of copies to hold at once; the inputs stand for activations, whose size is not known here."""
         return self.chunk or CHUNK_ELEMENTS // max(sum(p.numel() for p in parameters.values()), x.numel())
+
+
+def _trainable(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
 
 
 def batch_losses(network: nn.Module, parameters: dict[str, Tensor], loss: Loss, x: Tensor, y: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Activity-perturbed forward gradients: derivatives along random directions, without a backward pass."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,18 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Family,
-    Objective,
-    accumulate,
-    even_parts,
-    require_defaults,
-    require_read_scales,
-    require_small_chunk,
-)
+from glr_lightning.estimators.base import Estimator, Family, Objective
+from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
+from glr_lightning.estimators.passes import Part, started
+from glr_lightning.estimators.settings import even_parts, require_defaults, require_read_scales, require_small_chunk
 from glr_lightning.estimators.straight_through import (
     has_slopes,
     require_cells,
@@ -29,8 +23,9 @@ from glr_lightning.estimators.straight_through import (
 from glr_lightning.injection import Injection, Joint
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain, CleanPass
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.requirements import require_separate_samples
+from glr_lightning.propagation.values import CleanPass, Shapes
 from glr_lightning.validation import Count, ScalePerLayer
 
 
@@ -89,93 +84,84 @@ class ForwardGradient(Estimator):
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         """Every layer learns from directional derivatives."""
-        return dict.fromkeys(Chain.of(network).site_names, "forward gradient, from directional derivatives")
+        return dict.fromkeys(Graph.of(network).layers, "forward gradient, from directional derivatives")
 
     def bias(self, network: nn.Module) -> str:
         """Biased where a slope replaces a derivative that is 0."""
-        if not has_slopes(with_slopes(Chain.of(network), self.noise, self.sigma)):
+        if not has_slopes(with_slopes(Graph.of(network), self.noise, self.sigma)):
             return ""
         return "forward-gradient smoothing: straight-through slopes stand in for derivatives that are 0"
 
-    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
-        """Refuse what the method cannot train, and settings without effect."""
-        chain = Chain.of(network, x)
-        self.check_chain(chain, loss)
-        idle = {} if len(chain.sites) > 1 else {"injection": "the network has one layer with weights"}
-        read = sites_with_slopes(chain)
+    def _require(self, bound: Bound) -> None:
+        require_loss_with_derivative(bound.loss)
+        require_cells(bound.graph)
+        require_separate_samples(with_slopes(bound.graph, self.noise, self.sigma).named_modules)
+
+    def _require_effects(self, bound: Bound, x: Tensor | None) -> None:
+        graph = bound.graph
+        idle = {} if len(graph.layers) > 1 else {"injection": "the network has one layer with weights"}
+        read = sites_with_slopes(graph)
         if not read:
             idle |= dict.fromkeys(("noise", "sigma"), "no activation needs a slope in place of a derivative that is 0")
         require_defaults(self, idle)
-        require_read_scales(chain, self.sigma, read)
+        require_read_scales(graph, self.sigma, read)
 
-    def check_chain(self, chain: Chain, loss: Loss) -> None:
-        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
-        require_loss_with_derivative(loss)
-        require_cells(chain)
-        require_separate_samples(with_slopes(chain, self.noise, self.sigma).named_modules)
+    def _prepare(self, bound: Bound) -> Graph:
+        return with_slopes(bound.graph, self.noise, self.sigma)
+
+    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
+        graph = bound.graph
+        shapes = graph.shapes(x)
+        for layers in self.injection.passes(len(graph.layers)):
+            for copies in self.parts(self.copies, self._chunk_for(shapes, len(x))):
+                signs = {}
+                for site in graph.sites_of(layers):
+                    shape, like = (copies, len(x), *shapes.sites[site]), graph.layer(site).get_parameter("weight")
+                    signs[site] = random_signs(shape, like, generator)
+                yield Part(signs)
 
     @torch.no_grad()
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
-        """Average directional derivatives times their directions over the copies."""
-        plain = Chain.of(network, x)
-        self.check_chain(plain, loss)
-        clean = plain.clean(x)
-        chain = with_slopes(plain, self.noise, self.sigma)
-        passes = self.injection.passes(len(chain.sites))
-        gradients: dict[str, Tensor] = {}
-        for sites in passes:
-            for copies in self.parts(self.copies, self._chunk_for(clean)):
-                slopes, directions = directional_derivatives(chain, clean, sites, copies, loss, y, generator)
-                weight = slopes / (self.copies * len(y))
-                for site, u in directions.items():
-                    signal = weight[(...,) + (None,) * (u.dim() - 2)] * u
-                    # the layer's input is common to all copies, so `weight_vjp` sums them first
-                    accumulate(gradients, chain.weight_vjp(site, clean.inputs[site], signal))
-        forwards = (len(passes) * self.copies + 1) * len(y)
-        return Estimate(gradients, loss(clean.logits, y).mean(), clean.logits, {"forwards": forwards})
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Part]) -> Estimate:
+        """Average the directions, each weighted by the derivative along it."""
+        clean, total, graph = bound.graph.clean(x), started(y), bound.prepared
+        for part in noise:
+            slopes = directional_derivatives(graph, clean, part.z, bound.loss, y)
+            weight = slopes / (self.copies * len(y))
+            for site, u in part.z.items():
+                signal = weight[(...,) + (None,) * (u.dim() - 2)] * u
+                # the layer's input is common to all copies, so `weight_vjp` sums them first
+                total.add(graph.weight_vjp(site, clean.inputs[site], signal))
+            total.forwards += part.copies * len(y)
+        mean_loss = bound.loss(clean.logits, y).mean()
+        return Estimate(total.gradients, mean_loss, clean.logits, {"forwards": total.forwards})
 
     def parts(self, copies: int, chunk: int) -> list[int]:
         """Split copies into parts of at most `chunk`, as even as can be."""
         return even_parts(copies, chunk)
 
-    def _chunk_for(self, clean: CleanPass) -> int:
-        return self.chunk or CHUNK_ELEMENTS // max(v.numel() for v in clean.preactivations)
+    def _chunk_for(self, shapes: Shapes, batch: int) -> int:
+        """The number of copies to hold at once."""
+        return self.chunk or CHUNK_ELEMENTS // (batch * max(shape.numel() for shape in shapes.sites))
 
 
-def directional_derivatives(
-    chain: Chain,
-    clean: CleanPass,
-    sites: tuple[int, ...],
-    copies: int,
-    loss: Loss,
-    y: Tensor,
-    generator: torch.Generator,
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """The derivatives [copies, batch] of each sample's loss along random signs, and the signs by site.
+def directional_derivatives(graph: Graph, clean: CleanPass, signs: dict[int, Tensor], loss: Loss, y: Tensor) -> Tensor:
+    """The derivative of every sample's loss along random signs, [copies, batch].
 
     The noisy pass with a noise whose value is 0 and whose tangent are the signs: v = v0 + 1 (0 + epsilon u).
 
     Args:
-        chain: the network.
+        graph: the network.
         clean: its noise-free pass over the batch.
-        sites: the layers whose pre-activations move.
-        copies: directions per sample.
+        signs: by site, how its pre-activations move, [copies, batch, *site].
         loss: the per-sample loss.
         y: labels, [batch] int64.
-        generator: for the signs.
     """
     with forward_ad.dual_level():
-
-        def draw(v0: Tensor) -> Tensor:
-            value = forward_ad.unpack_dual(v0).primal
-            u = random_signs((copies, *v0.shape[1:]), value, generator)
-            dual: Tensor = forward_ad.make_dual(torch.zeros_like(u), u)
-            return dual
-
-        logits, seen, _ = chain.noisy(clean, sites, (1.0,) * len(chain.sites), draw)
-        slopes = forward_ad.unpack_dual(loss(logits.to(seen[0].v.dtype), y.repeat(copies))).tangent
-        directions = {at.site: forward_ad.unpack_dual(at.z).tangent for at in seen}
-    return slopes.unflatten(0, (copies, len(y))), directions
+        noise = {site: forward_ad.make_dual(torch.zeros_like(u), u) for site, u in signs.items()}
+        logits, seen, *_ = graph.noisy(clean, noise, (1.0,) * len(graph.sites))
+        copies = len(logits) // len(y)
+        slopes: Tensor = forward_ad.unpack_dual(loss(logits.to(seen[0].v.dtype), y.repeat(copies))).tangent
+    return slopes.view(copies, len(y))
 
 
 def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,5 +1,6 @@
 """Hybrid: likelihood ratio where something jumps, derivatives along the path above it."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,20 +9,15 @@ from torch import Tensor, nn
 
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Family,
-    Objective,
-    per_site,
-    require_defaults,
-    require_read_scales,
-)
+from glr_lightning.estimators.base import Estimator, Family, Objective
+from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
+from glr_lightning.estimators.passes import Part, Total, noise_at
 from glr_lightning.estimators.score import Score
+from glr_lightning.estimators.settings import per_site, require_defaults, require_read_scales
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import Count, ScalePerLayer
@@ -72,28 +68,20 @@ class Hybrid(Estimator):
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         """Likelihood ratio below the split, derivatives above it."""
-        chain = Chain.of(network)
-        split = _below(chain)
+        graph = Graph.of(network)
+        split, sites = _below(graph), len(graph.sites)
         words = ["likelihood ratio, from loss values"] * split
         if loss.differentiable:
-            words += ["pathwise: derivative of the loss, given the noise below"] * (len(chain.sites) - split)
+            words += ["pathwise: derivative of the loss, given the noise below"] * (sites - split)
         else:
-            words += ["vector-Jacobian product of the logits' likelihood ratio"] * (len(chain.sites) - split - 1)
+            words += ["vector-Jacobian product of the logits' likelihood ratio"] * (sites - split - 1)
             words += ["likelihood ratio at the logits, from loss values"]
-        return dict(zip(chain.site_names, words, strict=True))
+        return {name: words[graph.layer_of.index(layer)] for layer, name in enumerate(graph.layers)}
 
-    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
-        """Refuse what the method cannot train, and settings without effect."""
-        chain = Chain.of(network, x)
-        self.check_chain(chain, loss)
-        noisy = _noisy_sites(chain, loss)
-        require_read_scales(chain, self.sigma, noisy)
-        require_defaults(self, self._ratio.idle(chain, [noisy], None))
-
-    def check_chain(self, chain: Chain, loss: Loss) -> None:
-        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
-        self._ratio.check_chain(chain)
-        split, sites = _below(chain), len(chain.sites)
+    def _require(self, bound: Bound) -> None:
+        graph, loss = bound.graph, bound.loss
+        self._ratio.require_graph(graph)
+        split, sites = _below(graph), len(graph.sites)
         if split == 0 and loss.differentiable:
             raise ConfigurationError(
                 f"estimator=hybrid takes likelihood ratios where something jumps, but {type(loss).__name__} and every "
@@ -108,57 +96,68 @@ class Hybrid(Estimator):
                 f"estimator=hybrid has no layer to differentiate here: {reason}, and {type(loss).__name__} jumps as "
                 f"well; use estimator=local_expectation or likelihood_ratio, or {instead}."
             )
+        both = set(graph.layer_of[:split]) & set(graph.layer_of[split:])
+        if both:
+            raise ConfigurationError(
+                f"estimator=hybrid takes the gradient of a layer from one side of the last jump, and "
+                f"'{graph.layers[min(both)]}' is called on both; use estimator=likelihood_ratio."
+            )
+
+    def _require_effects(self, bound: Bound, x: Tensor | None) -> None:
+        noisy = _noisy_sites(bound.graph, bound.loss)
+        require_read_scales(bound.graph, self.sigma, noisy)
+        require_defaults(self, self._ratio.idle(bound.graph, [noisy], None))
+
+    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
+        sites = _noisy_sites(bound.graph, bound.loss)
+        yield Part(noise_at(bound.graph, sites, x, self.noise, self.sampling, self.copies, generator))
 
     @torch.enable_grad()
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Part]) -> Estimate:
         """Run one noisy pass over all copies, and differentiate above the split."""
-        chain = Chain.of(network, x)
-        self.check_chain(chain, loss)
-        sigma = per_site(self.sigma, len(chain.sites))
-        split, last = _below(chain), len(chain.sites) - 1
-        noisy_sites = _noisy_sites(chain, loss)
+        graph, loss, (part,) = bound.graph, bound.loss, noise
+        sigma = per_site(self.sigma, graph)
         group = self.sampling.group(self.copies, x.device)
 
-        draw = self.sampling.bound(self.noise, self.copies, generator)
-        clean = chain.clean(x)
-        logits, seen, _ = chain.noisy(clean, noisy_sites, sigma, draw)
+        clean = graph.clean(x)
+        logits, seen, *_ = graph.noisy(clean, part.z, sigma)
         losses = loss(logits.to(seen[0].v.dtype), y.repeat(self.copies)).unflatten(0, (self.copies, len(y)))
         with torch.no_grad():
             clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None
             weight = (losses - self.baseline(losses, group, clean_loss)) / losses.numel()
-            signals = [self._ratio.score_of(chain, at, sigma[at.site]) for at in seen]
+            signals = [self._ratio.score_of(graph, at, sigma[at.site]) for at in seen]
             signals = [
                 s * (weight / sigma[at.site])[(...,) + (None,) * (s.dim() - 2)]
                 for s, at in zip(signals, seen, strict=True)
             ]
 
-        names, parameters = _parameters(chain, range(split, last + 1))
+        names, parameters = _parameters(graph, range(_below(graph), len(graph.sites)))
         if loss.differentiable:
             top, cotangent = losses.mean(), None
         else:
             at = seen.pop()
             top, cotangent = at.v0, signals.pop().sum_to_size(at.v0.shape)
         above = torch.autograd.grad(top, parameters, cotangent) if parameters else ()  # all of these may be frozen
-        gradients = dict(zip(names, above, strict=True))
+        total = Total(losses.detach().mean(), (self.copies + 1) * len(y), dict(zip(names, above, strict=True)))
         with torch.no_grad():
             for at, signal in zip(seen, signals, strict=True):
-                gradients |= chain.weight_vjp(at.site, at.x.detach(), signal)
-        forwards = (self.copies + 1) * len(y)
-        return Estimate(gradients, losses.detach().mean(), clean.logits.detach(), {"forwards": forwards})
+                total.add(graph.weight_vjp(at.site, at.x.detach(), signal))
+        return Estimate(total.gradients, total.loss, clean.logits.detach(), {"forwards": total.forwards})
 
 
-def _below(chain: Chain) -> int:
-    """The number of layers at and below the last discontinuity of the network."""
-    at = [position for position, module in enumerate(chain.modules) if facts_of(module).jumps]
-    return sum(position < at[-1] for position in chain.sites) if at else 0
+def _below(graph: Graph) -> int:
+    """The number of sites at and below the last discontinuity of the network."""
+    at = [number for number, node in enumerate(graph.nodes) if facts_of(node.module).jumps]
+    return sum(number < at[-1] for number in graph.sites) if at else 0
 
 
-def _noisy_sites(chain: Chain, loss: Loss) -> tuple[int, ...]:
-    """The layers at and below the last discontinuity, and the logits where the loss jumps."""
-    return tuple(range(_below(chain))) + (() if loss.differentiable else (len(chain.sites) - 1,))
+def _noisy_sites(graph: Graph, loss: Loss) -> tuple[int, ...]:
+    """The sites at and below the last discontinuity, and the logits where the loss jumps."""
+    return tuple(range(_below(graph))) + (() if loss.differentiable else (len(graph.sites) - 1,))
 
 
-def _parameters(chain: Chain, sites: range) -> tuple[list[str], list[nn.Parameter]]:
+def _parameters(graph: Graph, sites: range) -> tuple[list[str], list[nn.Parameter]]:
     """The trainable parameters of the layers at some sites, by the network's names."""
-    pairs = [(chain.parameter_name(site, n), p) for site in sites for n, p in chain.layer(site).named_parameters()]
-    return [name for name, p in pairs if p.requires_grad], [p for _, p in pairs if p.requires_grad]
+    named = {graph.parameter_name(site, n): p for site in sites for n, p in graph.layer(site).named_parameters()}
+    trainable = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    return list(trainable), list(trainable.values())

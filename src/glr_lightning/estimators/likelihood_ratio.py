@@ -1,6 +1,6 @@
 """The generalized (push-out) likelihood-ratio estimator."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,26 +10,19 @@ from torch import Tensor, nn
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.baselines import Baseline, Clean, LeaveOneOut
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Family,
-    Objective,
-    accumulate,
-    check_sites,
-    per_site,
-    require_defaults,
-    require_small_chunk,
-)
+from glr_lightning.estimators.base import Estimator, Family, Objective
+from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.coupled_score import coupled_score
-from glr_lightning.estimators.passes import Drawn, PassEstimate, Prepared, added_up
+from glr_lightning.estimators.passes import Part, Prepared, Total, noise_at, started
 from glr_lightning.estimators.score import Score, has_cells, mean_over_cell, require_cells_for
+from glr_lightning.estimators.settings import check_sites, per_layer, per_site, require_defaults, require_small_chunk
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
-from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.receptive_field import Fields, fields_of
 from glr_lightning.propagation.requirements import require_separate_samples
+from glr_lightning.propagation.values import NoisyPass, NoisySite, Shapes
 from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import Count, CountPerLayer, NonEmpty, ScalePerLayer
 
@@ -159,116 +152,123 @@ class LikelihoodRatio(Estimator):
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         """Every layer learns from loss values."""
-        return dict.fromkeys(Chain.of(network).site_names, "likelihood ratio, from loss values")
+        return dict.fromkeys(Graph.of(network).layers, "likelihood ratio, from loss values")
 
-    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
-        """Refuse what the method cannot train, and settings without effect."""
-        chain = Chain.of(network, x)
-        self.check_chain(chain)
-        passes = self.injection.passes(len(chain.sites))
-        require_defaults(self, self.idle(chain, passes, None if x is None else chain.clean(x)))
+    def _require(self, bound: Bound) -> None:
+        self.require_graph(bound.graph)
 
-    def check_chain(self, chain: Chain) -> None:
-        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
-        check_sites(chain, self.sigma, self.sampling)
-        per_site(self.copies, len(chain.sites), "copies")
-        require_separate_samples(chain.named_modules)
-        require_cells_for(self.score, chain, self.injection.passes(len(chain.sites)))
+    def _require_effects(self, bound: Bound, x: Tensor | None) -> None:
+        shapes = None if x is None else bound.graph.shapes(x)
+        require_defaults(self, self.idle(bound.graph, self._passes(bound.graph), shapes))
 
-    @torch.no_grad()
-    def idle(self, chain: Chain, passes: Sequence[tuple[int, ...]], clean: CleanPass | None) -> dict[str, str]:
-        """Return the settings that have no effect on these passes, with the reason; without `clean`, those known."""
+    def require_graph(self, graph: Graph) -> None:
+        """Refuse a network that cannot be trained. Raises ConfigurationError."""
+        check_sites(graph, self.sigma, self.sampling)
+        per_layer(self.copies, graph, "copies")
+        require_separate_samples(graph.named_modules)
+        require_cells_for(self.score, graph, self._passes(graph))
+
+    def _passes(self, graph: Graph) -> list[tuple[int, ...]]:
+        """The noisy sites of each pass."""
+        return [graph.sites_of(layers) for layers in self.injection.passes(len(graph.layers))]
+
+    def idle(self, graph: Graph, passes: Sequence[tuple[int, ...]], shapes: Shapes | None) -> dict[str, str]:
+        """Return the settings that have no effect on these passes, with the reason; without `shapes`, those known."""
         idle: dict[str, str] = {}
-        if len(chain.sites) == 1:
+        if len(graph.layers) == 1:
             idle["injection"] = "the network has one layer with weights"
-        if not any(has_cells(chain, site) for sites in passes for site in sites):
+        if not any(has_cells(graph, site) for sites in passes for site in sites):
             idle["score"] = "no piecewise-constant activation follows a noisy layer"
         elif self.score == "conditional":
             idle["score"] = "auto is conditional at every layer that a piecewise-constant activation follows"
-        read = [site for sites in passes for site in sites if self._reads_baseline(chain, sites, site)]
+        read = [site for sites in passes for site in sites if self._reads_baseline(graph, sites, site)]
         if not read:
             idle["baseline"] = "losses of mirrored copies enter by their difference, in which it cancels"
-        if clean is not None:
-            fields = [site for sites in passes for site in sites if fields_of(chain, clean, site) is not None]
+        if shapes is not None:
+            fields = [site for sites in passes for site in sites if fields_of(graph, shapes, site) is not None]
         else:
-            fields = [site for sites in passes for site in sites if isinstance(chain.layer(site), nn.Conv2d)]
+            fields = [site for sites in passes for site in sites if isinstance(graph.layer(site), nn.Conv2d)]
         if not fields:
             idle["reach"] = "the logits read no map of which a unit reaches a part"
-        elif clean is not None and self.reach and set(read) <= set(fields) and isinstance(self.baseline, Clean):
+        elif shapes is not None and self.reach and set(read) <= set(fields) and isinstance(self.baseline, Clean):
             idle["baseline"] = "what estimator.reach subtracts is 0 without noise, so this is baseline=none"
         return idle
 
-    def _reads_baseline(self, chain: Chain, sites: tuple[int, ...], site: int) -> bool:
+    def _reads_baseline(self, graph: Graph, sites: tuple[int, ...], site: int) -> bool:
         """Whether a baseline common to mirrored copies has an effect: not where x is common and scores are opposite."""
-        conditional = has_cells(chain, site) and self.score in ("conditional", "auto")
+        conditional = has_cells(graph, site) and self.score in ("conditional", "auto")
         return not self.sampling.mirrored or bool(self._learned) or site != sites[0] or conditional
 
+    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
+        for sites in self._passes(bound.graph):
+            yield from self.draws_of_pass(bound.graph, x, sites, generator)
+
+    def draws_of_pass(
+        self, graph: Graph, x: Tensor, sites: tuple[int, ...], generator: torch.Generator
+    ) -> Iterator[Part]:
+        """Draw the noise of a pass over a batch like x with noise at these sites, in parts that fit in memory."""
+        shapes, count = graph.shapes(x).sites, self.copies_at(graph, sites)
+        chunk = self._chunk_for(max(len(x) * shape.numel() for shape in shapes[sites[0] :]), count)
+        size = self.sampling.group_size(count)
+        for copies in self.parts(count, chunk):
+            sampler = self.sampling.part(copies // size)
+            yield Part(noise_at(graph, sites, x, self.noise, sampler, copies, generator))
+
     @torch.no_grad()
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
-        """Add up the estimates of the passes of the injection."""
-        chain = Chain.of(network, x)
-        self.check_chain(chain)
-        sigma: tuple[float | Tensor, ...] = per_site(self.sigma, len(chain.sites))
-        batch = Prepared(chain, chain.clean(x), sigma, loss, y, generator)
-        outcomes = [self.of_pass(batch, sites) for sites in self.injection.passes(len(chain.sites))]
-        by_log_sigma = {site: gradient for outcome in outcomes for site, gradient in outcome.log_sigma.items()}
-        return Estimate(
-            added_up(outcomes),
-            torch.stack([outcome.loss for outcome in outcomes]).mean(),
-            batch.clean.logits,
-            {"forwards": len(y) + sum(outcome.forwards for outcome in outcomes)},
-            tuple(by_log_sigma[site].sum_to_size(scale.shape) for site, scale in enumerate(self._learned)),
-        )
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Part]) -> Estimate:
+        """Add up the estimates from the parts of the noise."""
+        graph = bound.graph
+        batch = Prepared(graph, graph.clean(x), per_site(self.sigma, graph), bound.loss, y)
+        total = started(y)
+        for part in noise:
+            self.add(total, batch, part, graph.shapes(x))
+        log_sigma = tuple(self._by_layer(graph, total.log_sigma))
+        return Estimate(total.gradients, total.mean_loss, batch.clean.logits, {"forwards": total.forwards}, log_sigma)
 
-    def of_pass(self, batch: Prepared, sites: tuple[int, ...]) -> PassEstimate:
-        """The gradients of the layers that are noisy together, from a pass with noise at their sites."""
-        chain, y = batch.chain, batch.y
-        count = self.copies_at(sites, len(chain.sites))
-        fields = {site: fields_of(chain, batch.clean, site) if self.reach else None for site in sites}
-        gradients: dict[str, Tensor] = {}
-        by_log_sigma: dict[int, Tensor] = {}
-        total = torch.zeros((), device=y.device)
-        for copies in self.parts(count, self._chunk_for(batch.clean, sites[0], count)):
-            noisy, losses, group = self._losses(batch, sites, copies, count)
-            for at in noisy.seen:
-                sigma = batch.sigma[at.site]
-                weight = self._weight(batch, Drawn(noisy, losses, group), fields[at.site])
-                weight = weight[(...,) + (None,) * (at.v.dim() - weight.dim())] / (count * len(y))
-                signal = self.score_of(chain, at, sigma) * (weight / sigma)
-                accumulate(gradients, chain.weight_vjp(at.site, at.x, signal))
-                if self._learned:
-                    by_unit = (weight * self._scale_score(chain, at, sigma)).sum((0, 1))
-                    by_log_sigma[at.site] = by_log_sigma.get(at.site, torch.zeros_like(by_unit)) + by_unit
-            total = total + losses.sum()
-        samples = count * len(y)
-        return PassEstimate(gradients, total / samples, samples, by_log_sigma)
+    def _by_layer(self, graph: Graph, by_site: dict[int, Tensor]) -> Iterator[Tensor]:
+        """The gradients of learned log scales, each summed over the sites and units that share one."""
+        for layer, scale in enumerate(self._learned):
+            yield torch.stack([by_site[site].sum_to_size(scale.shape) for site in graph.sites_of([layer])]).sum(0)
 
-    def _losses(self, batch: Prepared, sites: tuple[int, ...], copies: int, count: int) -> Drawn:
-        """One noisy pass over `copies` copies of all `count`."""
-        return batch.draw(sites, self.noise, self.sampling.part(copies // self.sampling.group_size(count)), copies)
+    def add(self, total: Total, batch: Prepared, part: Part, shapes: Shapes) -> None:
+        """Add the estimates of the layers that are noisy together, from some copies of a pass."""
+        graph, y = batch.graph, batch.y
+        count = self.copies_at(graph, part.sites)
+        noisy, losses = batch.run(part.z)
+        for at in noisy.seen:
+            sigma = batch.sigma[at.site]
+            fields = fields_of(graph, shapes, at.site) if self.reach else None
+            weight = self._weight(batch, noisy, losses, fields)
+            weight = weight[(...,) + (None,) * (at.v.dim() - weight.dim())] / (count * len(y))
+            signal = self.score_of(graph, at, sigma) * (weight / sigma)
+            total.add(graph.weight_vjp(at.site, at.x, signal))
+            if self._learned:
+                by_unit = (weight * self._scale_score(graph, at, sigma)).sum((0, 1))
+                total.log_sigma[at.site] = total.log_sigma.get(at.site, torch.zeros_like(by_unit)) + by_unit
+        total.count(part, losses.sum() / (count * len(y)), part.copies * len(y))
 
-    def _weight(self, batch: Prepared, drawn: Drawn, fields: Fields | None) -> Tensor:
+    def _weight(self, batch: Prepared, noisy: NoisyPass, losses: Tensor, fields: Fields | None) -> Tensor:
         """L - b, by which the score of each draw is weighted.
 
         It is [copies, batch] or, where units reach a part of the readout only, [copies, batch, 1, height, width].
         """
-        _, losses, group = drawn
         needs_clean = self.baseline.needs_clean
+        group = self.sampling.group(len(losses), losses.device)
         if fields is None:
             return losses - self.baseline(losses, group, batch.clean_loss() if needs_clean else None)
         with torch.autocast(batch.y.device.type, enabled=False):  # less precision would leave own noise in
-            without = fields.losses_without(batch.chain, batch.clean, drawn.noisy, batch.loss, batch.y)
+            without = fields.losses_without(batch.graph, batch.clean, noisy, batch.loss, batch.y)
             own = losses[..., None] - without
         nothing = torch.zeros_like(own[0]) if needs_clean else None  # what `own` is without noise
         return fields.spread(own - self.baseline(own, group, nothing))
 
-    def copies_at(self, noisy_sites: tuple[int, ...], sites: int) -> int:
-        """K of the pass with noise at these sites, of a network that has `sites` of them."""
-        return per_site(self.copies, sites, "copies")[noisy_sites[0]]
+    def copies_at(self, graph: Graph, noisy_sites: tuple[int, ...]) -> int:
+        """K of the pass with noise at these sites."""
+        return per_site(self.copies, graph, "copies")[noisy_sites[0]]
 
-    def score_of(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
+    def score_of(self, graph: Graph, at: NoisySite, sigma: float | Tensor) -> Tensor:
         """The score of each draw, [copies, batch, *site]: plain, or its mean over the cells of the activation."""
-        activation = chain.follower(at.site)
+        activation = graph.follower(at.site)
         if self.score == "plain" or not isinstance(activation, PiecewiseConstant):
             return self.noise.score(at.z)
         if self.score == "coupled" and len(at.v0) == 1:  # the partners share v0
@@ -276,20 +276,19 @@ class LikelihoodRatio(Estimator):
         # v0 of the first noisy layer is common to all copies, so this costs 1 / copies of a score per draw
         return mean_over_cell(self.noise.conditional_score, activation, at, sigma)
 
-    def _scale_score(self, chain: Chain, at: NoisySite, sigma: float | Tensor) -> Tensor:
+    def _scale_score(self, graph: Graph, at: NoisySite, sigma: float | Tensor) -> Tensor:
         """s(z) z - 1 of each draw, [copies, batch, *site]: plain, or its mean over the activation's cell."""
-        activation = chain.follower(at.site)
+        activation = graph.follower(at.site)
         if self.score == "plain" or not isinstance(activation, PiecewiseConstant):
             return self.noise.score(at.z) * at.z - 1
         return mean_over_cell(self.noise.conditional_scale_score, activation, at, sigma)
 
-    def _chunk_for(self, clean: CleanPass, first: int, copies: int) -> int:
-        """The number of copies to hold at once in a pass that starts at a site."""
+    def _chunk_for(self, widest: int, copies: int) -> int:
+        """The number of copies to hold at once; widest: pre-activations of the widest noisy layer, over the batch."""
         if self.chunk is not None:
             return self.chunk
-        fitting = CHUNK_ELEMENTS // max(v0.numel() for v0 in clean.preactivations[first:])
         # to leave one of two groups out doubles the variance, so a few go together whatever they take
-        return max(fitting, FEW_GROUPS * self.sampling.group_size(copies))
+        return max(CHUNK_ELEMENTS // widest, FEW_GROUPS * self.sampling.group_size(copies))
 
     def parts(self, copies: int, chunk: int) -> list[int]:
         """Split copies into parts of at most `chunk`, whole groups together, as even as can be."""

@@ -1,6 +1,6 @@
 """Local expectation gradients (LEG): every unit's own noise is integrated out, given the noise of all others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,24 +9,19 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Family,
-    Objective,
-    accumulate,
-    check_sites,
-    even_parts,
-    per_site,
-    require_defaults,
-)
+from glr_lightning.estimators.base import Estimator, Family, Objective
+from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.moved_units import Beyond
-from glr_lightning.estimators.output_loss import density_at_0
+from glr_lightning.estimators.output_loss import density_at_0, drawn, needs_slopes
+from glr_lightning.estimators.passes import Part, noise_at, started
+from glr_lightning.estimators.settings import check_sites, even_parts, per_site, require_defaults
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
-from glr_lightning.propagation.chain import Chain, CleanPass, NoisySite
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of
+from glr_lightning.propagation.readout import readout_weight
 from glr_lightning.propagation.requirements import require_separate_samples
+from glr_lightning.propagation.values import NoisySite, Shapes
 from glr_lightning.sampling import Independent, Sampler
 from glr_lightning.validation import Count, ScalePerLayer
 
@@ -94,18 +89,18 @@ class LocalExpectation(Estimator):
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         """Local expectation at every layer, exact or by the measure-valued derivative."""
-        chain = Chain.of(network)
-        words = []
-        for site in range(len(chain.sites)):
-            exact = isinstance(chain.follower(site), PiecewiseConstant)
+        graph = Graph.of(network)
+        words = {}
+        for site in reversed(range(len(graph.sites))):  # of several sites of a layer the first has the last word
+            exact = isinstance(graph.follower(site), PiecewiseConstant)
             how = "own noise integrated out" if exact else "measure-valued derivative"
-            if site == len(chain.sites) - 1:
-                words.append(f"local expectation at the logits, from loss values ({type(loss).__name__})")
-            elif is_under_the_logits(chain, site):
-                words.append(f"local expectation, from loss values: {how}, all units at once")
+            if site == len(graph.sites) - 1:
+                words[site] = f"local expectation at the logits, from loss values ({type(loss).__name__})"
+            elif is_under_the_logits(graph, site):
+                words[site] = f"local expectation, from loss values: {how}, all units at once"
             else:
-                words.append(f"local expectation, from loss values: {how}, {self._share(chain.layer(site))}")
-        return dict(zip(chain.site_names, words, strict=True))
+                words[site] = f"local expectation, from loss values: {how}, {self._share(graph.layer(site))}"
+        return {layer: words[graph.layer_of.index(number)] for number, layer in enumerate(graph.layers)}
 
     def _share(self, layer: nn.Module) -> str:
         """Return in words how many units of a deeper layer are evaluated."""
@@ -114,20 +109,22 @@ class LocalExpectation(Estimator):
             return "all units, one at a time"
         return f"{self.units} units a sample"
 
-    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
-        """Refuse what the method cannot train, and settings without effect."""
-        chain = Chain.of(network, x)
-        self.check_chain(chain)
-        require_defaults(self, self._idle(chain, None if x is None else chain.clean(x)))
+    def _require(self, bound: Bound) -> None:
+        check_sites(bound.graph, self.sigma, self.sampling)
+        require_separate_samples(bound.graph.named_modules)
+        require_logits_of_a_layer(bound.graph)
 
-    def _idle(self, chain: Chain, clean: CleanPass | None) -> dict[str, str]:
+    def _require_effects(self, bound: Bound, x: Tensor | None) -> None:
+        require_defaults(self, self._idle(bound.graph, None if x is None else bound.graph.shapes(x)))
+
+    def _idle(self, graph: Graph, shapes: Shapes | None) -> dict[str, str]:
         """The settings that have no effect on this network, with the reason."""
-        deeper = [site for site in range(len(chain.sites) - 1) if not is_under_the_logits(chain, site)]
+        deeper = [site for site in range(len(graph.sites) - 1) if not is_under_the_logits(graph, site)]
         if not deeper:
             return {"units": "every hidden layer has all its units evaluated at once"}
-        layers = [chain.layer(site) for site in deeper]
-        if clean is not None:
-            widths = [clean.preactivations[site][0].numel() for site in deeper]
+        layers = [graph.layer(site) for site in deeper]
+        if shapes is not None:
+            widths = [shapes.sites[site].numel() for site in deeper]
         elif all(isinstance(layer, nn.Linear) for layer in layers):
             widths = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
         else:  # the width of a convolution is known once it has seen an input
@@ -139,57 +136,80 @@ class LocalExpectation(Estimator):
             return {"units": f"no deeper layer has more than {most} units, and units=null evaluates all"}
         return {}
 
-    def check_chain(self, chain: Chain) -> None:
-        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
-        check_sites(chain, self.sigma, self.sampling)
-        require_separate_samples(chain.named_modules)
-        require_logits_of_a_layer(chain)
+    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
+        graph, size = bound.graph, self.sampling.group_size(self.copies)
+        for copies in self.parts(graph.shapes(x), len(x), self.copies, size):
+            sampler = self.sampling.part(copies // size)
+            z = noise_at(graph, range(len(graph.sites)), x, self.noise, sampler, copies, generator)
+            slopes, chosen = {}, {}
+            for site in z:
+                if self._is_sampled(graph, site):
+                    chosen[site] = self._choice(z[site], generator)
+                if self.reads_slopes(graph, site, bound.loss):
+                    slopes[site] = self.noise.sample_slope(z[site].shape, generator=generator, dtype=z[site].dtype)
+            yield Part(z, slopes, chosen)
+
+    def _is_sampled(self, graph: Graph, site: int) -> bool:
+        """Whether units of a site are moved one at a time."""
+        return site != len(graph.sites) - 1 and not is_under_the_logits(graph, site)
+
+    def reads_slopes(self, graph: Graph, site: int, loss: Loss) -> bool:
+        """Whether the signal of a site takes draws of the measure-valued derivative."""
+        if site == len(graph.sites) - 1:
+            return needs_slopes(loss)
+        return not isinstance(graph.follower(site), PiecewiseConstant)
+
+    def _choice(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Choose m of n units without repetition, [copies, batch, m], each unit with probability m / n."""
+        n = z[0, 0].numel()
+        m = n if self.units is None else min(self.units, n)
+        order = torch.randperm(n, generator=generator, device=z.device)
+        start = torch.randint(n, (*z.shape[:2], 1), generator=generator, device=z.device)
+        return order[(start + torch.arange(m, device=z.device)) % n]
 
     @torch.no_grad()
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Part]) -> Estimate:
         """Average over the copies the derivatives of the local expectations."""
-        chain = Chain.of(network, x)
-        self.check_chain(chain)
-        sigma = per_site(self.sigma, len(chain.sites))
-        clean = chain.clean(x)
-        gradients: dict[str, Tensor] = {}
-        total, forwards = torch.zeros((), device=x.device), len(y)
-        for copies in self.parts(clean, self.copies, self.sampling.group_size(self.copies)):
-            sampler = self.sampling.part(copies // self.sampling.group_size(self.copies))
-            draw = sampler.bound(self.noise, copies, generator)
-            _, seen, _ = chain.noisy(clean, tuple(range(len(chain.sites))), sigma, draw)
+        graph, sigma = bound.graph, per_site(self.sigma, bound.graph)
+        clean, total, samples = graph.clean(x), started(y), self.copies * len(y)
+        deeper = any(self._is_sampled(graph, site) for site in range(len(graph.sites)))
+        for part in noise:
+            noisy = graph.noisy(clean, part.z, sigma, keep=deeper)
             # differences of losses need the precision that autocast would take away
             with torch.autocast(x.device.type, enabled=False):
-                beyond = Beyond.of(chain, seen, sigma, loss, self.noise, y)
-                forwards += beyond.losses.numel()
-                for at in seen:
-                    signal, moved = self._signal(beyond, at, generator)
+                beyond = Beyond.of(graph, noisy, sigma, bound.loss, self.noise, y)
+                forwards = beyond.losses.numel()
+                for at in noisy.seen:
+                    signal, moved = self._signal(beyond, at, part)
                     forwards += moved
-                    accumulate(gradients, chain.weight_vjp(at.site, at.x, signal / (self.copies * len(y))))
-                total = total + beyond.losses.sum()
-        return Estimate(gradients, total / (self.copies * len(y)), clean.logits, {"forwards": forwards})
+                    total.add(graph.weight_vjp(at.site, at.x, signal / samples))
+                total.count(part, beyond.losses.sum() / samples, forwards)
+        return Estimate(total.gradients, total.mean_loss, clean.logits, {"forwards": total.forwards})
 
-    def parts(self, clean: CleanPass, copies: int, size: int) -> Iterator[int]:
+    def parts(self, shapes: Shapes, batch: int, copies: int, size: int) -> Iterator[int]:
         """Split the copies into even parts, whole groups together, so that the moved logits of all units fit in memory.
 
         Args:
-            clean: the noise-free pass.
+            shapes: of one sample.
+            batch: the number of samples.
             copies: the number of copies.
             size: of a dependence group.
         """
-        a_copy = max(v.numel() for v in clean.preactivations) * clean.logits.shape[1]
+        a_copy = batch * max(site.numel() for site in shapes.sites) * shapes.sites[-1].numel()
         return (size * groups for groups in even_parts(copies // size, MOVED_ELEMENTS // (size * a_copy)))
 
-    def _signal(self, beyond: Beyond, at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
+    def _signal(self, beyond: Beyond, at: NoisySite, part: Part) -> tuple[Tensor, int]:
         """dE[L]/dv0 [copies, batch, *site] at a site, and how many samples went through the layers above for it."""
-        if at is beyond.seen[-1]:
-            return beyond.output_loss.signal(beyond.u, generator).view_as(at.z), 0
-        if is_under_the_logits(beyond.chain, at.site):
-            return self.all_units(beyond, at, generator), 0
-        return self._some_units(beyond, at, generator)
+        slopes = part.slopes.get(at.site)
+        if at is beyond.noisy.seen[-1]:
+            flat = None if slopes is None else slopes.flatten(0, 1)
+            return beyond.output_loss.signal(beyond.u, flat).view_as(at.z), 0
+        if is_under_the_logits(beyond.graph, at.site):
+            return self.all_units(beyond, at, slopes), 0
+        return self._some_units(beyond, at, part.chosen[at.site], slopes)
 
     def _branches(
-        self, activation: nn.Module | None, at: NoisySite, sigma: float, generator: torch.Generator
+        self, activation: nn.Module | None, at: NoisySite, sigma: float, draws: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The terms of dE[L]/dv0 = sum weight * (L(v moved to `target`) - L(v)), as (weight, target).
 
@@ -206,45 +226,41 @@ class LocalExpectation(Estimator):
                     activation.select(at.v, points[turn:] + points[:turn]),
                 )
         else:
-            r = sigma * self.noise.sample_slope(at.v.shape, generator=generator, dtype=at.v.dtype)
+            r = sigma * drawn(draws)
             weight = density_at_0(self.noise, r) / sigma
             yield weight, at.v0 + r
             yield -weight, at.v0 - r
 
-    def all_units(self, beyond: Beyond, at: NoisySite, generator: torch.Generator) -> Tensor:
+    def all_units(self, beyond: Beyond, at: NoisySite, slopes: Tensor | None) -> Tensor:
         """The signal [copies, batch, *site] of the last hidden layer: every move is a rank-one change of the logits."""
-        activation = beyond.chain.follower(at.site)
-        columns = beyond.chain.readout_weight(at.v0[0]).flatten(1)
+        activation = beyond.graph.follower(at.site)
+        columns = readout_weight(beyond.graph, at.v0[0]).flatten(1)
         signal = torch.zeros_like(at.v)
         if isinstance(activation, PiecewiseConstant) and len(activation.levels) == 2:
             low, high = activation.levels
             on = (at.v > activation.cuts[0]).flatten(0, 1).flatten(1)
             losses = beyond.output_loss.after_jumps(beyond.u, ~on, high - low, columns)
-            ((weight, _),) = self._branches(activation, at, beyond.sigma[at.site], generator)
+            ((weight, _),) = self._branches(activation, at, beyond.sigma[at.site], slopes)
             return weight * (losses - beyond.losses[:, None]).view_as(at.v)
         assert activation is not None
         h = activation(at.v)
-        for weight, target in self._branches(activation, at, beyond.sigma[at.site], generator):
+        for weight, target in self._branches(activation, at, beyond.sigma[at.site], slopes):
             step = (activation(target) - h).flatten(0, 1).flatten(1)
             losses = beyond.output_loss.after_steps(beyond.u, step, columns)
             signal += weight * (losses - beyond.losses[:, None]).view_as(at.v)
         return signal
 
-    def _some_units(self, beyond: Beyond, at: NoisySite, generator: torch.Generator) -> tuple[Tensor, int]:
+    def _some_units(self, beyond: Beyond, at: NoisySite, chosen: Tensor, slopes: Tensor | None) -> tuple[Tensor, int]:
         """The signal [copies, batch, *site] of a deeper layer, and how many samples were sent through the rest.
 
         Unit j of a sample is chosen with probability m / n, so its term counts n / m times.
         """
         v, copies_batch = at.v.flatten(2), at.v.shape[:2]
-        n = v.shape[2]
-        m = n if self.units is None else min(self.units, n)
-        order = torch.randperm(n, generator=generator, device=v.device)
-        start = torch.randint(n, (*copies_batch, 1), generator=generator, device=v.device)
-        chosen = order[(start + torch.arange(m, device=v.device)) % n]  # [copies, batch, m], without repetition
+        n, m = v.shape[2], chosen.shape[2]
         signal = torch.zeros_like(v)
         forwards = 0
-        activation = beyond.chain.follower(at.site)
-        for weight, target in self._branches(activation, at, beyond.sigma[at.site], generator):
+        activation = beyond.graph.follower(at.site)
+        for weight, target in self._branches(activation, at, beyond.sigma[at.site], slopes):
             weight, target = (part.expand_as(at.v).flatten(2) for part in (weight, target))
             for some in chosen.split(max(1, MOVED_ELEMENTS // v.numel()), dim=2):
                 losses = beyond.after_moves(at, v, some, target.gather(2, some))
@@ -254,17 +270,16 @@ class LocalExpectation(Estimator):
         return signal.view_as(at.v), forwards
 
 
-def is_under_the_logits(chain: Chain, site: int) -> bool:
+def is_under_the_logits(graph: Graph, site: int) -> bool:
     """Whether nothing but its own activation and affine modules lies between a unit of this layer and the logits."""
-    position = chain.sites[site]
-    return chain.readout == position + 2 and facts_of(chain.modules[position + 1]).elementwise
+    user = graph.only_user(graph.sites[site])
+    return user is not None and user == graph.readout and facts_of(graph.nodes[user].module).elementwise
 
 
-def require_logits_of_a_layer(chain: Chain) -> None:
+def require_logits_of_a_layer(graph: Graph) -> None:
     """Refuse a network in which something follows the last layer. Raises ConfigurationError."""
-    if chain.sites[-1] != len(chain.modules) - 1:
+    if graph.sites[-1] != graph.output:
         raise ConfigurationError(
-            f"local expectation needs logits that are a layer's output, but '{chain.names[-1]}' "
-            f"({type(chain.modules[-1]).__name__}) follows the last layer; remove it, or use "
-            "estimator=likelihood_ratio."
+            f"local expectation needs logits that are a layer's output, but {graph.nodes[graph.output].what} "
+            "follows the last layer; remove it, or use estimator=likelihood_ratio."
         )

@@ -1,5 +1,6 @@
 """Backpropagation through a noisy forward pass: infinitesimal perturbation analysis, paper 1's "BP+"."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.estimators.backprop import differentiate, require_derivatives
-from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, check_sites, per_site
+from glr_lightning.estimators.base import Estimator, Family, Objective
+from glr_lightning.estimators.bound import Bound, Estimate
+from glr_lightning.estimators.passes import Part, noise_at
+from glr_lightning.estimators.settings import check_sites, per_site
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import Count, ScalePerLayer
 
@@ -42,23 +46,21 @@ class NoisyBackprop(Estimator):
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         """Every layer is backpropagated through, under noise."""
-        return dict.fromkeys(Chain.of(network).site_names, "pathwise: backpropagation through the noisy network")
+        return dict.fromkeys(Graph.of(network).layers, "pathwise: backpropagation through the noisy network")
 
-    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
-        """Refuse what has no useful derivative, and noise that does not fit."""
-        chain = Chain.of(network, x)
-        require_derivatives(network, loss)
-        check_sites(chain, self.sigma, self.sampling)
+    def _require(self, bound: Bound) -> None:
+        require_derivatives(bound.network, bound.loss)
+        check_sites(bound.graph, self.sigma, self.sampling)
+
+    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
+        sites = range(len(bound.graph.sites))
+        yield Part(noise_at(bound.graph, sites, x, self.noise, self.sampling, self.copies, generator))
 
     @torch.enable_grad()
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Part]) -> Estimate:
         """Differentiate the mean loss of one noisy pass over all copies."""
-        chain = Chain.of(network, x)
-        self.check(network, loss)
-        sites = tuple(range(len(chain.sites)))
-
-        draw = self.sampling.bound(self.noise, self.copies, generator)
-        clean = chain.clean(x)
-        logits, *_ = chain.noisy(clean, sites, per_site(self.sigma, len(sites)), draw)
-        mean_loss = loss(logits, y.repeat(self.copies)).mean()
-        return differentiate(network, mean_loss, clean.logits, forwards=(self.copies + 1) * len(y))
+        graph, (part,) = bound.graph, noise
+        clean = graph.clean(x)
+        logits = graph.noisy(clean, part.z, per_site(self.sigma, graph)).logits
+        mean_loss = bound.loss(logits, y.repeat(self.copies)).mean()
+        return differentiate(bound.network, mean_loss, clean.logits, forwards=(self.copies + 1) * len(y))

@@ -10,7 +10,7 @@ a loss in any package.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ class OutputLoss:
     sigma: float
     z: Tensor
     labels: Tensor
+
+    needs_slopes: ClassVar[bool] = True
+    """Whether `signal` reads draws of the measure-valued derivative."""
 
     def values(self, u: Tensor) -> Tensor:
         """[..., rows, classes] -> [..., rows]: the loss at noise-free logits u."""
@@ -64,13 +67,17 @@ class OutputLoss:
         """As `after_steps` for steps that are +size where `up` [rows, units] is true or 1, and -size elsewhere."""
         return self.after_steps(u, up.to(u.dtype).mul(2.0 * size).sub_(size), columns)
 
-    def signal(self, u: Tensor, generator: torch.Generator) -> Tensor:
+    def signal(self, u: Tensor, slopes: Tensor | None) -> Tensor:
         """An unbiased estimate of dE[L]/du, [rows, classes], from loss values.
 
-        Each logit's own noise is replaced by a draw of its measure-valued derivative (`Noise.sample_slope`), the noise
-        of the others staying as it was drawn:  f(0) / sigma (L(v_c = u_c + sigma r) - L(v_c = u_c - sigma r)).
+        Each logit's own noise is replaced by a draw r of its measure-valued derivative, the noise of the others staying
+        as it was drawn:  f(0) / sigma (L(v_c = u_c + sigma r) - L(v_c = u_c - sigma r)).
+
+        Args:
+            u: [rows, classes].
+            slopes: r by `Noise.sample_slope`, like u; None where `needs_slopes` is false.
         """
-        r = self.noise.sample_slope(u.shape, generator=generator, dtype=u.dtype)
+        r = drawn(slopes)
         each = torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
         above, below = (self.after_steps(u, self.sigma * (side * r - self.z), each) for side in (1, -1))
         return (above - below) * (self.noise.peak / self.sigma)
@@ -137,12 +144,12 @@ class CrossEntropyOutput(OutputLoss):
         own = torch.lerp(own_down, own_up, up)
         return value.add_(own).sub_(v.gather(1, self.labels[:, None]) - top)
 
-    def signal(self, u: Tensor, generator: torch.Generator) -> Tensor:
+    def signal(self, u: Tensor, slopes: Tensor | None) -> Tensor:
         """As `OutputLoss.signal`, at the cost of one value for each logit, not of all classes.
 
         If v_c alone moves, so does one term of log sum_c exp(v_c), and v_y where c = y.
         """
-        reach = self.sigma * self.noise.sample_slope(u.shape, generator=generator, dtype=u.dtype)
+        reach = self.sigma * drawn(slopes)
         others = _log_sum_of_others(self.noisy(u))
         rise = torch.logaddexp(others, u + reach).sub_(torch.logaddexp(others, u - reach))
         label = self.labels[:, None]
@@ -179,6 +186,8 @@ class ZeroOneOutput(OutputLoss):
     which is smooth in u, where the 0-1 loss itself hardly ever moves.
     """
 
+    needs_slopes = False
+
     def values(self, u: Tensor) -> Tensor:
         """The probability that the label loses, given the noise of its rivals."""
         label = self.labels[:, None].expand(*u.shape[:-1], 1)
@@ -190,7 +199,7 @@ class ZeroOneOutput(OutputLoss):
         own = torch.addcmul(u.gather(1, self.labels[:, None]), step, columns.index_select(0, self.labels))
         return self.noise.cdf(moved.amax(0).sub_(own).div_(self.sigma))
 
-    def signal(self, u: Tensor, generator: torch.Generator) -> Tensor:
+    def signal(self, u: Tensor, slopes: Tensor | None) -> Tensor:
         """Each logit's own noise integrated out, given that of the others.
 
         The label wins above m, so its derivative is -f((m - u_y) / sigma) / sigma. Rival c turns a right answer into a
@@ -219,6 +228,17 @@ def _only_rival(rivals: Tensor) -> Sequence[Tensor]:
 def density_at_0(noise: Noise, like: Tensor) -> Tensor:
     """f(0), a scalar tensor."""
     return like.new_full((), noise.peak)
+
+
+def drawn(slopes: Tensor | None) -> Tensor:
+    """The draws, which must be there."""
+    assert slopes is not None  # `needs_slopes`
+    return slopes
+
+
+def needs_slopes(loss: Loss) -> bool:
+    """Whether the output loss of a loss, given the noise at the logits, reads draws of the derivative there."""
+    return _form(loss).kind.needs_slopes
 
 
 def noise_free_output(loss: Loss, noise: Noise, like: Tensor, labels: Tensor) -> OutputLoss:

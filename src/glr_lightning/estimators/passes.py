@@ -1,24 +1,59 @@
-"""A batch prepared for noisy passes, and the estimate from one pass."""
+"""The noise of a step in parts, and a batch prepared for noisy passes."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from glr_lightning.estimators.base import accumulate
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Noise
-from glr_lightning.propagation.chain import Chain, CleanPass, NoisyPass
+from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.values import CleanPass, NoisyPass
 from glr_lightning.sampling import Sampler
 
 
-class Drawn(NamedTuple):
-    """A noisy pass over some copies, with its losses [copies, batch] and the dependence group [copies] of each."""
+class Part(NamedTuple):
+    """The randomness of some copies of one noisy pass.
 
-    noisy: NoisyPass
-    losses: Tensor
-    group: Tensor
+    Attributes:
+        z: by site, ascending, the standardised noise, [copies, batch, *site].
+        slopes: by site, draws of the measure-valued derivative (`Noise.sample_slope`), like z.
+        chosen: by site, [copies, batch, m] int64, the units of a sample that are moved.
+    """
+
+    z: dict[int, Tensor]
+    slopes: dict[int, Tensor] = {}  # noqa: RUF012  a NamedTuple's default, never written to
+    chosen: dict[int, Tensor] = {}  # noqa: RUF012
+
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """The noisy sites of the pass."""
+        return tuple(self.z)
+
+    @property
+    def copies(self) -> int:
+        """The number of copies in this part."""
+        return len(next(iter(self.z.values())))
+
+
+def noise_at(
+    graph: Graph,
+    sites: Sequence[int],
+    x: Tensor,
+    noise: Noise,
+    sampler: Sampler,
+    copies: int,
+    generator: torch.Generator,
+) -> dict[int, Tensor]:
+    """Draw the noise of a pass over a batch like x [batch, ...]: by site, [copies, batch, *site]."""
+    shapes = graph.shapes(x).sites
+    drawn = {}
+    for site in sites:
+        shape, dtype = (len(x), *shapes[site]), graph.weight_dtype(site)
+        drawn[site] = sampler(noise, copies, shape, generator=generator, dtype=dtype).z
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -26,60 +61,67 @@ class Prepared:
     """A batch that is ready for noisy passes.
 
     Attributes:
-        chain: the network.
+        graph: the network.
         clean: its noise-free pass over the batch.
-        sigma: the noise scale of every layer.
+        sigma: the noise scale of every site.
         loss: the per-sample loss.
         y: [batch] int64, labels.
-        generator: all randomness comes from it.
     """
 
-    chain: Chain
+    graph: Graph
     clean: CleanPass
     sigma: tuple[float | Tensor, ...]
     loss: Loss
     y: Tensor
-    generator: torch.Generator
 
     def clean_loss(self) -> Tensor:
         """The noise-free losses, [batch]."""
         return self.loss(self.clean.logits, self.y)
 
-    def draw(self, sites: tuple[int, ...], noise: Noise, sampler: Sampler, copies: int) -> Drawn:
-        """Run one pass over `copies` copies with noise at the given sites."""
-        groups: list[Tensor] = []
-
-        def draw(v0: Tensor) -> Tensor:
-            draws = sampler(noise, copies, v0.shape[1:], generator=self.generator, dtype=v0.dtype)
-            groups.append(draws.group)
-            return draws.z
-
-        noisy = self.chain.noisy(self.clean, sites, self.sigma, draw)
+    def run(self, z: dict[int, Tensor]) -> tuple[NoisyPass, Tensor]:
+        """Run one pass with this noise; also its losses [copies, batch]."""
+        noisy = self.graph.noisy(self.clean, z, self.sigma)
+        copies = len(noisy.logits) // len(self.y)
         # autocast may have lowered the logits; a leave-one-out mean over many copies needs the full precision
         losses = self.loss(noisy.logits.to(noisy.seen[0].v.dtype), self.y.repeat(copies))
-        return Drawn(noisy, losses.unflatten(0, (copies, len(self.y))), groups[0])  # a sampler groups all sites alike
+        return noisy, losses.unflatten(0, (copies, len(self.y)))
 
 
-@dataclass(frozen=True)
-class PassEstimate:
-    """The estimate from the copies of one noisy pass.
+@dataclass
+class Total:
+    """The sum of the estimates from the parts of the noise.
 
     Attributes:
         gradients: by the network's names of the parameters.
-        loss: the mean loss.
-        forwards: the number of noisy samples.
+        loss: the sum over passes of the mean loss, a scalar.
+        passes: the noisy sites of each pass.
+        forwards: samples sent through the network or a part of it.
         log_sigma: by site the gradients of the log noise scales, in the shape of one sample's pre-activation.
     """
 
-    gradients: dict[str, Tensor]
     loss: Tensor
     forwards: int
-    log_sigma: dict[int, Tensor]
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    passes: set[tuple[int, ...]] = field(default_factory=set)
+    log_sigma: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, gradients: dict[str, Tensor]) -> None:
+        """Add gradients, by the network's names of the parameters."""
+        for name, gradient in gradients.items():
+            self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
+
+    def count(self, part: Part, loss: Tensor, forwards: int) -> None:
+        """Count a part of a pass: its share of the mean loss, and its forwards."""
+        self.passes.add(part.sites)
+        self.loss = self.loss + loss
+        self.forwards += forwards
+
+    @property
+    def mean_loss(self) -> Tensor:
+        """The mean loss over the passes."""
+        return self.loss / len(self.passes)
 
 
-def added_up(outcomes: list[PassEstimate]) -> dict[str, Tensor]:
-    """The gradients of several passes, by the network's names of the parameters."""
-    gradients: dict[str, Tensor] = {}
-    for outcome in outcomes:
-        accumulate(gradients, outcome.gradients)
-    return gradients
+def started(batch: Tensor) -> Total:
+    """An empty sum, for labels [batch]; the noise-free pass over them is counted."""
+    return Total(torch.zeros((), device=batch.device), len(batch))

@@ -7,18 +7,19 @@ from torch import Tensor
 
 from glr_lightning.activations import PiecewiseConstant, is_above
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.propagation.chain import Chain, NoisySite
+from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.values import NoisySite
 
 Score = Literal["plain", "conditional", "coupled", "auto"]
 """The plain score; its mean given the cell of a draw; given the cells of both mirrored partners; by the layer."""
 
 
-def has_cells(chain: Chain, site: int) -> bool:
+def has_cells(graph: Graph, site: int) -> bool:
     """Whether the loss depends on a layer's pre-activations only through the cells of a piecewise-constant function."""
-    return isinstance(chain.follower(site), PiecewiseConstant)
+    return isinstance(graph.follower(site), PiecewiseConstant)
 
 
-def require_cells_for(score: Score, chain: Chain, passes: Sequence[tuple[int, ...]]) -> None:
+def require_cells_for(score: Score, graph: Graph, passes: Sequence[tuple[int, ...]]) -> None:
     """Refuse a score that no layer of these passes can have. Raises ConfigurationError."""
     if score == "conditional":
         sites, where = [site for noisy in passes for site in noisy], "right after a layer"
@@ -26,7 +27,7 @@ def require_cells_for(score: Score, chain: Chain, passes: Sequence[tuple[int, ..
         sites, where = [noisy[0] for noisy in passes], "right after the first noisy layer"
     else:
         return
-    if not any(has_cells(chain, site) for site in sites):
+    if not any(has_cells(graph, site) for site in sites):
         raise ConfigurationError(
             f"score={score} needs a piecewise-constant activation (activation=threshold or sign) {where}; "
             "this network has none. Use estimator.score=plain or auto.",

@@ -1,9 +1,9 @@
 """Straight-through backpropagation, the usual control for networks with hard activations."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.backprop import differentiate
-from glr_lightning.estimators.base import Estimate, Estimator, Family, Objective, per_site, require_read_scales
+from glr_lightning.estimators.base import Estimator, Family, Objective
+from glr_lightning.estimators.bound import Bound, Estimate
+from glr_lightning.estimators.settings import per_site, require_read_scales
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.function_call import FunctionCall
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of, named
 from glr_lightning.propagation.probing import ModuleFacts
+from glr_lightning.propagation.tracing import Node
 from glr_lightning.validation import ScalePerLayer
 
 
@@ -38,8 +42,8 @@ class StraightThrough(Estimator):
 
     References. Bengio, Leonard, Courville, arXiv 1308.3432, 2013; Hubara et al., NIPS 2016 (the clipped slope).
 
-    Preconditions. An nn.Sequential whose every piecewise-constant activation stands in the chain itself; its scale
-    is that of the layer before it.
+    Preconditions. Every piecewise-constant activation is called where the network's trace sees it; its scale is that of
+    the last layer before it.
 
     Args:
         noise: the standardised density.
@@ -58,7 +62,7 @@ class StraightThrough(Estimator):
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         """Every layer is backpropagated through, with slopes at hard activations."""
-        return dict.fromkeys(Chain.of(network).site_names, "backpropagation with straight-through slopes")
+        return dict.fromkeys(Graph.of(network).layers, "backpropagation with straight-through slopes")
 
     def bias(self, network: nn.Module) -> str:
         """Always biased: the loss is not linear in the units."""
@@ -67,31 +71,28 @@ class StraightThrough(Estimator):
             "the loss were linear in every unit"
         )
 
-    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
-        """Refuse what the method cannot train, and settings without effect."""
-        plain = Chain.of(network, x)
-        self.check_chain(plain, loss)
-        require_read_scales(plain, self.sigma, sites_with_slopes(plain))
-
-    def check_chain(self, plain: Chain, loss: Loss) -> None:
-        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
-        chain = with_slopes(plain, self.noise, self.sigma)
-        if not has_slopes(chain):
+    def _require(self, bound: Bound) -> None:
+        loss = bound.loss
+        if not has_slopes(with_slopes(bound.graph, self.noise, self.sigma)):
             exact = "backprop, which is exact here" if loss.differentiable else "local_expectation or hybrid"
             raise ConfigurationError(
                 "straight-through needs a piecewise-constant activation (activation=threshold or sign), this network "
                 f"has none; use estimator={exact}."
             )
-        require_cells(plain)
+        require_cells(bound.graph)
         require_loss_with_derivative(loss)
 
+    def _require_effects(self, bound: Bound, x: Tensor | None) -> None:
+        require_read_scales(bound.graph, self.sigma, sites_with_slopes(bound.graph))
+
+    def _prepare(self, bound: Bound) -> Graph:
+        return with_slopes(bound.graph, self.noise, self.sigma)
+
     @torch.enable_grad()
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
         """Differentiate the mean loss of the noise-free network with slopes."""
-        chain = Chain.of(network, x)
-        self.check_chain(chain, loss)
-        logits = with_slopes(chain, self.noise, self.sigma).clean(x).logits
-        return differentiate(network, loss(logits, y).mean(), logits, forwards=len(y))
+        logits = bound.prepared.clean(x).logits
+        return differentiate(bound.network, bound.loss(logits, y).mean(), logits, forwards=len(y))
 
 
 class WithSlope(nn.Module):
@@ -121,55 +122,62 @@ def smoothed_slope(activation: PiecewiseConstant, noise: Noise, sigma: float | T
     return slope
 
 
-def with_slopes(chain: Chain, noise: Noise, sigma: float | Sequence[float | Tensor]) -> Chain:
-    """The chain with a slope at every piecewise-constant activation; an input that is thresholded needs none.
+def with_slopes(graph: Graph, noise: Noise, sigma: float | Sequence[float | Tensor]) -> Graph:
+    """The graph with a slope at every piecewise-constant activation; an input that is thresholded needs none.
 
     Raises:
         ConfigurationError: a list of scales that is not one per layer; an activation inside another module, or a module
             that is piecewise constant and declares no cells, where the derivative would silently stay 0.
     """
-    scales: tuple[float | Tensor, ...] = per_site(sigma, len(chain.sites))
-    modules = list(chain.modules)
-    for position, (name, module) in enumerate(zip(chain.names, chain.modules, strict=True)):
-        layers_before = sum(at < position for at in chain.sites)
-        if isinstance(module, PiecewiseConstant):
-            if layers_before:
-                modules[position] = WithSlope(module, noise, scales[layers_before - 1])
-        elif any(isinstance(inner, PiecewiseConstant) for inner in module.modules()):
+    scales: tuple[float | Tensor, ...] = per_site(sigma, graph)
+    slopes: dict[int, nn.Module] = {}
+    for number, node in enumerate(graph.nodes):
+        if isinstance(node.module, PiecewiseConstant):
+            site = _last_site_before(graph, number)
+            if site is not None:
+                slopes[number] = WithSlope(node.module, noise, scales[site])
+        elif any(isinstance(inner, PiecewiseConstant) for inner in node.module.modules()):
             raise ConfigurationError(
-                f"module '{name}' ({type(module).__name__}) holds a piecewise-constant activation inside, where no "
-                "slope can be given to it; make it an element of the nn.Sequential, or use estimator=local_expectation."
+                f"module {node.what} holds a piecewise-constant activation inside, where no slope can be given to it; "
+                "make it an element of the nn.Sequential, or use estimator=local_expectation."
             )
-        elif facts_of(module).flat:
-            _refuse_without_cells(name, module)
-    return replace(chain, modules=tuple(modules))
+        elif number and facts_of(node.module).flat:
+            _refuse_without_cells(node)
+    return graph.with_modules(slopes)
 
 
-def sites_with_slopes(chain: Chain) -> list[int]:
-    """The layers whose noise scale a slope reads: those before a piecewise-constant activation."""
-    at = [position for position, module in enumerate(chain.modules) if isinstance(module, PiecewiseConstant)]
-    before = {sum(site < position for site in chain.sites) - 1 for position in at}
-    return sorted(before - {-1})
+def _last_site_before(graph: Graph, number: int) -> int | None:
+    """The last site whose value a node rests on, None if there is none."""
+    before = set(graph.ancestors(number))
+    return max((site for site, at in enumerate(graph.sites) if at in before), default=None)
 
 
-def require_cells(chain: Chain) -> None:
+def sites_with_slopes(graph: Graph) -> list[int]:
+    """The sites whose noise scale a slope reads: those before a piecewise-constant activation."""
+    at = [number for number, node in enumerate(graph.nodes) if isinstance(node.module, PiecewiseConstant)]
+    before = {_last_site_before(graph, number) for number in at}
+    return sorted(site for site in before if site is not None)
+
+
+def require_cells(graph: Graph) -> None:
     """Refuse a module that jumps and declares no cells, for it cannot be given a slope. Raises ConfigurationError."""
-    for name, module in zip(chain.names, chain.modules, strict=True):
-        if facts_of(module).jumps and not any(isinstance(inner, PiecewiseConstant) for inner in module.modules()):
-            _refuse_without_cells(name, module)
+    for node in graph.nodes:
+        holds_cells = any(isinstance(inner, PiecewiseConstant) for inner in node.module.modules())
+        if facts_of(node.module).jumps and not holds_cells:
+            _refuse_without_cells(node)
 
 
-def _refuse_without_cells(name: str, module: nn.Module) -> None:
+def _refuse_without_cells(node: Node) -> None:
+    what = node.what if isinstance(node.module, FunctionCall) else f"module {named(node.name, node.module)}"
     raise ConfigurationError(
-        f"module {named(name, module)} has a derivative that is 0 or misses its jumps, and declares no cells by which "
-        "it could be given a slope; derive it from glr_lightning.activations.PiecewiseConstant, or use "
-        "estimator=local_expectation."
+        f"{what} has a derivative that is 0 or misses its jumps, and declares no cells by which it could be given a "
+        "slope; derive it from glr_lightning.activations.PiecewiseConstant, or use estimator=local_expectation."
     )
 
 
-def has_slopes(chain: Chain) -> bool:
+def has_slopes(graph: Graph) -> bool:
     """Whether `with_slopes` found an activation that needs one."""
-    return any(isinstance(module, WithSlope) for module in chain.modules)
+    return any(isinstance(node.module, WithSlope) for node in graph.nodes)
 
 
 def require_loss_with_derivative(loss: Loss) -> None:

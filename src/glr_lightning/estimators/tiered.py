@@ -1,5 +1,6 @@
 """Tiered: noise in one layer at a time; for each layer the best estimate from loss values that its place allows."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,17 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.baselines import Baseline, LeaveOneOut
-from glr_lightning.estimators.base import (
-    Estimate,
-    Estimator,
-    Family,
-    Objective,
-    accumulate,
-    check_sites,
-    per_site,
-    require_defaults,
-    require_small_chunk,
-)
+from glr_lightning.estimators.base import Estimator, Family, Objective
+from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
 from glr_lightning.estimators.local_expectation import (
     LocalExpectation,
@@ -26,13 +18,15 @@ from glr_lightning.estimators.local_expectation import (
 )
 from glr_lightning.estimators.moved_units import Beyond
 from glr_lightning.estimators.output_loss import noise_free_output, output_loss_for
-from glr_lightning.estimators.passes import PassEstimate, Prepared, added_up
+from glr_lightning.estimators.passes import Part, Prepared, Total, noise_at, started
 from glr_lightning.estimators.score import Score
+from glr_lightning.estimators.settings import check_sites, per_layer, per_site, require_defaults, require_small_chunk
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain, CleanPass
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.requirements import require_separate_samples
+from glr_lightning.propagation.values import Shapes
 from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import Count, CountPerLayer, ScalePerLayer
 
@@ -79,7 +73,7 @@ class Tiered(Estimator):
         super().__post_init__()
         counts = self.copies if isinstance(self.copies, tuple) else (self.copies,)
         require_small_chunk(self.chunk, max(counts))
-        self._ratio(max(counts))  # the layers that need no leave-one-out may have fewer, see `check_chain`
+        self._ratio(max(counts))  # the layers that need no leave-one-out may have fewer, see `_require`
         for copies in counts:
             self.sampling.check(self.noise, copies)
 
@@ -97,82 +91,96 @@ class Tiered(Estimator):
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         """Local expectation for the last two layers, likelihood ratio for those below."""
-        chain = Chain.of(network)
-        words = ["likelihood ratio, from loss values"] * len(chain.sites)
+        graph = Graph.of(network)
+        words = ["likelihood ratio, from loss values"] * len(graph.layers)
         words[-1] = f"local expectation at the logits, from loss values ({type(loss).__name__})"
-        if len(words) > 1 and _is_on_top(chain, len(words) - 2):
+        if len(words) > 1 and _is_on_top(graph, len(words) - 2):
             words[-2] = "local expectation, from loss values: all units at once"
-        return dict(zip(chain.site_names, words, strict=True))
+        return dict(zip(graph.layers, words, strict=True))
 
-    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
-        """Refuse what the method cannot train, and settings without effect."""
-        chain = Chain.of(network, x)
-        self.check_chain(chain)
-        require_defaults(self, self._idle(chain, None if x is None else chain.clean(x)))
+    def _require(self, bound: Bound) -> None:
+        graph = bound.graph
+        check_sites(graph, self.sigma, self.sampling)
+        for layer, copies in enumerate(per_layer(self.copies, graph, "copies")):
+            if _is_on_top(graph, layer):
+                self.sampling.check(self.noise, copies)
+            else:
+                self._ratio(copies).require_graph(graph)
+        require_separate_samples(graph.named_modules)
+        require_logits_of_a_layer(graph)
 
-    def _idle(self, chain: Chain, clean: CleanPass | None) -> dict[str, str]:
-        below = [(site,) for site in range(len(chain.sites)) if not _is_on_top(chain, site)]
+    def _require_effects(self, bound: Bound, x: Tensor | None) -> None:
+        require_defaults(self, self._idle(bound.graph, None if x is None else bound.graph.shapes(x)))
+
+    def _idle(self, graph: Graph, shapes: Shapes | None) -> dict[str, str]:
+        layers = range(len(graph.layers))
+        below = [graph.sites_of([layer]) for layer in layers if not _is_on_top(graph, layer)]
         if not below:
             reason = "it is for layers below the last two, whose local expectations do not read it"
             return dict.fromkeys(("baseline", "score", "reach", "chunk"), reason)
         copies = max(self.copies) if isinstance(self.copies, tuple) else self.copies
-        return self._ratio(copies).idle(chain, below, clean)
+        return self._ratio(copies).idle(graph, below, shapes)
 
-    def check_chain(self, chain: Chain) -> None:
-        """Refuse what cannot be trained, as `check` does. Raises ConfigurationError."""
-        check_sites(chain, self.sigma, self.sampling)
-        for site, copies in enumerate(per_site(self.copies, len(chain.sites), "copies")):
-            if _is_on_top(chain, site):
-                self.sampling.check(self.noise, copies)
+    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
+        graph = bound.graph
+        for layer, copies in enumerate(per_layer(self.copies, graph, "copies")):
+            sites = graph.sites_of([layer])
+            if _is_on_top(graph, layer):
+                yield from self._draws_of_top(bound, x, sites[0], copies, generator)
             else:
-                self._ratio(copies).check_chain(chain)
-        require_separate_samples(chain.named_modules)
-        require_logits_of_a_layer(chain)
+                yield from self._ratio(copies).draws_of_pass(graph, x, sites, generator)
+
+    def _draws_of_top(
+        self, bound: Bound, x: Tensor, site: int, copies: int, generator: torch.Generator
+    ) -> Iterator[Part]:
+        graph, local, size = bound.graph, LocalExpectation(self.noise), self.sampling.group_size(copies)
+        for part in local.parts(graph.shapes(x), len(x), copies, size):
+            z = noise_at(graph, [site], x, self.noise, self.sampling.part(part // size), part, generator)
+            slopes = {}
+            if local.reads_slopes(graph, site, bound.loss):
+                slopes[site] = self.noise.sample_slope(z[site].shape, generator=generator, dtype=z[site].dtype)
+            yield Part(z, slopes)
 
     @torch.no_grad()
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Part]) -> Estimate:
         """Add up the estimates of the layers, each under noise at that layer alone."""
-        chain = Chain.of(network, x)
-        self.check_chain(chain)
-        batch = Prepared(chain, chain.clean(x), per_site(self.sigma, len(chain.sites)), loss, y, generator)
-        outcomes = []
-        for site, copies in enumerate(per_site(self.copies, len(chain.sites), "copies")):
-            on_top = _is_on_top(chain, site)
-            outcomes.append(
-                self._of_top(batch, site, copies) if on_top else self._ratio(copies).of_pass(batch, (site,))
-            )
-        forwards = len(y) + sum(outcome.forwards for outcome in outcomes)
-        mean_loss = torch.stack([outcome.loss for outcome in outcomes]).mean()
-        return Estimate(added_up(outcomes), mean_loss, batch.clean.logits, {"forwards": forwards})
+        graph = bound.graph
+        copies = per_site(self.copies, graph, "copies")
+        batch = Prepared(graph, graph.clean(x), per_site(self.sigma, graph), bound.loss, y)
+        total = started(y)
+        for part in noise:
+            site = part.sites[0]
+            if _is_on_top(graph, graph.layer_of[site]):
+                self._add_top(total, batch, part, copies[site])
+            else:
+                self._ratio(copies[site]).add(total, batch, part, graph.shapes(x))
+        return Estimate(total.gradients, total.mean_loss, batch.clean.logits, {"forwards": total.forwards})
 
-    def _of_top(self, batch: Prepared, site: int, copies: int) -> PassEstimate:
-        """As `LikelihoodRatio.of_pass`, for one of the last two layers."""
-        local, chain, y = LocalExpectation(self.noise), batch.chain, batch.y
-        group_size, sigma = self.sampling.group_size(copies), float(batch.sigma[site])
-        gradients: dict[str, Tensor] = {}
-        total = torch.zeros((), device=y.device)
-        for part in local.parts(batch.clean, copies, group_size):
-            draw = self.sampling.part(part // group_size).bound(self.noise, part, batch.generator)
-            noisy = chain.noisy(batch.clean, (site,), batch.sigma, draw)
-            (at,) = noisy.seen
-            labels = y.repeat(part)
-            # differences of losses need the precision that autocast would take away
-            with torch.autocast(y.device.type, enabled=False):
-                if site == len(chain.sites) - 1:
-                    u = at.v0.expand_as(at.z).flatten(0, 1)
-                    output = output_loss_for(batch.loss, self.noise, sigma, at.z.flatten(0, 1), labels)
-                    losses, signal = output.values(u), output.signal(u, batch.generator).view_as(at.z)
-                else:
-                    u = noisy.logits.to(at.v.dtype)
-                    output = noise_free_output(batch.loss, self.noise, u, labels)
-                    losses = output.values(u)
-                    beyond = Beyond(chain, (at,), {site: sigma}, output, u, losses)
-                    signal = local.all_units(beyond, at, batch.generator)
-            accumulate(gradients, chain.weight_vjp(site, at.x, signal / (copies * len(y))))
-            total = total + losses.sum()
-        samples = copies * len(y)
-        return PassEstimate(gradients, total / samples, samples, {})
+    def _add_top(self, total: Total, batch: Prepared, part: Part, copies: int) -> None:
+        """As `LikelihoodRatio.add`, for one of the last two layers."""
+        local, graph, y, (site,) = LocalExpectation(self.noise), batch.graph, batch.y, part.sites
+        sigma, slopes = float(batch.sigma[site]), part.slopes.get(site)
+        noisy = graph.noisy(batch.clean, part.z, batch.sigma)
+        (at,) = noisy.seen
+        labels = y.repeat(part.copies)
+        # differences of losses need the precision that autocast would take away
+        with torch.autocast(y.device.type, enabled=False):
+            if site == len(graph.sites) - 1:
+                u = at.v0.expand_as(at.z).flatten(0, 1)
+                output = output_loss_for(batch.loss, self.noise, sigma, at.z.flatten(0, 1), labels)
+                losses = output.values(u)
+                signal = output.signal(u, None if slopes is None else slopes.flatten(0, 1)).view_as(at.z)
+            else:
+                u = noisy.logits.to(at.v.dtype)
+                output = noise_free_output(batch.loss, self.noise, u, labels)
+                losses = output.values(u)
+                scales = [float(scale) for scale in batch.sigma]
+                signal = local.all_units(Beyond(graph, noisy, scales, output, u, losses), at, slopes)
+        total.add(graph.weight_vjp(site, at.x, signal / (copies * len(y))))
+        total.count(part, losses.sum() / (copies * len(y)), part.copies * len(y))
 
 
-def _is_on_top(chain: Chain, site: int) -> bool:
-    return site == len(chain.sites) - 1 or is_under_the_logits(chain, site)
+def _is_on_top(graph: Graph, layer: int) -> bool:
+    """Whether a layer is one of the last two, and is called once."""
+    sites = graph.sites_of([layer])
+    return len(sites) == 1 and (sites[0] == len(graph.sites) - 1 or is_under_the_logits(graph, sites[0]))

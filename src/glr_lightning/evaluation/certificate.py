@@ -37,9 +37,8 @@ algorithm); Lecuyer et al., "Certified robustness to adversarial examples with d
 trained smoothed classifiers", NeurIPS 2019 (F in [0, 1]); Clopper & Pearson, Biometrika 26, 1934.
 """
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -50,10 +49,11 @@ from torch import Tensor, nn
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.networks import Standardise
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain, CleanPass
+from glr_lightning.propagation.function_call import FunctionCall
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.propagation.requirements import require_separate_samples
-from glr_lightning.propagation.residual_steps import Step
+from glr_lightning.propagation.values import CleanPass
 from glr_lightning.randomness import ImageRandom
 
 NORMS = {
@@ -103,7 +103,7 @@ def certify(
     """Certify images in the norm ||diag(1/sigma) W d||_2, in standard deviations of the first layer's noise.
 
     Args:
-        network: a chain in eval mode whose first layer is affine in the image.
+        network: one in eval mode whose first layer is affine in the image.
         x: images [B, C, H, W].
         sigma: the scale of the noise at the first layer, and at each noisy layer after it; numbers, or tensors that
             broadcast to the pre-activation. The first layer's noise is Gaussian.
@@ -116,13 +116,13 @@ def certify(
 
     Raises ConfigurationError for another network.
     """
-    chain = Chain.of(network)
-    _require_affine_start(chain)
-    clean = chain.clean(x)
+    graph = Graph.of(network)
+    _require_affine_start(graph)
+    clean = graph.clean(x)
     scales = tuple(s.to(x) if isinstance(s, Tensor) else s for s in sigma)
     density = Gaussian() if noise is None else noise
-    prediction = _votes(chain, clean, scales, density, seed, range(selection)).argmax(1)
-    votes = _votes(chain, clean, scales, density, seed, range(selection, selection + draws))
+    prediction = _votes(graph, clean, scales, density, seed, range(selection)).argmax(1)
+    votes = _votes(graph, clean, scales, density, seed, range(selection, selection + draws))
     hits = votes.gather(1, prediction[:, None]).squeeze(1).cpu()
     radius = torch.special.ndtri(lower_bound(hits, draws, alpha)).clamp(min=0.0)
     return Certificate(prediction.cpu(), radius)
@@ -157,9 +157,9 @@ def largest_shift(network: nn.Module, x: Tensor, sigma: float | Tensor, norm: st
 
     Raises ConfigurationError for a first layer without such a bound.
     """
-    chain = Chain.of(network)
-    _require_affine_start(chain)
-    layer, site = chain.layer(0), chain.clean(x[:1]).preactivations[0].shape[1:]
+    graph = Graph.of(network)
+    _require_affine_start(graph)
+    layer, site = graph.layer(0), graph.shapes(x).sites[0]
     scale = torch.as_tensor(sigma, dtype=torch.float64).cpu().broadcast_to(site)
     if norm == "standardised":
         return 1.0
@@ -167,7 +167,7 @@ def largest_shift(network: nn.Module, x: Tensor, sigma: float | Tensor, norm: st
         return 1.0 / float(scale.min())
     overlap, places = _patches(layer, site)
     matrix = layer.get_parameter("weight").detach().cpu().double().flatten(1)
-    matrix = matrix / math.prod(m.std for m in chain.modules[: chain.sites[0]] if isinstance(m, Standardise))
+    matrix = matrix / math.prod(m.std for m in _before(graph) if isinstance(m, Standardise))
     matrix = matrix / scale.reshape(len(matrix), -1).amin(1)[:, None]  # a channel's smallest scale bounds the others
     l2 = math.sqrt(overlap) * float(torch.linalg.matrix_norm(matrix, 2))
     if norm == "l2":
@@ -176,36 +176,38 @@ def largest_shift(network: nn.Module, x: Tensor, sigma: float | Tensor, norm: st
 
 
 def _votes(
-    chain: Chain, clean: CleanPass, sigma: tuple[float | Tensor, ...], noise: Noise, seed: int, numbers: range
+    graph: Graph, clean: CleanPass, sigma: tuple[float | Tensor, ...], noise: Noise, seed: int, numbers: range
 ) -> Tensor:
     """How often each class wins in the draws of these numbers, int64 [B, classes]; memory does not grow with them."""
     counts = torch.zeros_like(clean.logits, dtype=torch.int64)
     batch, device = len(counts), counts.device
     widest = max(v[0].numel() for v in clean.preactivations)
     for part in torch.arange(numbers.start, numbers.stop, device=device).split(max(1, CHUNK // (batch * widest))):
-        random, streams = ImageRandom(seed, part), itertools.count(STREAMS)
-
-        def draw(v0: Tensor, random: ImageRandom = random, streams: Iterator[int] = streams) -> Tensor:
-            """[draws, 1, *site]: the images of the batch share it."""
-            stream = next(streams)
-            if stream == STREAMS:
-                z = random.normal(v0.shape[2:], stream).to(v0.dtype)
+        random = ImageRandom(seed, part)
+        z: dict[int, Tensor] = {}  # [draws, 1, *site]: the images of the batch share it
+        for site, v0 in enumerate(clean.preactivations):
+            stream, shape, dtype = STREAMS + site, v0.shape[1:], graph.weight_dtype(site)
+            if site == 0:
+                z[site] = random.normal(shape, stream).to(dtype)[:, None]
             else:
-                z = noise.icdf(random.open_uniform(v0.shape[2:], stream).to(v0.dtype))
-            return z[:, None]
-
-        logits, *_ = chain.noisy(clean, tuple(range(len(sigma))), sigma, draw)
+                z[site] = noise.icdf(random.open_uniform(shape, stream).to(dtype))[:, None]
+        logits = graph.noisy(clean, z, sigma).logits
         winners = logits.argmax(1).unflatten(0, (len(part), batch)).T
         counts.scatter_add_(1, winners, torch.ones_like(winners))
     return counts
 
 
-def _require_affine_start(chain: Chain) -> None:
-    """Refuse a network whose first layer is not an affine function of the image, image by image."""
-    require_separate_samples(chain.named_modules)
-    before = chain.modules[: chain.sites[0]]
-    foreign = [module for module in before if not facts_of(module).isometry and type(module) is not Standardise]
-    foreign += [chain.layer(0)] if type(chain.layer(0)) not in (nn.Linear, nn.Conv2d) else []
+def _require_affine_start(graph: Graph) -> None:
+    """Refuse a network whose first layer is not an affine function of the image, image by image, or is bypassed."""
+    require_separate_samples(graph.named_modules)
+    if not graph.is_entrance(0):
+        raise ConfigurationError(
+            "a certificate needs a first layer that all of the image goes through, and other calls than "
+            f"{graph.nodes[graph.sites[0]].what} read the image as well, as in a residual block; put a layer before "
+            "them."
+        )
+    foreign = [module for module in _before(graph) if not facts_of(module).isometry and type(module) is not Standardise]
+    foreign += [graph.layer(0)] if type(graph.layer(0)) not in (nn.Linear, nn.Conv2d) else []
     if foreign:
         raise ConfigurationError(
             "a certificate needs a first layer that is affine in the image: nn.Linear or nn.Conv2d after nothing but "
@@ -214,8 +216,13 @@ def _require_affine_start(chain: Chain) -> None:
         )
 
 
+def _before(graph: Graph) -> list[nn.Module]:
+    """What the image goes through before the first layer."""
+    return [graph.nodes[number].module for number in graph.ancestors(graph.sites[0])[1:]]
+
+
 def _kind(module: nn.Module) -> str:
-    return "a residual block" if isinstance(module, Step) else type(module).__name__
+    return str(module) if isinstance(module, FunctionCall) else type(module).__name__
 
 
 def _patches(layer: nn.Module, site: torch.Size) -> tuple[int, int]:

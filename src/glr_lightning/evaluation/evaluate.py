@@ -41,8 +41,8 @@ def evaluate(
 
         rows = evaluate(network, images, labels, ["clean", "pgd_linf", "square_linf", "pgd_linf.epsilon=0.1"])
 
-    A source of gradients that cannot be had of the network, such as the slopes of a network that is no chain of
-    layers, is left out of an attack that has others, and the note of its rows says so; an attack that has no other is
+    A source of gradients that cannot be had of the network, such as the slopes of a network that cannot be
+    traced, is left out of an attack that has others, and the note of its rows says so; an attack that has no other is
     refused. Transfer attacks that are given by name use all surrogates; without any they take the network's own
     gradient, and their rows say so.
 

@@ -1,8 +1,9 @@
 """Modules that torch does not have."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from glr_lightning.errors import ConfigurationError
 from glr_lightning.validation import Positive, checked
 
 
@@ -66,5 +67,15 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return body(x) + shortcut(x)."""
-        total: Tensor = self.body(x) + self.shortcut(x)
-        return total
+        return add_branches(self.body(x), self.shortcut(x))
+
+
+@fx.wrap  # tracing keeps the call, so that the check is made of tensors
+def add_branches(body: Tensor, shortcut: Tensor) -> Tensor:
+    """Return body + shortcut. Raises ConfigurationError if their shapes differ."""
+    if body.shape[1:] != shortcut.shape[1:]:
+        raise ConfigurationError(
+            f"a residual block adds tensors of one shape, got {list(body.shape[1:])} and {list(shortcut.shape[1:])} of "
+            "a sample; give it a shortcut whose output is shaped like the body's, such as a 1 x 1 convolution."
+        )
+    return body + shortcut

@@ -68,7 +68,7 @@ _observed: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
 
 def facts_of(module: nn.Module) -> ModuleFacts:
     """The facts about a module, in the mode (train or eval) it is in."""
-    facts = _without_probe(module)
+    facts = without_probe(module)
     if facts is not None:
         return facts
     found = _found.setdefault(module, {})
@@ -86,7 +86,7 @@ def observe(network: nn.Module, x: Tensor) -> None:
     if network.training in _observed.get(network, ()):
         return
     _observed.setdefault(network, set()).add(network.training)
-    unknown = [m for m in network.modules() if _without_probe(m) is None and not _is_observed(m)]
+    unknown = [m for m in network.modules() if without_probe(m) is None and not _is_observed(m)]
     twin = _twin(network) if unknown else None
     if twin is None:
         return
@@ -99,7 +99,7 @@ def observe(network: nn.Module, x: Tensor) -> None:
 
 def probed(network: nn.Module) -> dict[str, nn.Module]:
     """The modules of a network whose facts come from a probe, by name."""
-    return {name or "network": module for name, module in network.named_modules() if _without_probe(module) is None}
+    return {name or "network": module for name, module in network.named_modules() if without_probe(module) is None}
 
 
 def without_derivative(network: nn.Module) -> dict[str, nn.Module]:
@@ -119,7 +119,7 @@ def named(name: str, module: nn.Module) -> str:
     return f"'{name}' ({type(module).__name__}{', ' + found if found else ''})"
 
 
-def _without_probe(module: nn.Module) -> ModuleFacts | None:
+def without_probe(module: nn.Module) -> ModuleFacts | None:
     """Return what is declared or known of a module, None if nothing is."""
     declared = module.__dict__.get("facts", getattr(type(module), "facts", None))
     if isinstance(declared, ModuleFacts):

@@ -1,13 +1,12 @@
 """The noisy network as a model of its own: the prediction averaged over passes with the training's noise."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from glr_lightning.noise import Noise
-from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.randomness import ImageRandom
 
 STREAMS = 2**20
@@ -22,9 +21,9 @@ class NoiseAveraged(nn.Module):
     draws stay within 5.4 sigma.
 
     Args:
-        network: a chain.
+        network: a network that can be traced.
         noise: the density.
-        sigma: its scale for every layer, numbers or tensors that broadcast to the pre-activation.
+        sigma: its scale for every site, numbers or tensors that broadcast to the pre-activation.
         passes: S.
     """
 
@@ -45,18 +44,16 @@ class NoiseAveraged(nn.Module):
 
     def forward(self, x: Tensor, random: ImageRandom) -> Tensor:
         """[B, classes]; random: the randomness of these images."""
-        chain = Chain.of(self.network)
+        graph = Graph.of(self.network)
         sigma = self.sigma_of(x)
-        sites = tuple(range(len(chain.sites)))
-        clean = chain.clean(x)
+        clean = graph.clean(x)
         passes = []
         for number in range(self.passes):
-            streams = iter(range(STREAMS + number * len(sites), STREAMS + (number + 1) * len(sites)))
-
-            def draw(v0: Tensor, streams: Any = streams) -> Tensor:
-                u = random.open_uniform(v0.shape[2:], next(streams))
-                return self.noise.icdf(u.to(v0.dtype))[None]
-
-            logits, *_ = chain.noisy(clean, sites, sigma, draw)
+            first = STREAMS + number * len(graph.sites)
+            z = {}
+            for site, v0 in enumerate(clean.preactivations):
+                u = random.open_uniform(v0.shape[1:], first + site)
+                z[site] = self.noise.icdf(u.to(graph.weight_dtype(site)))[None]
+            logits = graph.noisy(clean, z, sigma).logits
             passes.append(logits.log_softmax(1))
         return torch.logsumexp(torch.stack(passes), dim=0) - math.log(self.passes)

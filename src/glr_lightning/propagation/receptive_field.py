@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.losses import Loss
-from glr_lightning.propagation.chain import Chain, CleanPass, NoisyPass
+from glr_lightning.propagation.function_call import FunctionCall
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of
-from glr_lightning.propagation.residual_steps import Fork, Merge, Swap
+from glr_lightning.propagation.readout import readout_weight
+from glr_lightning.propagation.values import CleanPass, NoisyPass, Shapes
 
 AT_ONCE = 2**24
 """Logits, of fields or of places, that are held at once (64 MiB)."""
@@ -46,11 +48,11 @@ class Fields:
     members: tuple[Tensor, Tensor]
     of_place: tuple[Tensor, Tensor]
 
-    def losses_without(self, chain: Chain, clean: CleanPass, noisy: NoisyPass, loss: Loss, y: Tensor) -> Tensor:
+    def losses_without(self, graph: Graph, clean: CleanPass, noisy: NoisyPass, loss: Loss, y: Tensor) -> Tensor:
         """L(u_k(i)) for every field, [copies, batch, fields]; noisy: a pass over K copies of the clean batch."""
         rows, columns = self.members
         batch, dtype = len(y), rows.dtype
-        weight = chain.readout_weight(clean.readout.to(dtype))
+        weight = readout_weight(graph, clean.readout.to(dtype))
         moved = (noisy.readout.unflatten(0, (-1, batch)) - clean.readout).flatten(0, 1).to(dtype)
         logits, labels = noisy.logits.to(dtype), y.repeat(len(noisy.logits) // batch)
         count = rows.shape[1] * columns.shape[1]
@@ -70,53 +72,65 @@ class Fields:
         return grid.index_select(2, self.of_place[0]).index_select(3, self.of_place[1])[:, :, None]
 
 
-def fields_of(chain: Chain, clean: CleanPass, site: int) -> Fields | None:
-    """Return the fields of a layer, or None where they are of no use.
+def fields_of(graph: Graph, shapes: Shapes, site: int) -> Fields | None:
+    """Return the fields of a site, or None where they are of no use.
 
     That is where not all tensors from its output to the readout are maps of places, the logits are not affine in the
     readout, or every place reaches every other.
     """
-    v0, start = clean.preactivations[site], chain.sites[site]
-    last = chain.sites[-1] == len(chain.modules) - 1 and isinstance(chain.modules[-1], nn.Linear)
-    if not last or start >= chain.readout or any(len(shape) != 3 for shape in clean.shapes[start : chain.readout]):
+    weight = graph.layer(site).get_parameter("weight")
+    key = (shapes.sites, site, weight.dtype, weight.device)
+    if key not in graph.fields:
+        graph.fields[key] = _fields(graph, shapes, site)
+    fields: Fields | None = graph.fields[key]
+    return fields
+
+
+def _fields(graph: Graph, shapes: Shapes, site: int) -> Fields | None:
+    last = graph.output == graph.sites[-1] and isinstance(graph.nodes[graph.output].module, nn.Linear)
+    path = [number for number in graph.behind([site]) if number < graph.end[0]]
+    maps = [shape for number in path if (shape := shapes.nodes[number]) is not None and len(shape) == 3]
+    if not last or graph.readout not in path or len(maps) < len(path):
         return None
-    axes = [_axis(chain, clean, site, axis) for axis in (0, 1)]
+    axes = [_axis(graph, shapes, site, axis) for axis in (0, 1)]
     members, of_place = zip(*axes, strict=True)
     if all(part.shape[1] == 1 and bool(part.all()) for part in members):
         return None
-    at = {"device": v0.device}
-    dtype = chain.layer(site).get_parameter("weight").dtype
-    rows, columns = (part.to(dtype=dtype, **at) for part in members)
-    return Fields((rows, columns), (of_place[0].to(**at), of_place[1].to(**at)))
+    weight = graph.layer(site).get_parameter("weight")
+    rows, columns = (part.to(dtype=weight.dtype, device=weight.device) for part in members)
+    return Fields((rows, columns), (of_place[0].to(weight.device), of_place[1].to(weight.device)))
 
 
-def _axis(chain: Chain, clean: CleanPass, site: int, axis: int) -> tuple[Tensor, Tensor]:
+def _axis(graph: Graph, shapes: Shapes, site: int, axis: int) -> tuple[Tensor, Tensor]:
     """(members, of_place) along an axis."""
-    own = torch.arange(clean.preactivations[site].shape[2 + axis])
-    nothing: Interval = (torch.ones_like(own), torch.zeros_like(own))
-    state: tuple[Interval, ...] = ((own, own), *(nothing for _ in clean.waiting[site]))
-    for position in range(chain.sites[site] + 1, chain.readout):
-        state = _behind(chain.modules[position], state, clean.shapes[position][1 + axis], axis)
-    low, high = state[0]
-    place = torch.arange(clean.readout.shape[2 + axis])[:, None]
+    own = torch.arange(shapes.sites[site][1 + axis])
+    reached: dict[int, Interval] = {graph.sites[site]: (own, own)}
+    for number in graph.behind([site])[1:]:
+        if number < graph.end[0]:
+            before = [reached[i] for i in graph.nodes[number].inputs if i in reached]
+            hull = functools.reduce(_hull, before)
+            reached[number] = _behind(graph.nodes[number].module, hull, _size(shapes, number, axis), axis)
+    low, high = reached[graph.readout]
+    place = torch.arange(_size(shapes, graph.readout, axis))[:, None]
     intervals, of_place = torch.unique(torch.stack([low, high]), dim=1, return_inverse=True)
     return (place >= intervals[0]) & (place <= intervals[1]), of_place
 
 
-def _behind(module: nn.Module, state: tuple[Interval, ...], size: int, axis: int) -> tuple[Interval, ...]:
+def _size(shapes: Shapes, number: int, axis: int) -> int:
+    shape = shapes.nodes[number]
+    assert shape is not None  # since `_fields`
+    return shape[1 + axis]
+
+
+def _behind(module: nn.Module, field: Interval, size: int, axis: int) -> Interval:
     """The intervals behind a module that returns `size` places along an axis."""
-    if isinstance(module, Fork):
-        return (state[0], *state)
-    if isinstance(module, Swap):
-        return (state[1], state[0], *state[2:])
-    if isinstance(module, Merge):
-        return (_hull(state[0], state[1]), *state[2:])
-    if facts_of(module).elementwise:
-        return state
-    low, high = dependent_places(module, *state[0], axis)
+    sums = isinstance(module, FunctionCall) and module.name in ("add", "sub", "mul", "add_branches")
+    if facts_of(module).elementwise or sums:
+        return field
+    low, high = dependent_places(module, *field, axis)
     inside = (low.clamp(min=0), high.clamp(max=size - 1))
-    empty = state[0][0] > state[0][1]
-    return ((torch.where(empty, 1, inside[0]), torch.where(empty, 0, inside[1])), *state[1:])
+    empty = field[0] > field[1]
+    return (torch.where(empty, 1, inside[0]), torch.where(empty, 0, inside[1]))
 
 
 def _hull(a: Interval, b: Interval) -> Interval:

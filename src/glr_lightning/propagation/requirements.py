@@ -51,10 +51,19 @@ def require_own_output(modules: Modules) -> None:
             )
 
 
-def require_own_parameters(modules: Modules) -> None:
-    """Refuse parameters whose gradient would be missing or incomplete. Raises ConfigurationError."""
-    owner: dict[Tensor, str] = {}
-    for name, module in modules:
+def require_own_parameters(network: nn.Module, calls: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse parameters whose gradient would be missing or incomplete.
+
+    Args:
+        network: the network.
+        calls: what it calls, with names.
+
+    Raises:
+        ConfigurationError: a layer whose weight is computed from other parameters; a trainable parameter of a module
+            without a weight gradient, or of one that is not called.
+    """
+    trained: set[Tensor] = set()
+    for name, module in calls:
         kind = f"module '{name}' ({type(module).__name__})"
         own = {parameter_name for parameter_name, _ in module.named_parameters(recurse=False)}
         if is_parametrized(module) or (has_weight_vjp(module) and not own <= {"weight", "bias"}):
@@ -68,10 +77,10 @@ def require_own_parameters(modules: Modules) -> None:
                 f"{kind} holds parameters, and no weight gradient is registered for it; replace it, freeze it "
                 "(requires_grad=False), or register one with glr_lightning.propagation.layer_vjp.weight_vjp.register."
             )
-        for parameter in trainable:
-            if parameter in owner:
-                raise ConfigurationError(
-                    f"{kind} shares a parameter with module '{owner[parameter]}', and the gradients of the two uses "
-                    "are not added up; give each layer parameters of its own."
-                )
-            owner[parameter] = name
+        trained.update(trainable)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad and parameter not in trained:
+            raise ConfigurationError(
+                f"the logits do not rest on parameter '{name}', since no call of its layer reaches them; remove it, or "
+                "freeze it (requires_grad=False)."
+            )

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from glr_lightning.config import TRUSTED, TrainConfig, build, checked_root, target_of
 from glr_lightning.errors import CheckpointError, ConfigurationError
-from glr_lightning.estimators.base import Estimator, per_site
-from glr_lightning.propagation.chain import Chain
+from glr_lightning.estimators.base import Estimator
+from glr_lightning.estimators.settings import per_site
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.runs.trained_run import TrainedRun
 from glr_lightning.validation import Count, checked
@@ -40,14 +41,14 @@ def noise_averaged(run: TrainedRun, passes: Count, trusted: tuple[str, ...] = TR
 
 def trained_sigma(run: TrainedRun, estimator: Any, trusted: tuple[str, ...] = TRUSTED) -> tuple[float | Tensor, ...]:
     """The noise scale of every layer in the epoch of a run's checkpoint. Errors as for `noise_averaged`."""
-    sites = len(Chain.of(run.network).sites)
+    graph = Graph.of(run.network)
     if not run.config.get("callbacks"):
-        return per_site(estimator.sigma, sites)
+        return per_site(estimator.sigma, graph)
     from glr_lightning.training.callbacks import Annealing, LearnedSigma  # here, since they import Lightning
 
     learned = _callback(run.config, LearnedSigma, trusted)
     if learned is not None:
-        return _learned(run, estimator, learned)
+        return per_site(_learned(run, estimator, learned), graph)
     sigma = estimator.sigma
     annealing = _callback(run.config, Annealing, trusted)
     if annealing is not None:
@@ -55,7 +56,7 @@ def trained_sigma(run: TrainedRun, estimator: Any, trusted: tuple[str, ...] = TR
         annealing.check_epochs(estimator, epochs)
         values = annealing.at(estimator, min(run.checkpoint["epoch"], epochs - 1), epochs)
         sigma = values.get("sigma", sigma)
-    return per_site(sigma, sites)
+    return per_site(sigma, graph)
 
 
 def learned_per(config: Mapping[str, Any], trusted: tuple[str, ...] = TRUSTED) -> str | None:

@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from glr_lightning.baselines import LeaveOneOut
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators.base import even_parts
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
+from glr_lightning.estimators.settings import even_parts
 from glr_lightning.estimators.straight_through import with_slopes
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.layer_vjp import unit_norms
 from glr_lightning.propagation.module_facts import facts_of
-from glr_lightning.propagation.residual_steps import State
 from glr_lightning.randomness import ImageRandom
 from glr_lightning.sampling import Antithetic
 
@@ -66,13 +65,13 @@ def input_gradient(model: Scores, x: Tensor, y: Tensor, loss: AttackLoss = cross
     return torch.zeros_like(x) if gradient is None else gradient.detach()
 
 
-def scales(chain: Chain, smoothing: float) -> tuple[Tensor, ...]:
+def scales(graph: Graph, smoothing: float) -> tuple[Tensor, ...]:
     """The scales at which the pre-activations are smoothed: of unit i of a layer, smoothing * ||w_i||_2.
 
     So they follow the network however it is scaled, and belong to no batch: what white noise of that standard deviation
     at the layer's inputs would do to the unit.
     """
-    layers = map(chain.layer, range(len(chain.sites)))
+    layers = map(graph.layer, range(len(graph.sites)))
     return tuple(smoothing * unit_norms(layer).clamp_min(1e-12) for layer in layers)
 
 
@@ -81,10 +80,10 @@ def straight_through(network: nn.Module, smoothing: float) -> nn.Module:
 
     The slope is that of the activation's mean under Gaussian noise of `scales`: BPDA (Athalye, Carlini & Wagner, ICML
     2018) with the straight-through surrogate that `estimators.StraightThrough` trains with. A network without such
-    activations comes back as it is. Raises ConfigurationError for a network that is no chain.
+    activations comes back as it is. Raises ConfigurationError for a network that cannot be traced.
     """
-    chain = Chain.of(network)
-    return with_slopes(chain, Gaussian(), scales(chain, smoothing)).network().eval()
+    graph = Graph.of(network)
+    return with_slopes(graph, Gaussian(), scales(graph, smoothing)).network().eval()
 
 
 def is_piecewise_constant(network: nn.Module) -> bool:
@@ -120,11 +119,11 @@ def likelihood_ratio_gradient(
     sigma, noise: of the network that keeps its noise on at inference, one scale a layer, and the density; it then takes
         the place of the smoothing, at all layers. A density without a score (uniform) is replaced by the Gaussian.
 
-    Raises ConfigurationError for a network that is no chain or begins with a residual block, or copies that are not two
-    pairs at least.
+    Raises ConfigurationError for a network that cannot be traced, or of which other calls than the first layer read the
+    image, or copies that are not two pairs at least.
     """
-    chain = Chain.of(network)
-    widest = max(v.numel() for v in chain.clean(x[:1]).preactivations)
+    graph = Graph.of(network)
+    widest = max(shape.numel() for shape in graph.shapes(x).sites)
     parts = even_parts(len(x), CHUNK // max(copies * widest, 1))
     if len(parts) > 1:
         settings: dict[str, Any] = {"copies": copies, "smoothing": smoothing, "sigma": sigma, "noise": noise}
@@ -137,35 +136,29 @@ def likelihood_ratio_gradient(
         return torch.cat([part(*piece) for piece in pieces])
     density = noise if noise is not None and noise.admissible else Gaussian()
     estimator = LikelihoodRatio(copies=copies, sampling=Antithetic(), noise=density)
-    sites = (0,) if sigma is None else tuple(range(len(chain.sites)))
-    at_sites = scales(chain, smoothing) if sigma is None else sigma
-    streams = iter(range(2**16, 2**16 + len(sites)))
-
-    def draw(v0: Tensor) -> Tensor:
-        u = random.open_uniform((copies // 2, *v0.shape[2:]), next(streams))
-        z = density.icdf(u.to(v0.dtype)).transpose(0, 1)
-        return torch.cat([z, -z])
-
-    clean = chain.clean(x)
-    if clean.waiting[0]:
+    if not graph.is_entrance(0):
         raise ConfigurationError(
-            f"the likelihood-ratio gradient of an image needs a first layer that all of the image goes through, but "
-            f"'{chain.site_names[0]}' is in a residual block; use gradient_source=straight_through, or put a layer "
-            "before the block.",
+            f"the likelihood-ratio gradient of an image needs a first layer that all of the image goes through, and "
+            f"other calls than {graph.nodes[graph.sites[0]].what} read the image as well, as in a residual block; use "
+            "gradient_source=straight_through, or put a layer before them.",
             option="gradient_source",
         )
-    logits, seen, _ = chain.noisy(clean, sites, at_sites, draw)
+    sites = (0,) if sigma is None else tuple(range(len(graph.sites)))
+    at_sites = scales(graph, smoothing) if sigma is None else sigma
+    noises: dict[int, Tensor] = {}
+    for site in sites:
+        u = random.open_uniform((copies // 2, *graph.shapes(x).sites[site]), 2**16 + site)
+        z = density.icdf(u.to(graph.weight_dtype(site))).transpose(0, 1)
+        noises[site] = torch.cat([z, -z])
+    logits, seen, *_ = graph.noisy(graph.clean(x), noises, at_sites)
     losses = loss(logits, y.repeat(copies)).unflatten(0, (copies, len(y)))
     baseline = LeaveOneOut()(losses, Antithetic().group(copies, x.device), None)
-    score = estimator.score_of(chain, seen[0], at_sites[0])
+    score = estimator.score_of(graph, seen[0], at_sites[0])
     weight = ((losses - baseline) / copies)[(...,) + (None,) * (score.dim() - 2)]
     signal = (weight * score).sum(0) / at_sites[0]
     with torch.enable_grad():
         image = x.detach().clone().requires_grad_()
-        state: State = (image,)
-        for position in range(chain.sites[0] + 1):
-            state = chain.step(position, state)
-        v0 = state[0]
+        v0 = graph.preactivation(image, 0)
         if not v0.requires_grad:
             return torch.zeros_like(x)
         (gradient,) = torch.autograd.grad(v0, image, signal)

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator
-from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.schedules import Schedule
 from glr_lightning.training.callbacks.base import TrainingCallback
 from glr_lightning.training.module import GLRModule, glr_module
@@ -128,7 +128,7 @@ class Annealing(TrainingCallback):
         values = self.at(self._initial, trainer.current_epoch, _epochs(trainer))
         sigma = values.pop("sigma", None)
         if isinstance(sigma, tuple):
-            names = Chain.of(module.network).site_names
+            names = Graph.of(module.network).layers
             return values | {f"sigma_{name}": scale for name, scale in zip(names, sigma, strict=True)}
         return values if sigma is None else values | {"sigma": sigma}
 

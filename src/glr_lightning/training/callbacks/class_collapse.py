@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.training.callbacks.base import Recent, Sums, TrainingCallback
 from glr_lightning.training.dead_classes import DEAD_BELOW, dead, dead_classes
 from glr_lightning.training.module import GLRModule, glr_module
@@ -122,8 +122,8 @@ class ClassCollapse(TrainingCallback):
 
 def output_bias(network: nn.Module, classes: int | None = None) -> nn.Parameter:
     """The bias of the logits. Raises ConfigurationError if there is none that is one number per class."""
-    chain = Chain.of(network)
-    bias = getattr(chain.layer(len(chain.sites) - 1), "bias", None)
+    graph = Graph.of(network)
+    bias = getattr(graph.layer(len(graph.sites) - 1), "bias", None)
     if not isinstance(bias, nn.Parameter) or bias.shape != (classes or len(bias),):
         raise ConfigurationError(
             "callbacks.class_collapse.revive lifts the output bias of a class, but the last layer has none; use "

@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.propagation.chain import Chain
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.training.callbacks.base import TrainingCallback
 from glr_lightning.training.module import GLRModule, glr_module
 from glr_lightning.validation import NonEmpty, NonNegative, checked
@@ -31,7 +31,7 @@ class LayerRates(TrainingCallback):
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
         """Raise ConfigurationError unless there is a factor for each layer."""
-        sites = len(Chain.of(module.network).sites)
+        sites = len(Graph.of(module.network).layers)
         if len(self.factors) != sites:
             raise ConfigurationError(
                 f"callbacks.layer_rates.factors must be a factor of the learning rate for each of the {sites} layers "
@@ -43,7 +43,7 @@ class LayerRates(TrainingCallback):
         """Give each parameter the factor of its layer."""
         module = glr_module(pl_module)
         self.check(trainer, module)
-        names = Chain.of(module.network).site_names
+        names = Graph.of(module.network).layers
         factors = dict(zip(names, self.factors, strict=True))
         for name in dict(module.network.named_parameters()):
             module.optimizer_options[name] = {"lr_factor": factors[name.rpartition(".")[0]]}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator, LikelihoodRatio
-from glr_lightning.estimators.base import per_site
-from glr_lightning.propagation.chain import Chain
+from glr_lightning.estimators.settings import per_layer
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.layer_vjp import unit_norms
 from glr_lightning.training.callbacks.annealing import Annealing
 from glr_lightning.training.callbacks.base import TrainingCallback, training_callbacks
@@ -74,7 +74,7 @@ class LearnedSigma(TrainingCallback):
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
         """Return the present scales."""
         row = {}
-        for name, scale in zip(Chain.of(module.network).site_names, self.scales, strict=True):
+        for name, scale in zip(Graph.of(module.network).layers, self.scales, strict=True):
             row[f"sigma_{name}"] = float(scale.mean())
             if scale.dim():
                 row |= {f"sigma_{name}_min": float(scale.min()), f"sigma_{name}_max": float(scale.max())}
@@ -106,7 +106,7 @@ def log_scales(estimator: Estimator, network: nn.Module, per: Per) -> nn.Paramet
             f"{type(estimator).__name__} does not; use estimator=likelihood_ratio with copies=32, or leave it out.",
             option="callbacks.learned_sigma",
         )
-    chain = Chain.of(network)
-    scales: tuple[float | Tensor, ...] = per_site(estimator.sigma, len(chain.sites))
-    shapes = [unit_norms(chain.layer(site)).shape if per == "neuron" else () for site in range(len(scales))]
+    graph = Graph.of(network)
+    scales: tuple[float | Tensor, ...] = per_layer(estimator.sigma, graph)
+    shapes = [unit_norms(layer).shape if per == "neuron" else () for _, layer in graph.named_layers]
     return nn.ParameterList(torch.full(shape, math.log(float(s))) for shape, s in zip(shapes, scales, strict=True))

@@ -1,0 +1,129 @@
+"""An estimator that is bound to a network, and what its steps return."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from glr_lightning.losses import Loss
+from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.module_facts import observe
+from glr_lightning.propagation.rows import require_rows
+
+if TYPE_CHECKING:
+    from glr_lightning.estimators.base import Estimator
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The outcome of one estimation.
+
+    Attributes:
+        gradients: dJ/dtheta by parameter name of the network, each in its parameter's shape and dtype.
+        loss: the mean loss over the batch and the noise copies, a scalar tensor.
+        logits: [batch, classes], the noise-free ones where the estimator computes them.
+        diagnostics: plain numbers about the cost; "forwards" is the number of samples sent through the
+            network or the noisy part of it.
+        log_sigma: dJ/dlog(sigma) of every noisy layer, each in the shape of its scale; empty unless the
+            estimator's sigma are tensors.
+    """
+
+    gradients: dict[str, Tensor]
+    loss: Tensor
+    logits: Tensor
+    diagnostics: dict[str, int] = field(default_factory=dict)
+    log_sigma: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """An estimator bound to a network and a loss: checked and prepared once, then a pure function of tensors.
+
+        bound = estimator.bind(network, loss)
+        noise = bound.draw(x, generator)
+        estimate = bound.step(x, y, noise)
+
+    A step checks nothing and draws nothing; it is what `torch.compile` compiles, and what `torch.func` transforms.
+
+    Attributes:
+        estimator: the estimator.
+        network: the network.
+        loss: the per-sample loss.
+    """
+
+    estimator: "Estimator"
+    network: nn.Module
+    loss: Loss
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The network's graph. Raises ConfigurationError for a network that cannot be traced."""
+        return Graph.of(self.network)
+
+    @functools.cached_property
+    def prepared(self) -> Any:
+        """What the estimator has prepared for its steps."""
+        return self.estimator._prepare(self)
+
+    def look_at(self, x: Tensor) -> None:
+        """Check the network on the values of a batch [batch, ...], the first of its shape.
+
+        Raises:
+            ConfigurationError: modules or functions turn out to be such as the estimator cannot train.
+        """
+        observe(self.network, x)
+        if "graph" in vars(self) and not self.graph.has_seen(x):
+            self.estimator._require(self)  # facts that were probed on random numbers may be others on these
+            require_rows(self.graph, x)
+            self.graph.shapes(x)
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> list[Any]:
+        """Draw all randomness of a step.
+
+        Args:
+            x: [batch, ...], of which the shape, type and device count.
+            generator: on the device of x.
+
+        Returns:
+            parts of the noise, each a tuple or dict of tensors.
+        """
+        self.look_at(x)
+        return list(self.estimator._draws(self, x, generator))
+
+    def step(self, x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
+        """Estimate the gradients, given the noise: a pure function of the network's weights and these tensors.
+
+        Args:
+            x: [batch, ...], inputs, of the dtype of the network's weights.
+            y: [batch] int64, labels.
+            noise: what `draw` returned for a batch of this shape.
+        """
+        return self.estimator._step(self, x, y, noise)
+
+    def step_of(self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
+        """As `step`, with these weights in place of the network's own; for `torch.func`.
+
+        Args:
+            weights: by the network's names of its parameters.
+            x: as for `step`.
+            y: as for `step`.
+            noise: as for `step`.
+        """
+        own = {f"network.{name}": weight for name, weight in weights.items()}
+        estimate: Estimate = functional_call(_Step(self), own, (x, y, noise))
+        return estimate
+
+
+class _Step(nn.Module):
+    """A step as a module, whose parameters can be replaced."""
+
+    def __init__(self, bound: Bound) -> None:
+        super().__init__()
+        self.network, self.bound = bound.network, bound
+
+    def forward(self, x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
+        return self.bound.step(x, y, noise)

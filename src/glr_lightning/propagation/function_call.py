@@ -1,0 +1,128 @@
+"""Functions that a traced network calls, such as `torch.cat`, as modules; and what is known of them."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from glr_lightning.networks.modules import add_branches
+from glr_lightning.propagation.probing import ModuleFacts
+
+_CURVES = "relu relu6 sigmoid tanh exp sin cos abs neg softplus gelu silu elu selu leaky_relu hardtanh hardsigmoid mish"
+_CURVES += " hardswish logsigmoid softsign tanhshrink softshrink celu square clone float double clamp"
+_STEPS = "gt ge lt le eq ne sign floor ceil round heaviside"
+_SHAPES = "flatten reshape view unflatten unsqueeze squeeze contiguous"
+_OTHERS = "getitem chunk split unbind select narrow cat stack concat concatenate hstack vstack expand repeat"
+_OTHERS += " pad permute transpose add sub mul truediv div matmul linear bmm mean sum amax amin maximum minimum"
+_OTHERS += " softmax log_softmax logsumexp avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d"
+_OTHERS += " layer_norm group_norm normalize prelu add_branches zeros ones zeros_like ones_like new_zeros"
+_OTHERS += " new_ones full full_like getattr size"
+_DRAWS = "rand randn randint rand_like randn_like randint_like bernoulli multinomial normal poisson"
+_DRAWS += " dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout rrelu gumbel_softmax"
+CURVES, STEPS, SHAPES, OTHERS, DRAWS = (
+    frozenset(names.split()) for names in (_CURVES, _STEPS, _SHAPES, _OTHERS, _DRAWS)
+)
+"""Names of torch's functions and tensors' methods: elementwise and continuous; elementwise with steps; those that keep
+every number of a sample; other continuous ones; random ones. What is in none of them is probed, or not known."""
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "div")
+
+
+class Slot(NamedTuple):
+    """The place of an earlier value among the arguments of a call."""
+
+    number: int
+
+
+class FunctionCall(nn.Module):
+    """A call of a function, a tensor's method or a module, with its constant arguments.
+
+    Args:
+        name: of the function.
+        function: what is called.
+        args: its arguments, with a `Slot` for each value that `forward` takes; lists, tuples, dicts and slices are
+            looked into.
+        options: its arguments by keyword, likewise.
+        facts: what is known of it; None: it is probed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        options: dict[str, Any],
+        facts: ModuleFacts | None,
+    ) -> None:
+        super().__init__()
+        self.name, self.function, self.args, self.options = name, function, tuple(args), options
+        if facts is not None:
+            self.facts = facts
+
+    def forward(self, *values: Any) -> Any:
+        """Call the function with these values in the slots."""
+        return self.function(*_filled(self.args, values), **_filled(self.options, values))
+
+    def extra_repr(self) -> str:
+        """Return the function's name."""
+        return self.name
+
+
+def _filled(template: Any, values: Sequence[Any]) -> Any:
+    """The template with each `Slot` replaced by its value."""
+    if isinstance(template, Slot):
+        return values[template.number]
+    if isinstance(template, list | tuple):
+        return type(template)([_filled(part, values) for part in template])
+    if isinstance(template, dict):
+        return {key: _filled(part, values) for key, part in template.items()}
+    if isinstance(template, slice):
+        return slice(*(_filled(part, values) for part in (template.start, template.stop, template.step)))
+    return template
+
+
+def facts_of_function(
+    name: str, function: Callable[..., Any], args: Sequence[Any], options: dict[str, Any], values: int
+) -> ModuleFacts | None:
+    """Return what is known of a function or method, None if it can be probed.
+
+    Args:
+        name: of the function.
+        function: what is called.
+        args: its arguments, as `FunctionCall` takes them.
+        options: its arguments by keyword, likewise.
+        values: the number of slots.
+    """
+    if function is add_branches or any(
+        getattr(place, name, None) is function for place in (torch, functional, operator, torch._C._nn, Tensor)
+    ):
+        given = [*args, *options.values()]
+        if name in CURVES:
+            return ModuleFacts(elementwise=True)
+        if name in STEPS and values == 1:
+            return ModuleFacts(elementwise=True, jumps=True, flat=True)
+        if name in SHAPES:
+            return ModuleFacts(affine=True, isometry=True)
+        if name in DRAWS:
+            return ModuleFacts(draws=True)
+        if name in ("truediv", "div") and values and not isinstance(args[0], Slot):
+            return ModuleFacts(elementwise=True, jumps=True)  # a / x, at 0
+        if name in _ARITHMETIC and all(isinstance(part, Slot | int | float) for part in given):
+            return ModuleFacts(elementwise=values == 1, affine=values == 1)
+        if name in OTHERS and "rounding_mode" not in options:
+            return ModuleFacts()
+    return None if values == 1 else ModuleFacts(jumps=True, found="not known here")
+
+
+def aligned(values: list[Any], with_rows: list[bool]) -> list[Any]:
+    """Repeat tensors whose rows are common to all copies of others, copy-major (Law 5)."""
+    tensors = [value for value, has in zip(values, with_rows, strict=True) if has and isinstance(value, Tensor)]
+    rows = max(map(len, tensors), default=0)
+    return [
+        value.repeat(rows // len(value), *[1] * (value.dim() - 1))
+        if has and isinstance(value, Tensor) and len(value) != rows
+        else value
+        for value, has in zip(values, with_rows, strict=True)
+    ]

@@ -1,0 +1,232 @@
+"""Trace a network by torch.fx into the calls that it makes, in order."""
+
+import functools
+import operator
+import traceback
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.errors import ConfigurationError, words_of
+from glr_lightning.networks.modules import Residual
+from glr_lightning.propagation.function_call import FunctionCall, Slot, facts_of_function
+from glr_lightning.propagation.layer_vjp import has_weights
+from glr_lightning.propagation.module_facts import without_probe
+from glr_lightning.propagation.probing import ModuleFacts
+
+_OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+"""`h += g` of a traced network, as h = h + g: the value that was there may be a pre-activation that a pass keeps."""
+
+
+State = list[tuple[Any, bool]]
+"""What a graph depends on: modules with their train mode, and parameters with whether they are trained."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A call that a network makes.
+
+    Attributes:
+        name: of the module in the network, or of the function.
+        module: what is called; a function is a `FunctionCall`.
+        inputs: the numbers of the nodes whose values it takes.
+        line: where the network calls it, "file:line", for errors.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[int, ...]
+    line: str
+
+    @property
+    def what(self) -> str:
+        """The call in an error."""
+        if isinstance(self.module, FunctionCall):
+            return f"'{self.module.name}' ({self.line})"
+        return f"'{self.name}' ({type(self.module).__name__})"
+
+
+def trace(network: nn.Module) -> tuple[list[Node], int]:
+    """Return the calls that a network makes and the number of the one that returns the logits; node 0 is its input.
+
+    Modules that hold layers with weights, or piecewise-constant activations, are looked into; others are called.
+
+    Raises:
+        ConfigurationError: what cannot be traced, with the line.
+    """
+    if not _is_entered(network):
+        raise ConfigurationError(
+            f"noise is injected into a network of layers, got {type(network).__name__} alone; put it into an "
+            "nn.Sequential.",
+            option="network",
+        )
+    tracer = _Tracer()
+    tracer.record_stack_traces = True
+    try:
+        graph = tracer.trace(network)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # of the tracer, or of the network's own code on a stand-in for a tensor
+        raise ConfigurationError(
+            f"{type(network).__name__} cannot be traced at {_line_of(error)}: {words_of(error)}; noise needs a network "
+            "whose calls do not depend on the values of tensors: write it so, or move what is not a layer into a "
+            "module without layers, which is called as it is.",
+            option="network",
+        ) from error
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    return _nodes(network, graph)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not _is_entered(m)
+
+
+def _is_entered(module: nn.Module) -> bool:
+    forward = type(module).forward
+    if forward in (nn.Sequential.forward, Residual.forward):
+        return True
+    if type(module).__module__.startswith("torch.") or without_probe(module) is not None or has_weights(module):
+        return False
+    inner = [part for part in module.modules() if part is not module]
+    return any(has_weights(part) or isinstance(part, PiecewiseConstant) for part in inner)
+
+
+def _nodes(network: nn.Module, graph: fx.Graph) -> tuple[list[Node], int]:
+    number: dict[fx.Node, int] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if node.op == "output":
+            (value,) = node.args
+            if not isinstance(value, fx.Node):
+                raise ConfigurationError(
+                    f"the network must return logits [batch, classes], got {type(value).__name__} of values; return "
+                    "the logits alone.",
+                    option="network",
+                )
+            return nodes, number[value]
+        if node.op == "placeholder" and nodes:
+            if not node.args:
+                raise ConfigurationError(
+                    f"the network must take one input x, and it takes '{node.target}' as well; give that a default "
+                    "value.",
+                    option="network",
+                )
+            module: nn.Module = FunctionCall(str(node.target), _constant, (node.args[0],), {}, ModuleFacts())
+            nodes.append(Node(str(node.target), module, (), _line(node)))
+        elif node.op == "placeholder":
+            nodes.append(Node("x", nn.Identity(), (), _line(node)))
+        else:
+            nodes.append(_call(network, node, number))
+        number[node] = len(nodes) - 1
+    raise AssertionError("a graph ends with its output")
+
+
+def _constant(value: Any) -> Any:
+    return value
+
+
+def _call(network: nn.Module, node: fx.Node, number: dict[fx.Node, int]) -> Node:
+    """The node of a module, function, method or attribute."""
+    line = _line(node)
+    if node.op == "get_attr":
+        return _attribute(network, node, line)
+    inputs: list[fx.Node] = []
+
+    def slot(value: fx.Node) -> Slot:
+        if value not in inputs:
+            inputs.append(value)
+        return Slot(inputs.index(value))
+
+    args: Any = fx.node.map_arg(node.args, slot)
+    options: Any = fx.node.map_arg(node.kwargs, slot)
+    places = tuple(number[value] for value in inputs)
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        if args == (Slot(0),) and not options:
+            return Node(str(node.target), module, places, line)
+        own = without_probe(module) or ModuleFacts(jumps=True, found="not known here")
+        return Node(str(node.target), FunctionCall(str(node.target), module, args, options, own), places, line)
+    if node.op == "call_method":
+        name = str(node.target)
+        function = getattr(torch.Tensor, name, None)
+        if not callable(function):  # of a tuple, say; an unbound method of whatever the value is
+            function = functools.partial(_method, name)
+    else:
+        assert callable(node.target)
+        function = _OUT_OF_PLACE.get(node.target, node.target)
+        name = function.__name__
+    if options.get("inplace") or name == "setitem" or (name.endswith("_") and not name.endswith("__")):
+        raise ConfigurationError(
+            f"'{name}' ({line}) writes into its input, which may be the pre-activation that noise is added to; use its "
+            "form that returns a new tensor."
+        )
+    facts = facts_of_function(name, function, args, options, len(inputs))
+    return Node(name, FunctionCall(name, function, args, options, facts), places, line)
+
+
+def _method(name: str, value: Any, *args: Any, **options: Any) -> Any:
+    return getattr(value, name)(*args, **options)
+
+
+def _attribute(network: nn.Module, node: fx.Node, line: str) -> Node:
+    """A tensor of a module that the network reads itself."""
+    owner, _, name = str(node.target).rpartition(".")
+    module = network.get_submodule(owner)
+    value = getattr(module, name)
+    if isinstance(value, nn.Parameter) and value.requires_grad:
+        raise ConfigurationError(
+            f"the network reads its parameter '{node.target}' by itself ({line}), and a gradient is estimated for the "
+            "parameters of layers alone; put it into a layer, or freeze it (requires_grad=False)."
+        )
+    # a reference to the owner would keep a network alive that knows its graph
+    read = functools.partial(_read, weakref.ref(module), name)
+    return Node(str(node.target), FunctionCall(str(node.target), read, (), {}, ModuleFacts()), (), line)
+
+
+def _read(owner: "weakref.ref[nn.Module]", name: str) -> Any:
+    return getattr(owner(), name)
+
+
+def _line(node: fx.Node) -> str:
+    """Where a network makes a call: the innermost line that is not torch's."""
+    frames = [part.strip() for part in (node.stack_trace or "").split("File ") if part.strip()]
+    for frame in reversed(frames):
+        file, _, rest = frame.removeprefix('"').partition('", line ')
+        if not _is_torchs(file):
+            return f"{Path(file).name}:{rest.split(',')[0]}"
+    return "a line of torch"
+
+
+def _line_of(error: Exception) -> str:
+    """Where in a network's code an error was raised, with the code."""
+    own = Path(__file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_torchs(f.filename)]
+    frames = [frame for frame in frames if Path(frame.filename) != own]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} ({frames[-1].line})" if frames else "its first line"
+
+
+def _is_torchs(file: str) -> bool:
+    return Path(file).is_relative_to(Path(torch.__file__).parent)
+
+
+def state_of(network: nn.Module) -> State:
+    """Return what a graph depends on; no reference to the network itself, which would keep it alive."""
+    modules = [(None if module is network else module, module.training) for module in network.modules()]
+    return modules + [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+
+
+def is_same(a: State, b: State) -> bool:
+    """Whether a network is as it was when it was traced."""
+    return len(a) == len(b) and all(p is q and f == g for (p, f), (q, g) in zip(a, b, strict=True))
