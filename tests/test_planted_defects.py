@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from glr_lightning.propagation.chain import Chain, CleanPass
-from glr_lightning.propagation.residual_steps import Merge, State
 from torch import Tensor, nn
 
 from glr_lightning import sampling
@@ -22,6 +20,7 @@ from glr_lightning.estimators import (
     Backprop,
     Estimate,
     EvolutionStrategies,
+    ForwardGradient,
     LikelihoodRatio,
     Tiered,
     evolution_strategies,
@@ -32,13 +31,14 @@ from glr_lightning.estimators import (
 )
 from glr_lightning.estimators import output_loss as output_losses
 from glr_lightning.estimators.moved_units import Beyond
-from glr_lightning.estimators.passes import Prepared
+from glr_lightning.estimators.passes import Prepared, Total, started
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
-from glr_lightning.propagation import chain
+from glr_lightning.propagation import graph as graphs
 from glr_lightning.propagation import layer_vjp as layers
 from glr_lightning.propagation import receptive_field as reach
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.receptive_field import Fields
 from glr_lightning.sampling import Antithetic, Independent, Sobol
 from glr_lightning.training.callbacks import gradient_quality as diagnostics
@@ -188,14 +188,14 @@ def signals_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
 
 
 def losses_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
-    right = LikelihoodRatio._losses
+    right = Prepared.run
 
-    def wrong(self: LikelihoodRatio, *args: Any) -> Any:
-        noisy, losses, group = right(self, *args)
+    def wrong(self: Prepared, z: Any) -> Any:
+        noisy, losses = right(self, z)
         copies, batch = losses.shape
-        return noisy, losses.flatten().unflatten(0, (batch, copies)).T, group
+        return noisy, losses.flatten().unflatten(0, (batch, copies)).T
 
-    patch.setattr(LikelihoodRatio, "_losses", wrong)
+    patch.setattr(Prepared, "run", wrong)
 
 
 def slope_without_its_division_by_sigma(patch: pytest.MonkeyPatch) -> None:
@@ -217,21 +217,21 @@ def slope_with_the_first_layers_sigma_everywhere(patch: pytest.MonkeyPatch) -> N
 
 def one_pattern_of_signs_for_all_layers(patch: pytest.MonkeyPatch) -> None:
     """Then E[u_1 u_2^T] is not 0, and each layer's estimate holds the other's gradient."""
-    right = forward_gradient.directional_derivatives
+    right = ForwardGradient._draws
 
     def wrong(*args: Any) -> Any:
-        derivatives, directions = right(*args)
-        return derivatives, dict.fromkeys(directions, directions[0])
+        for part in right(*args):
+            yield part._replace(z=dict.fromkeys(part.z, part.z[0]))
 
-    patch.setattr(forward_gradient, "directional_derivatives", wrong)
+    patch.setattr(ForwardGradient, "_draws", wrong)
 
 
 def derivatives_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
     right = forward_gradient.directional_derivatives
 
     def wrong(*args: Any) -> Any:
-        derivatives, directions = right(*args)
-        return derivatives.flatten().unflatten(0, derivatives.shape[::-1]).T, directions
+        derivatives = right(*args)
+        return derivatives.flatten().unflatten(0, derivatives.shape[::-1]).T
 
     patch.setattr(forward_gradient, "directional_derivatives", wrong)
 
@@ -255,22 +255,22 @@ def twice(owner: Any, name: str) -> Plant:
 
 
 def signal_without_its_division_by_sigma(patch: pytest.MonkeyPatch) -> None:
-    right = chain.weight_vjp
+    right = graphs.weight_vjp
 
     def wrong(layer: nn.Linear, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
         first = layer.in_features == 3
         return right(layer, x, signal * SIGMA[0 if first else 1])
 
-    patch.setattr(chain, "weight_vjp", wrong)
+    patch.setattr(graphs, "weight_vjp", wrong)
 
 
 def noise_of_twice_the_sigma_that_is_divided_by(patch: pytest.MonkeyPatch) -> None:
-    right = Chain.noisy
+    right = Graph.noisy
 
-    def wrong(self: Chain, clean: Any, sites: Any, sigma: Any, draw: Any) -> Any:
-        return right(self, clean, sites, tuple(2 * s for s in sigma), draw)
+    def wrong(self: Graph, clean: Any, noise: Any, sigma: Any, **options: Any) -> Any:
+        return right(self, clean, noise, tuple(2 * s for s in sigma), **options)
 
-    patch.setattr(Chain, "noisy", wrong)
+    patch.setattr(Graph, "noisy", wrong)
 
 
 def mean_square_for_signal(patch: pytest.MonkeyPatch) -> None:
@@ -307,8 +307,8 @@ def fresh_noise_above_a_moved_unit(patch: pytest.MonkeyPatch) -> None:
     right = Beyond.after_moves
 
     def wrong(self: Any, at: Any, *args: Tensor) -> Tensor:
-        seen = tuple(replace(site, z=-site.z) for site in self.seen)
-        return right(replace(self, seen=seen), at, *args)
+        seen = [replace(site, z=-site.z) for site in self.noisy.seen]
+        return right(replace(self, noisy=self.noisy._replace(seen=seen)), at, *args)
 
     patch.setattr(Beyond, "after_moves", wrong)
 
@@ -357,45 +357,45 @@ def reach_of_the_neighbours(patch: pytest.MonkeyPatch) -> None:
 def sum_of_branches_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
     """The rows of what has no noise yet are repeated one by one and not as a whole."""
 
-    def wrong(self: Merge, state: State) -> State:
-        a, b = sorted(state[:2], key=len)
-        return (b + a.repeat_interleave(len(b) // len(a), dim=0), *state[2:])
+    def wrong(values: list[Tensor], with_rows: Any) -> list[Tensor]:
+        rows = max(map(len, values))
+        return [value.repeat_interleave(rows // len(value), dim=0) for value in values]
 
-    patch.setattr(Merge, "step", wrong)
+    patch.setattr(graphs, "aligned", wrong)
 
 
-def waiting_tensor_of_another_site(patch: pytest.MonkeyPatch) -> None:
-    """A pass that starts in a block goes on with what waited before the network."""
-    right = Chain.clean
+def a_path_beside_the_noise_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A pass that starts in a block goes on without what the shortcut carries."""
+    right = graphs.aligned
 
-    def wrong(self: Chain, x: Tensor) -> CleanPass:
-        clean = right(self, x)
-        return replace(clean, waiting=[tuple(map(torch.zeros_like, state)) for state in clean.waiting])
+    def wrong(values: list[Tensor], with_rows: Any) -> list[Tensor]:
+        rows = max(map(len, values))
+        return right([v if len(v) == rows else torch.zeros_like(v) for v in values], with_rows)
 
-    patch.setattr(Chain, "clean", wrong)
+    patch.setattr(graphs, "aligned", wrong)
 
 
 def mean_over_the_copies_of_the_first_layer(patch: pytest.MonkeyPatch) -> None:
-    right = LikelihoodRatio.of_pass
-
-    def wrong(self: LikelihoodRatio, batch: Prepared, sites: Any) -> Any:
-        outcome, number = right(self, batch, sites), len(batch.chain.sites)
-        factor = self.copies_at(sites, number) / self.copies_at((0,), number)
-        return replace(outcome, gradients={name: factor * g for name, g in outcome.gradients.items()})
-
-    patch.setattr(LikelihoodRatio, "of_pass", wrong)
+    copies_are_counted_as(lambda estimator, graph: estimator.copies_at(graph, (0,)), patch)
 
 
 def mean_over_a_number_of_copies_for_all_layers(patch: pytest.MonkeyPatch) -> None:
     """Where every layer has a likelihood ratio of its own."""
-    right = LikelihoodRatio.of_pass
+    copies_are_counted_as(lambda estimator, graph: 2000, patch)
 
-    def wrong(self: LikelihoodRatio, batch: Prepared, sites: Any) -> Any:
-        outcome = right(self, batch, sites)
-        factor = self.copies_at(sites, len(batch.chain.sites)) / 2000
-        return replace(outcome, gradients={name: factor * g for name, g in outcome.gradients.items()})
 
-    patch.setattr(LikelihoodRatio, "of_pass", wrong)
+def copies_are_counted_as(number: Callable[[LikelihoodRatio, Graph], int], patch: pytest.MonkeyPatch) -> None:
+    """The mean of each layer is taken over another number of copies than were drawn."""
+    right = LikelihoodRatio.add
+
+    def wrong(self: LikelihoodRatio, total: Total, batch: Prepared, part: Any, shapes: Any) -> None:
+        own = started(batch.y)
+        right(self, own, batch, part, shapes)
+        factor = self.copies_at(batch.graph, part.sites) / number(self, batch.graph)
+        total.add({name: factor * g for name, g in own.gradients.items()})
+        total.count(part, own.loss, 0)
+
+    patch.setattr(LikelihoodRatio, "add", wrong)
 
 
 def normalisation_contracted_with_its_input(patch: pytest.MonkeyPatch) -> None:
@@ -410,7 +410,7 @@ def normalisation_contracted_with_its_input(patch: pytest.MonkeyPatch) -> None:
 def cotangent_of_one_copy(patch: pytest.MonkeyPatch) -> None:
     """The likelihood ratio at the logits forgets its division by sigma."""
     right = LikelihoodRatio.score_of
-    patch.setattr(LikelihoodRatio, "score_of", lambda self, chain, at, sigma: sigma * right(self, chain, at, sigma))
+    patch.setattr(LikelihoodRatio, "score_of", lambda self, graph, at, sigma: sigma * right(self, graph, at, sigma))
 
 
 # ---- which check sees them ------------------------------------------------------------------------------------------
@@ -595,9 +595,9 @@ CASES = {
         partial(check_convolutional, CONVOLUTIONAL["likelihood_ratio layerwise"], "residual", "tanh"),
         GRADIENT,
     ),
-    "nothing waits, pass": Case(waiting_tensor_of_another_site, partial(check_passes, residual), EQUAL),
+    "nothing waits, pass": Case(a_path_beside_the_noise_is_forgotten, partial(check_passes, residual), EQUAL),
     "nothing waits, mean": Case(
-        waiting_tensor_of_another_site,
+        a_path_beside_the_noise_is_forgotten,
         partial(check_convolutional, CONVOLUTIONAL["tiered"], "projected", "tanh"),
         GRADIENT,
     ),

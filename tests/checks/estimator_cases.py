@@ -67,13 +67,20 @@ def network_for(estimator: Estimator) -> nn.Sequential:
     return small_network(HardThreshold() if isinstance(estimator, StraightThrough | Hybrid) else nn.Tanh())
 
 
-class NotAChain(nn.Module):
+class OneLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x)
+
+
+class Branching(OneLayer):
+    """What it calls depends on the values of its input, so it cannot be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if x.sum() > 0 else self.linear(-x)
 
 
 IMAGES = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant
@@ -14,6 +13,7 @@ from glr_lightning.estimators import forward_gradient as module_of_forward_gradi
 from glr_lightning.injection import Injection, Joint
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Noise
+from glr_lightning.propagation.graph import Graph
 from tests.checks.estimator_cases import (
     SIGMA,
     X,
@@ -53,7 +53,7 @@ def check_straight_through(noise: Noise, activation: PiecewiseConstant, sigma: A
 
 def check_all_patterns(injection: Injection, network: nn.Sequential, mean: Estimator, x: Tensor, y: Tensor) -> None:
     """As many copies as there are patterns of signs, one each: their mean is the expectation, to rounding."""
-    sizes = [v[0].numel() for v in Chain.of(network).clean(x).preactivations]
+    sizes = [v[0].numel() for v in Graph.of(network).clean(x).preactivations]
     used = 0
 
     def patterns(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

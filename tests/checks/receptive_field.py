@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold
@@ -18,6 +17,7 @@ from glr_lightning.injection import Injection
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual, Shift, Sine, Standardise
 from glr_lightning.noise import Noise
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.receptive_field import Fields, fields_of
 from glr_lightning.sampling import Draws, Sampler
 from tests.checks.convolutional_cases import CLASS, PIXELS, residual
@@ -26,8 +26,8 @@ HEIGHT, WIDTH = 12, 11
 
 
 def fields(network: nn.Sequential, x: Tensor, site: int = 0) -> Fields | None:
-    chain = Chain.of(network)
-    return fields_of(chain, chain.clean(x), site)
+    graph = Graph.of(network)
+    return fields_of(graph, graph.shapes(x), site)
 
 
 def claimed(found: Fields) -> Tensor:
@@ -38,15 +38,16 @@ def claimed(found: Fields) -> Tensor:
 
 def moved(network: nn.Sequential, x: Tensor, site: int = 0) -> Tensor:
     """The same of the network itself: all channels of a place of the layer are moved, a place at a time."""
-    chain = Chain.of(network)
-    clean = chain.clean(x[:1])
+    graph = Graph.of(network)
+    clean = graph.clean(x[:1])
     v = clean.preactivations[site][0]
     places = torch.eye(v[0].numel(), dtype=v.dtype).view(-1, 1, *v.shape[1:])
     kick = 3.0 * places * torch.randn(len(v), 1, 1, generator=torch.Generator().manual_seed(1), dtype=v.dtype)
-    state = (v + kick, *(h.expand(len(kick), *h.shape[1:]) for h in clean.waiting[site]))
-    for position in range(chain.sites[site] + 1, chain.readout):
-        state = chain.step(position, state)
-    return ((state[0] - clean.readout).abs() > 1e-10).any(1).unflatten(0, v.shape[1:])
+    values = list(clean.values)
+    values[graph.sites[site]] = v + kick
+    for number in graph.behind([site])[1:]:
+        values[number] = graph.call(number, values)
+    return ((values[graph.readout] - clean.readout).abs() > 1e-10).any(1).unflatten(0, v.shape[1:])
 
 
 def under_a_readout(modules: Sequence[nn.Module], x: Tensor) -> nn.Sequential:
@@ -102,7 +103,7 @@ def check_never_too_small(seeds: Sequence[int] = range(80)) -> None:
     known, inside = 0, 0
     for seed in seeds:
         network = random_network(seed, x)
-        for site in range(len(Chain.of(network).sites) - 1):
+        for site in range(len(Graph.of(network).sites) - 1):
             found = fields(network, x, site)
             if found is not None:
                 known, changed = known + 1, moved(network, x, site)
@@ -136,15 +137,16 @@ def weights_of(
     estimator: LikelihoodRatio, network: nn.Sequential, site: int, draws: dict[torch.Size, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(losses [copies, batch], the weight of every draw's score [copies, batch, 1, height, width])."""
-    chain = Chain.of(network)
-    clean, sigma, loss = chain.clean(PIXELS), (0.7,) * len(chain.sites), CrossEntropy()
+    graph = Graph.of(network)
+    clean, sigma, loss = graph.clean(PIXELS), (0.7,) * len(graph.sites), CrossEntropy()
     estimator = replace(estimator, sampling=Written(estimator.sampling, draws))
     sites = next(sites for sites in estimator.injection.passes(len(sigma)) if site in sites)
-    batch, copies = Prepared(chain, clean, sigma, loss, CLASS, torch.Generator()), estimator.copies
-    drawn = estimator._losses(batch, sites, copies, copies)  # type: ignore[arg-type]
-    found = fields_of(chain, clean, site)
+    batch = Prepared(graph, clean, sigma, loss, CLASS)
+    (part,) = estimator.draws_of_pass(graph, PIXELS, sites, torch.Generator())
+    noisy, losses = batch.run(part.z)
+    found = fields_of(graph, graph.shapes(PIXELS), site)
     assert found is not None
-    return drawn.losses, estimator._weight(batch, drawn, found)
+    return losses, estimator._weight(batch, noisy, losses, estimator.sampling.group(len(losses), losses.device), found)
 
 
 def check_own_noise_is_no_part_of_the_baseline(
@@ -154,7 +156,7 @@ def check_own_noise_is_no_part_of_the_baseline(
     network = make(HardThreshold())
     options = {"copies": 8, "sampling": sampling, "injection": injection, "baseline": baseline or LeaveOneOut()}
     estimator = LikelihoodRatio(**options)
-    generator, sites = torch.Generator().manual_seed(6), Chain.of(network).clean(PIXELS).preactivations
+    generator, sites = torch.Generator().manual_seed(6), Graph.of(network).clean(PIXELS).preactivations
     half = {v.shape: torch.randn(4, *v.shape, generator=generator, dtype=v.dtype) for v in sites}
     draws = {shape: torch.cat([z, -z]) for shape, z in half.items()}  # copies 2 and 6 are partners
     shape, moved_losses = sites[0].shape, 0

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -45,6 +46,7 @@ from glr_lightning.diagnosis.statistics import (
 )
 from glr_lightning.errors import CheckpointError, ConfigurationError
 from glr_lightning.estimators import Backprop, Estimate, Estimator, LikelihoodRatio, Objective
+from glr_lightning.estimators.bound import Bound
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.reporting.style import png
 from glr_lightning.runs.trained_run import load_run
@@ -80,11 +82,17 @@ class Scaled(Estimator):
     def bias(self, network: nn.Module) -> str:
         return self.declared
 
-    def check(self, network: nn.Module, loss: Loss, x: Tensor | None = None) -> None:
-        self.inner.check(network, loss, x)
+    def _require(self, bound: Bound) -> None:
+        self.inner._require(bound)
 
-    def _estimate(self, network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
-        estimate = self.inner.estimate(network, loss, x, y, generator=generator)
+    def _require_effects(self, bound: Bound, x: Tensor | None) -> None:
+        self.inner._require_effects(bound, x)
+
+    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Any]:
+        return self.inner._draws(bound, x, generator)
+
+    def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
+        estimate = self.inner._step(bound, x, y, noise)
         return replace(estimate, gradients={name: self.factor * g for name, g in estimate.gradients.items()})
 
 
@@ -544,9 +552,9 @@ def test_the_time_of_an_estimate_is_the_median_of_what_the_clock_shows(monkeypat
     @final
     @dataclass(frozen=True)
     class Slow(Scaled):
-        def _estimate(self, *given: Any) -> Estimate:
+        def _step(self, *given: Any) -> Estimate:
             now[0] += next(durations)
-            return super()._estimate(*given)
+            return super()._step(*given)
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     network = small_network(nn.Tanh())

@@ -93,7 +93,7 @@ def test_an_error_that_is_no_fault_of_the_batch_stays_as_it_is(monkeypatch: pyte
     def broken(*_: Any) -> Any:
         raise RuntimeError("of its own")
 
-    monkeypatch.setattr(Backprop, "_estimate", broken)
+    monkeypatch.setattr(Backprop, "_step", broken)
     with pytest.raises(RuntimeError, match="of its own"):
         call(Backprop())
 

@@ -27,7 +27,7 @@ from glr_lightning.injection import Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Uniform
 from glr_lightning.sampling import Independent, Sobol
-from tests.checks.estimator_cases import NotAChain, X, estimate, network_for, small_network
+from tests.checks.estimator_cases import Branching, X, estimate, network_for, small_network
 from tests.checks.groups import configured
 from tests.checks.refusals import refused
 
@@ -137,13 +137,13 @@ def test_a_second_name_of_the_default_score_is_refused_and_works_from_python(kin
             r"module '1' \(PReLU\) holds parameters, .* freeze it \(requires_grad=False\), or register",
         ),
         (
-            nn.Sequential(nn.Linear(3, 4), NotAChain(), nn.Linear(4, 2)),
-            r"module '1' \(NotAChain\) holds parameters, .*; replace it",
+            nn.Sequential(Branching(), nn.Tanh(), nn.Linear(2, 2)),
+            r"cannot be traced at estimator_cases\.py:\d+ \(return self\.linear\(x\) if x\.sum\(\) > 0",
         ),
-        (NotAChain(), "got NotAChain; write the network as an nn.Sequential"),
+        (nn.Linear(3, 2), "got Linear alone; put it into an nn.Sequential"),
         (nn.Sequential(nn.Flatten(), nn.Tanh()), "no layer with weights, so there is nothing to train"),
     ],
-    ids=["batch_norm", "dropout", "prelu", "custom", "not_a_chain", "no_weights"],
+    ids=["batch_norm", "dropout", "prelu", "untraceable", "a layer", "no_weights"],
 )
 def test_a_network_that_cannot_be_trained_is_refused_with_what_to_do(network: nn.Module, advice: str) -> None:
     estimator = LikelihoodRatio(copies=4)
@@ -169,13 +169,17 @@ def test_a_module_used_twice_is_applied_twice() -> None:
 
 
 @pytest.mark.parametrize("how", ["module", "parameter"])
-def test_a_weight_used_twice_is_refused(how: str) -> None:
-    """Its gradient would be the sum of two layers', and named_parameters() has one name for it."""
-    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+def test_the_gradient_of_a_weight_used_twice_is_the_sum_over_its_uses(how: str) -> None:
+    first, second, last = nn.Linear(3, 3), nn.Linear(3, 3, bias=how == "module"), nn.Linear(3, 2)
+    second.load_state_dict({name: value for name, value in first.state_dict().items() if name in second.state_dict()})
+    apart = nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last).double()
+    single = estimate(LikelihoodRatio(copies=4), apart, CrossEntropy()).gradients
     second.weight = first.weight
-    network = nn.Sequential(first, nn.Tanh(), first if how == "module" else second, nn.Tanh(), nn.Linear(3, 2))
-    with pytest.raises(ConfigurationError):
-        LikelihoodRatio(copies=4).check(network, CrossEntropy())
+    shared = nn.Sequential(first, nn.Tanh(), first if how == "module" else second, nn.Tanh(), last)
+    got = estimate(LikelihoodRatio(copies=4), shared, CrossEntropy()).gradients
+    assert got.keys() == {name for name, _ in shared.named_parameters()}
+    torch.testing.assert_close(got["0.weight"], single["0.weight"] + single["2.weight"])
+    torch.testing.assert_close(got["0.bias"], single["0.bias"] + (single["2.bias"] if how == "module" else 0.0))
 
 
 def test_batch_norm_without_running_statistics_is_refused_in_eval_mode_too() -> None:

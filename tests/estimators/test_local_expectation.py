@@ -6,7 +6,6 @@ from typing import Any, final
 
 import pytest
 import torch
-from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
@@ -20,10 +19,12 @@ from glr_lightning.estimators.output_loss import (
     output_loss_for,
     output_of,
 )
+from glr_lightning.estimators.passes import noise_at
 from glr_lightning.injection import Joint
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import Residual, Shift, mlp
 from glr_lightning.noise import Gaussian, Noise, Uniform
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.sampling import Independent
 from tests.checks.estimator_cases import (
     IMAGES,
@@ -117,8 +118,9 @@ def test_cross_entropys_signal_is_that_of_any_loss_with_the_same_draws(
     u, z = torch.randn(2, 50, classes, generator=generator, dtype=torch.float64)
     u *= spread  # and the noise too, else no draw would reach the other logits
     labels = torch.randint(classes, (50,), generator=generator)
+    slopes = noise.sample_slope(u.shape, generator=generator, dtype=u.dtype)
     expected, got = (
-        kind(CrossEntropy(), noise, 0.7 * spread, z, labels).signal(u, torch.Generator().manual_seed(2))
+        kind(CrossEntropy(), noise, 0.7 * spread, z, labels).signal(u, slopes)
         for kind in (OutputLoss, CrossEntropyOutput)
     )
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
@@ -168,7 +170,7 @@ def test_of_two_logits_the_only_rival_is_the_best() -> None:
     head = output_loss_for(ZeroOne(), Gaussian(), 1.0, z, torch.tensor([1]))
     u = torch.tensor([[0.1, 0.4]], dtype=torch.float64)
     f = Gaussian().log_prob(torch.tensor([0.2 - 0.1, 0.4 - 0.4], dtype=torch.float64)).exp()
-    torch.testing.assert_close(head.signal(u, torch.Generator()), torch.stack([f[0], -f[1]])[None])
+    torch.testing.assert_close(head.signal(u, None), torch.stack([f[0], -f[1]])[None])
 
 
 # ---- enumeration ----------------------------------------------------------------------------------------------------
@@ -245,7 +247,7 @@ def test_copies_are_held_a_few_at_a_time_and_stay_unbiased(sampling: str, monkey
     monkeypatch.setattr(local_expectation, "MOVED_ELEMENTS", 2 * 2 * len(X) * 2)  # two copies of 2 units, 2 logits
     sampler = replace(member("sampling", sampling), **({"randomisations": 4} if sampling == "sobol" else {}))
     network, estimator = small_network(HardThreshold()), LocalExpectation(sigma=SIGMA, copies=8, sampling=sampler)
-    assert list(estimator.parts(Chain.of(network).clean(X), 8, sampler.group_size(8))) == [2] * 4
+    assert list(estimator.parts(Graph.of(network).shapes(X), len(X), 8, sampler.group_size(8))) == [2] * 4
     samples = repetitions(estimator, network, CrossEntropy(), X, Y, number=2000)
     check_gradient(samples, reference(network, GAUSSIAN, Joint(), CrossEntropy()), 0.3, TOLERANCE)
     assert estimate(estimator, network, CrossEntropy()).diagnostics["forwards"] == 9 * len(X)
@@ -350,14 +352,14 @@ def test_a_layer_applied_at_several_places_takes_the_long_way_and_is_right() -> 
 def test_units_of_a_block_move_beside_a_shortcut_common_to_all_copies() -> None:
     body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 2, 3, padding=1))
     block = Residual(body, nn.Sequential(nn.Conv2d(1, 2, 1)))
-    chain = Chain.of(nn.Sequential(block, nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)).double())
+    graph = Graph.of(nn.Sequential(block, nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)).double())
     x, y = torch.rand(5, 1, 4, 4, dtype=torch.float64), torch.arange(5) % 3
-    sigma = (0.5,) * len(chain.sites)
-    draw = Independent().bound(Gaussian(), 3, torch.Generator().manual_seed(0))
+    sigma = (0.5,) * len(graph.sites)
+    z = noise_at(graph, range(len(sigma)), x, Gaussian(), Independent(), 3, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _, seen, _ = chain.noisy(chain.clean(x), tuple(range(len(sigma))), sigma, draw)
-        beyond = Beyond.of(chain, seen, sigma, CrossEntropy(), Gaussian(), y)
-        for at in seen[:-1]:  # moved to where they are
+        noisy = graph.noisy(graph.clean(x), z, sigma, keep=True)
+        beyond = Beyond.of(graph, noisy, sigma, CrossEntropy(), Gaussian(), y)
+        for at in noisy.seen[:-1]:  # moved to where they are
             v = at.v.flatten(2)
             chosen = torch.arange(v.shape[2]).expand(*v.shape)
             torch.testing.assert_close(

@@ -26,8 +26,9 @@ from tests.checks.estimator_cases import (
     LABELS,
     NOISES,
     SIGMA,
+    Branching,
     Margin,
-    NotAChain,
+    OneLayer,
     X,
     Y,
     check_gradient,
@@ -286,7 +287,7 @@ class Coupled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = NotAChain()
+        self.body = OneLayer()
         self.normalise = nn.BatchNorm1d(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -328,7 +329,7 @@ BATCH_NORM = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), Har
         (ForwardGradient(), HIDDEN, CrossEntropy(), ("module '1'", "an element of the nn.Sequential")),
         (ForwardGradient(), DROPOUT, CrossEntropy(), ("module '2' (Dropout) draws noise of its own", "remove it")),
         (ForwardGradient(), BATCH_NORM, CrossEntropy(), ("module '1' (BatchNorm1d)", "or put it in eval mode")),
-        (ForwardGradient(), NotAChain(), CrossEntropy(), ("write the network as an nn.Sequential",)),
+        (ForwardGradient(), Branching(), CrossEntropy(), ("Branching cannot be traced at estimator_cases.py",)),
         (EvolutionStrategies(), DROPOUT, CrossEntropy(), ("module '2' (Dropout) draws noise of its own", "remove it")),
     ],
 )
@@ -366,4 +367,4 @@ def test_the_plans_name_every_layer_with_weights() -> None:
     network = small_network(HardThreshold())
     for estimator in (StraightThrough(), ForwardGradient(), EvolutionStrategies()):
         assert set(estimator.plan(network, CrossEntropy())) == {"0", "2"}
-    assert replace(EvolutionStrategies(), copies=8).plan(NotAChain(), ZeroOne()).keys() == {"linear"}
+    assert replace(EvolutionStrategies(), copies=8).plan(OneLayer(), ZeroOne()).keys() == {"linear"}

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from glr_lightning.propagation.chain import Chain
 from torch import nn
 
 from glr_lightning.activations import HardThreshold
@@ -23,6 +22,7 @@ from glr_lightning.injection import Layerwise
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual, Sine, Standardise, convnet, mlp, resnet5, vgg8
 from glr_lightning.networks.blocks import groups_of
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.layer_vjp import has_weights
 from glr_lightning.runs.trained_run import load_run
 from glr_lightning.training.callbacks.learned_sigma import log_scales
@@ -57,7 +57,7 @@ def network(name: str, shape: tuple[int, int, int] = (1, 8, 8), **other: Any) ->
 
 
 def site_shapes(built: nn.Sequential, shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
-    return [tuple(v.shape[1:]) for v in Chain.of(built).clean(torch.rand(2, *shape)).preactivations]
+    return [tuple(v.shape[1:]) for v in Graph.of(built).clean(torch.rand(2, *shape)).preactivations]
 
 
 # ---- what they are --------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_a_network_has_its_layers_in_order_and_maps_images_to_logits(name: str, 
     assert built(torch.rand(2, *shape)).shape == (2, 5)
     layers = [module for module in built.modules() if has_weights(module)]
     assert len(layers) == LAYERS[name]
-    numbers = [int("".join(filter(str.isdigit, key.rsplit(".", 1)[-1]))) for key in Chain.of(built).site_names]
+    numbers = [int("".join(filter(str.isdigit, key.rsplit(".", 1)[-1]))) for key in Graph.of(built).layers]
     assert numbers == list(range(1, LAYERS[name] + 1))
     assert [type(layer) for layer in layers] == [nn.Conv2d] * sum(isinstance(m, nn.Conv2d) for m in layers) + [
         nn.Linear
@@ -96,7 +96,7 @@ def test_sizes_are_those_of_strides_and_poolings() -> None:
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_a_normalisation_is_between_a_convolution_and_its_activation_or_sum(name: str, norm: str) -> None:
     built = network(name, norm=norm)
-    modules = list(Chain.of(built).modules)
+    modules = [node.module for node in Graph.of(built).nodes]
     for position, module in enumerate(modules):
         if isinstance(module, nn.Conv2d):
             after = modules[position + 1]
@@ -128,9 +128,9 @@ def test_the_block_of_resnet5_adds_its_input() -> None:
 def test_centre_preprocess_and_init_are_options_of_all(name: str) -> None:
     plain, centred = network(name), network(name, centre=0.5, preprocess=Standardise(0.5, 0.25), init="paper")
     assert next(iter(centred)).std == 0.25
-    shifts = [key for key, _ in Chain.of(centred).network().named_modules() if key]
-    assert len(shifts) == len([key for key, _ in Chain.of(plain).network().named_modules() if key]) + 1 + sum(
-        isinstance(m, nn.Tanh) for m in Chain.of(plain).modules
+    shifts = Graph.of(centred).nodes
+    assert len(shifts) == len(Graph.of(plain).nodes) + 1 + sum(
+        isinstance(node.module, nn.Tanh) for node in Graph.of(plain).nodes
     )
     weights = torch.cat(
         [layer.weight.flatten() * (layer.weight[0].numel() + 1) ** 0.5 for layer in weighted(centred)]

@@ -5,10 +5,10 @@ from typing import Any, final
 
 import pytest
 import torch
-from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.layer_vjp import has_weight_vjp, has_weights, rows_of, unit_norms, weight_vjp
 from tests.checks.layer_vjp import BATCH, COPIES, check_weight_vjp, convolution, random
 from tests.checks.refusals import refused
@@ -201,4 +201,4 @@ def test_modules_that_write_into_their_input_are_refused() -> None:
     """A pass keeps the pre-activations, which an inplace activation would overwrite."""
     network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(inplace=True)), nn.Linear(4, 2))
     with refused(None, "'1.0' (ReLU)", "use inplace=False"):
-        Chain.of(network)
+        Graph.of(network)

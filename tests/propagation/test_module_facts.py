@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 
@@ -26,6 +25,7 @@ from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual, Shift, Standardise
 from glr_lightning.networks.modules import Sine
 from glr_lightning.propagation import module_facts
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import ELEMENTWISE, facts_of, observe, without_derivative
 from glr_lightning.propagation.probing import ModuleFacts, probe
 from tests.checks.estimator_cases import X, Y, estimate, small_network
@@ -222,7 +222,7 @@ def test_a_probe_finds_whether_a_function_is_affine(name: str) -> None:
 def test_an_affine_module_of_ones_own_belongs_to_the_readout() -> None:
     own, clamp = Function(lambda v: 3 * v - 1), Function(lambda v: v.clamp(-1, 1))
     for module, readout in ((own, 2), (nn.AvgPool1d(2), 2), (clamp, 3), (nn.Sigmoid(), 3)):
-        assert Chain.of(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), module, nn.Linear(4, 2))).readout == readout
+        assert Graph.of(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), module, nn.Linear(4, 2))).readout == readout
 
 
 def test_a_probe_finds_random_draws_and_coupled_samples() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from glr_lightning.propagation.chain import Chain, NoisyPass
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, Sign
@@ -18,7 +17,9 @@ from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import convnet
 from glr_lightning.propagation import receptive_field as reach
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.receptive_field import Fields, fields_of
+from glr_lightning.propagation.values import NoisyPass
 from glr_lightning.sampling import Antithetic, Independent, Sampler
 from tests.checks.convolutional_cases import CLASS, NETWORKS, PIXELS, drawn, normalised, pooled, projected, residual
 from tests.checks.estimator_cases import X, Y, estimate, flat, small_network
@@ -109,21 +110,18 @@ def test_logits_of_another_kind_have_no_fields() -> None:
 
 
 def a_pass(network: nn.Sequential, sites: tuple[int, ...], sigma: float = 0.7, copies: int = 3) -> tuple[Any, Any, Any]:
-    """(chain, noise-free pass, a pass with noise at the sites)."""
-    chain = Chain.of(network)
-    clean = chain.clean(PIXELS)
-    generator = torch.Generator().manual_seed(5)
-
-    def draw(v0: Tensor) -> Tensor:
-        return torch.randn(copies, *v0.shape[1:], generator=generator, dtype=v0.dtype)
-
-    return chain, clean, chain.noisy(clean, sites, (sigma,) * len(chain.sites), draw)
+    """(graph, noise-free pass, a pass with noise at the sites)."""
+    graph = Graph.of(network)
+    clean = graph.clean(PIXELS)
+    generator, v0 = torch.Generator().manual_seed(5), clean.preactivations
+    z = {site: torch.randn(copies, *v0[site].shape, generator=generator, dtype=v0[site].dtype) for site in sites}
+    return graph, clean, graph.noisy(clean, z, (sigma,) * len(graph.sites))
 
 
-def by_definition(chain: Chain, clean: Any, noisy: NoisyPass, found: Fields, loss: Loss) -> Tensor:
+def by_definition(graph: Graph, clean: Any, noisy: NoisyPass, found: Fields, loss: Loss) -> Tensor:
     """[copies, batch, 1, height, width]: the loss of a map whose places R(i) are those of the noise-free pass; by copy,
     sample and unit."""
-    end = nn.Sequential(*chain.modules[chain.readout :])
+    end = nn.Sequential(*(graph.nodes[number].module for number in graph.end))
     inside = claimed(found)
     h, logits = (value.unflatten(0, (-1, len(CLASS))) for value in (noisy.readout, noisy.logits))
     out = torch.zeros(len(h), len(CLASS), 1, *inside.shape[:2], dtype=h.dtype)
@@ -140,16 +138,16 @@ def test_losses_without_are_what_their_definition_says(
     make: Callable[[nn.Module], nn.Sequential], loss: Loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = make(HardThreshold())
-    sites = len(Chain.of(network).sites)
+    sites = len(Graph.of(network).sites)
     for noisy_sites in (*((site,) for site in range(sites - 1)), tuple(range(sites))):
-        chain, clean, noisy = a_pass(network, noisy_sites)
+        graph, clean, noisy = a_pass(network, noisy_sites)
         for site in noisy_sites[: sites - 1]:
-            found = fields_of(chain, clean, site)
+            found = fields_of(graph, graph.shapes(PIXELS), site)
             assert found is not None
-            expected = by_definition(chain, clean, noisy, found, loss)
+            expected = by_definition(graph, clean, noisy, found, loss)
             for at_once in (2**24, 1):
                 monkeypatch.setattr(reach, "AT_ONCE", at_once)
-                got = found.spread(found.losses_without(chain, clean, noisy, loss, CLASS))
+                got = found.spread(found.losses_without(graph, clean, noisy, loss, CLASS))
                 torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -164,7 +162,7 @@ def test_no_own_noise_is_in_the_baseline(make: Any, injection: Injection, sampli
         return
     network = make(HardThreshold())
     estimator = LikelihoodRatio(copies=8, sampling=sampling, injection=injection, baseline=baseline)
-    generator, sites = torch.Generator().manual_seed(6), Chain.of(network).clean(PIXELS).preactivations
+    generator, sites = torch.Generator().manual_seed(6), Graph.of(network).clean(PIXELS).preactivations
     draws = {v.shape: torch.randn(8, *v.shape, generator=generator, dtype=v.dtype) for v in sites}
     losses, weights = weights_of(estimator, network, 0, draws)
     other = draws[sites[0].shape].clone()
@@ -176,20 +174,22 @@ def test_no_own_noise_is_in_the_baseline(make: Any, injection: Injection, sampli
 
 def test_under_bf16_autocast_the_baseline_has_the_parameters_precision() -> None:
     network = residual(HardThreshold()).float()
-    chain = Chain.of(network)
-    loss, sigma, generator = CrossEntropy(), (0.7,) * len(chain.sites), torch.Generator().manual_seed(0)
+    graph = Graph.of(network)
+    loss, sigma, generator = CrossEntropy(), (0.7,) * len(graph.sites), torch.Generator().manual_seed(0)
+    sites = tuple(range(len(sigma)))
     estimator = LikelihoodRatio(copies=4, baseline=Clean())
     with torch.autocast("cpu", torch.bfloat16):
-        clean = chain.clean(PIXELS.float())
-        found = fields_of(chain, clean, 0)
+        clean = graph.clean(PIXELS.float())
+        found = fields_of(graph, graph.shapes(PIXELS.float()), 0)
         assert found is not None
-        batch = Prepared(chain, clean, sigma, loss, CLASS, generator)
-        drawn = estimator._losses(batch, tuple(range(len(sigma))), 4, 4)
-        got = estimator._weight(batch, drawn, found)
+        batch = Prepared(graph, clean, sigma, loss, CLASS)
+        (part,) = estimator.draws_of_pass(graph, PIXELS.float(), sites, generator)
+        noisy, losses = batch.run(part.z)
+        got = estimator._weight(batch, noisy, losses, estimator.sampling.group(len(losses), losses.device), found)
         gradients = estimate(estimator, network, loss, PIXELS.float(), CLASS).gradients
     wide = replace(clean, readout=clean.readout.float())
-    again = drawn.noisy._replace(readout=drawn.noisy.readout.float(), logits=drawn.noisy.logits.float())
-    expected = drawn.losses[..., None, None, None] - by_definition(chain, wide, again, found, loss)
+    again = noisy._replace(readout=noisy.readout.float(), logits=noisy.logits.float())
+    expected = losses[..., None, None, None] - by_definition(graph, wide, again, found, loss)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
 
@@ -258,6 +258,6 @@ def test_reach_is_true_or_false() -> None:
 
 def test_reach_reports_every_network_of_the_cases() -> None:
     for make in NETWORKS.values():
-        chain = Chain.of(make(nn.Tanh()))
-        clean = chain.clean(PIXELS)
-        assert fields_of(chain, clean, len(chain.sites) - 1) is None  # of the logits, whose place is no map
+        graph = Graph.of(make(nn.Tanh()))
+        logits = len(graph.sites) - 1  # whose place is no map
+        assert fields_of(graph, graph.shapes(PIXELS), logits) is None

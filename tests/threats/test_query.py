@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from glr_lightning.propagation.chain import Chain
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold
 from glr_lightning.noise import Gaussian, Laplace, Noise
+from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.threats import ImageRandom
 from glr_lightning.threats.attacks.input_gradient import (
@@ -66,7 +66,7 @@ class TestLikelihoodRatioGradient:
     @pytest.mark.parametrize("loss", [cross_entropy, margin])
     def test_of_a_threshold_network_has_the_mean_that_enumeration_gives(self, loss: Any) -> None:
         net, (x, y) = network(), batch()
-        sigma = scales(Chain.of(net), 0.5)[0]
+        sigma = scales(Graph.of(net), 0.5)[0]
         images, labels, random = many(x, y, 20_000)
         samples = likelihood_ratio_gradient(net, images, labels, loss, random=random, copies=8, smoothing=0.5)
         assert_gradient(samples.flatten(1), smoothed_gradient(net, x[:1], y[:1], sigma, loss).flatten(), resolution=0.1)
@@ -107,7 +107,7 @@ class TestLikelihoodRatioGradient:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(6, 1), nn.Tanh(), nn.Linear(1, CLASSES)).double().eval()
         x, y = batch()
-        sigma = scales(Chain.of(net), 0.5)[0]
+        sigma = scales(Graph.of(net), 0.5)[0]
         z = torch.linspace(-8, 8, 2001, dtype=torch.float64)[:, None]
         density = torch.exp(Gaussian().log_prob(z)) * (z[1] - z[0])
         image = x[:1].clone().requires_grad_()
@@ -152,17 +152,17 @@ class TestGradients:
 
     def test_scales_are_the_rows_norms(self) -> None:
         net = network()
-        first, last = scales(Chain.of(net), 0.25)
+        first, last = scales(Graph.of(net), 0.25)
         torch.testing.assert_close(first, 0.25 * net[1].weight.detach().norm(dim=1))
         torch.testing.assert_close(last, 0.25 * net[3].weight.detach().norm(dim=1))
         conv = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2))
-        assert scales(Chain.of(conv), 1.0)[0].shape == (3, 1, 1)
+        assert scales(Graph.of(conv), 1.0)[0].shape == (3, 1, 1)
 
     def test_straight_through_keeps_the_scores_and_multiplies_by_the_slopes(self) -> None:
         net, (x, y) = network(), batch()
         sloped = straight_through(net, 0.5)
         assert torch.equal(sloped(x), net(x))
-        sigma = scales(Chain.of(net), 0.5)[0]
+        sigma = scales(Graph.of(net), 0.5)[0]
         v = net[1](x.flatten(1)).detach()
         slope = torch.exp(Gaussian().log_prob(v / sigma)) / sigma
         by_logits = net(x).softmax(1) - F.one_hot(y, CLASSES)

@@ -76,7 +76,7 @@ class Bound:
             ConfigurationError: modules or functions turn out to be such as the estimator cannot train.
         """
         observe(self.network, x)
-        if "graph" in vars(self) and not self.graph.has_seen(x):
+        if "graph" in vars(self) and x.shape[1:] not in self.graph.known_shapes:
             self.estimator._require(self)  # facts that were probed on random numbers may be others on these
             require_rows(self.graph, x)
             self.graph.shapes(x)

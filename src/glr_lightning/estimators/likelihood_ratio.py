@@ -234,11 +234,13 @@ class LikelihoodRatio(Estimator):
         """Add the estimates of the layers that are noisy together, from some copies of a pass."""
         graph, y = batch.graph, batch.y
         count = self.copies_at(graph, part.sites)
+        sampler = self.sampling.part(part.copies // self.sampling.group_size(count))
+        group = sampler.group(part.copies, y.device)
         noisy, losses = batch.run(part.z)
         for at in noisy.seen:
             sigma = batch.sigma[at.site]
             fields = fields_of(graph, shapes, at.site) if self.reach else None
-            weight = self._weight(batch, noisy, losses, fields)
+            weight = self._weight(batch, noisy, losses, group, fields)
             weight = weight[(...,) + (None,) * (at.v.dim() - weight.dim())] / (count * len(y))
             signal = self.score_of(graph, at, sigma) * (weight / sigma)
             total.add(graph.weight_vjp(at.site, at.x, signal))
@@ -247,13 +249,14 @@ class LikelihoodRatio(Estimator):
                 total.log_sigma[at.site] = total.log_sigma.get(at.site, torch.zeros_like(by_unit)) + by_unit
         total.count(part, losses.sum() / (count * len(y)), part.copies * len(y))
 
-    def _weight(self, batch: Prepared, noisy: NoisyPass, losses: Tensor, fields: Fields | None) -> Tensor:
+    def _weight(
+        self, batch: Prepared, noisy: NoisyPass, losses: Tensor, group: Tensor, fields: Fields | None
+    ) -> Tensor:
         """L - b, by which the score of each draw is weighted.
 
         It is [copies, batch] or, where units reach a part of the readout only, [copies, batch, 1, height, width].
         """
         needs_clean = self.baseline.needs_clean
-        group = self.sampling.group(len(losses), losses.device)
         if fields is None:
             return losses - self.baseline(losses, group, batch.clean_loss() if needs_clean else None)
         with torch.autocast(batch.y.device.type, enabled=False):  # less precision would leave own noise in

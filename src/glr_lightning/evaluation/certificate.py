@@ -185,7 +185,7 @@ def _votes(
     for part in torch.arange(numbers.start, numbers.stop, device=device).split(max(1, CHUNK // (batch * widest))):
         random = ImageRandom(seed, part)
         z: dict[int, Tensor] = {}  # [draws, 1, *site]: the images of the batch share it
-        for site, v0 in enumerate(clean.preactivations):
+        for site, v0 in enumerate(clean.preactivations[: len(sigma)]):
             stream, shape, dtype = STREAMS + site, v0.shape[1:], graph.weight_dtype(site)
             if site == 0:
                 z[site] = random.normal(shape, stream).to(dtype)[:, None]

@@ -61,6 +61,11 @@ class FunctionCall(nn.Module):
         if facts is not None:
             self.facts = facts
 
+    @property
+    def kind(self) -> str:
+        """What is called, for errors: the class of a module, or the function's name."""
+        return type(self.function).__name__ if isinstance(self.function, nn.Module) else self.name
+
     def forward(self, *values: Any) -> Any:
         """Call the function with these values in the slots."""
         return self.function(*_filled(self.args, values), **_filled(self.options, values))

@@ -39,6 +39,7 @@ class Graph:
         layer_of: of each site, the number of its layer.
         parameters: for each "layer.parameter" the network's name of it, which is another where layers share one.
         fields: the receptive fields that were asked for; see `receptive_field.py`.
+        known_shapes: what `shapes` was asked for, by the shape of a sample.
     """
 
     nodes: tuple[Node, ...]
@@ -49,7 +50,7 @@ class Graph:
     parameters: dict[str, str]
     _behind: dict[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict, repr=False)
     fields: dict[Any, Any] = field(default_factory=dict, repr=False)
-    _shapes: dict[torch.Size, Shapes] = field(default_factory=dict, repr=False)
+    known_shapes: dict[torch.Size, Shapes] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(network: nn.Module) -> "Graph":
@@ -96,8 +97,7 @@ class Graph:
 
     def only_user(self, number: int) -> int | None:
         """The one node that takes the value of a node, None if there are several, or it is returned."""
-        users = self.users[number]
-        return users[0] if len(users) == 1 and number != self.output else None
+        return self.users[number][0] if len(self.users[number]) == 1 and number != self.output else None
 
     def follower(self, site: int) -> nn.Module | None:
         """The module that alone reads the site's pre-activation, None if there is none."""
@@ -131,8 +131,7 @@ class Graph:
         """The nodes whose values change with the pre-activations at some sites, ascending; these sites among them."""
         key = tuple(sites)
         if key not in self._behind:
-            changed = self._reached({self.sites[site] for site in sites})
-            self._behind[key] = tuple(sorted(changed))
+            self._behind[key] = tuple(sorted(self._reached({self.sites[site] for site in sites})))
         return self._behind[key]
 
     @functools.cached_property
@@ -185,16 +184,12 @@ class Graph:
 
     def shapes(self, x: Tensor) -> Shapes:
         """The shapes of one sample's values, for inputs like x [batch, ...]; found once for each shape of x."""
-        if x.shape[1:] not in self._shapes:
+        if x.shape[1:] not in self.known_shapes:
             with torch.no_grad():
                 values = self.clean(x[:1]).values
             of_nodes = tuple(value.shape[1:] if isinstance(value, Tensor) else None for value in values)
-            self._shapes[x.shape[1:]] = Shapes(of_nodes, tuple(values[number].shape[1:] for number in self.sites))
-        return self._shapes[x.shape[1:]]
-
-    def has_seen(self, x: Tensor) -> bool:
-        """Whether `shapes` was asked for inputs like x [batch, ...] before."""
-        return x.shape[1:] in self._shapes
+            self.known_shapes[x.shape[1:]] = Shapes(of_nodes, tuple(values[number].shape[1:] for number in self.sites))
+        return self.known_shapes[x.shape[1:]]
 
     def clean(self, x: Tensor) -> CleanPass:
         """Run without noise, keeping all values. x [batch, ...]."""
@@ -206,8 +201,7 @@ class Graph:
     def preactivation(self, x: Tensor, site: int) -> Tensor:
         """The noise-free pre-activation at a site, [batch, *site]; nothing else is computed."""
         number = self.sites[site]
-        values = self._run(x, [*self.ancestors(number)[1:], number])
-        v0: Tensor = values[number]
+        v0: Tensor = self._run(x, [*self.ancestors(number)[1:], number])[number]
         return v0
 
     def _run(self, x: Tensor, numbers: Iterable[int]) -> list[Any]:
@@ -219,12 +213,7 @@ class Graph:
         return values
 
     def noisy(
-        self,
-        clean: CleanPass,
-        noise: Mapping[int, Tensor],
-        sigma: Sequence[float | Tensor],
-        *,
-        keep: bool = False,
+        self, clean: CleanPass, noise: Mapping[int, Tensor], sigma: Sequence[float | Tensor], *, keep: bool = False
     ) -> NoisyPass:
         """Run with noise at some sites; what is not behind them is not computed again.
 
@@ -232,7 +221,7 @@ class Graph:
             clean: the noise-free pass over the same batch.
             noise: by site, ascending, the standardised noise, [copies, batch, *site].
             sigma: the noise scale of every site; a tensor broadcasts to its pre-activation.
-            keep: whether to keep the values of all nodes, for `moved`.
+            keep: whether to keep the values of all nodes.
         """
         batch = len(clean.logits)
         values = list(clean.values)
@@ -284,8 +273,7 @@ class GraphModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of x [batch, ...]."""
-        logits: Tensor = self.graph.clean(x).logits
-        return logits
+        return self.graph.clean(x).logits
 
 
 _traced: WeakKeyDictionary[nn.Module, tuple[State, Graph]] = WeakKeyDictionary()

@@ -107,9 +107,12 @@ def _axis(graph: Graph, shapes: Shapes, site: int, axis: int) -> tuple[Tensor, T
     reached: dict[int, Interval] = {graph.sites[site]: (own, own)}
     for number in graph.behind([site])[1:]:
         if number < graph.end[0]:
-            before = [reached[i] for i in graph.nodes[number].inputs if i in reached]
-            hull = functools.reduce(_hull, before)
-            reached[number] = _behind(graph.nodes[number].module, hull, _size(shapes, number, axis), axis)
+            module, size = graph.nodes[number].module, _size(shapes, number, axis)
+            before = [(reached[i], _size(shapes, i, axis)) for i in graph.nodes[number].inputs if i in reached]
+            if _keeps_places(module):  # a map of another size is broadcast: each of its places reaches all
+                before = [(own if places == size else _everywhere(own, size), size) for own, places in before]
+            hull = functools.reduce(_hull, [own for own, _ in before])
+            reached[number] = hull if _keeps_places(module) else _behind(module, hull, size, axis)
     low, high = reached[graph.readout]
     place = torch.arange(_size(shapes, graph.readout, axis))[:, None]
     intervals, of_place = torch.unique(torch.stack([low, high]), dim=1, return_inverse=True)
@@ -122,15 +125,25 @@ def _size(shapes: Shapes, number: int, axis: int) -> int:
     return shape[1 + axis]
 
 
+def _keeps_places(module: nn.Module) -> bool:
+    sums = isinstance(module, FunctionCall) and module.name in ("add", "sub", "mul", "add_branches")
+    return sums or facts_of(module).elementwise
+
+
 def _behind(module: nn.Module, field: Interval, size: int, axis: int) -> Interval:
     """The intervals behind a module that returns `size` places along an axis."""
-    sums = isinstance(module, FunctionCall) and module.name in ("add", "sub", "mul", "add_branches")
-    if facts_of(module).elementwise or sums:
-        return field
     low, high = dependent_places(module, *field, axis)
-    inside = (low.clamp(min=0), high.clamp(max=size - 1))
+    return _where_any(field, low.clamp(min=0), high.clamp(max=size - 1))
+
+
+def _everywhere(field: Interval, size: int) -> Interval:
+    return _where_any(field, torch.zeros_like(field[0]), torch.full_like(field[1], size - 1))
+
+
+def _where_any(field: Interval, low: Tensor, high: Tensor) -> Interval:
+    """The intervals low..high where those of a field are not empty."""
     empty = field[0] > field[1]
-    return (torch.where(empty, 1, inside[0]), torch.where(empty, 0, inside[1]))
+    return torch.where(empty, 1, low), torch.where(empty, 0, high)
 
 
 def _hull(a: Interval, b: Interval) -> Interval:

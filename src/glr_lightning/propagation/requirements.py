@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.propagation.function_call import FunctionCall
 from glr_lightning.propagation.layer_vjp import has_weight_vjp
 from glr_lightning.propagation.module_facts import facts_of, named
 
@@ -64,7 +65,7 @@ def require_own_parameters(network: nn.Module, calls: Iterable[tuple[str, nn.Mod
     """
     trained: set[Tensor] = set()
     for name, module in calls:
-        kind = f"module '{name}' ({type(module).__name__})"
+        kind = f"module '{name}' ({module.kind if isinstance(module, FunctionCall) else type(module).__name__})"
         own = {parameter_name for parameter_name, _ in module.named_parameters(recurse=False)}
         if is_parametrized(module) or (has_weight_vjp(module) and not own <= {"weight", "bias"}):
             raise ConfigurationError(
