@@ -340,7 +340,7 @@ def test_what_a_peer_cannot_train_is_refused_with_what_to_do(
         lambda: estimator.check(network, loss),
         lambda: estimate(estimator, network, loss, X.to(next(network.parameters()).dtype)),
     ):
-        with refused(None, *advice):
+        with refused("network" if isinstance(network, Branching) else None, *advice):
             refuse()
 
 

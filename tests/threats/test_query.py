@@ -274,7 +274,7 @@ def test_options_out_of_range_are_refused(option: str, value: int) -> None:
         GradientOptions(**{option: value})
 
 
-def test_gradient_sources_that_need_a_chain_say_so() -> None:
+def test_gradient_sources_that_need_layers_say_so() -> None:
     class Other(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)
@@ -282,7 +282,7 @@ def test_gradient_sources_that_need_a_chain_say_so() -> None:
     x, y = batch()
     with refused("gradient_source", "use autograd"):
         Query(Other().forward, x, source="straight_through")
-    with refused(None, "write the network as an nn.Sequential"):
+    with refused("network", "got Other alone; put it into an nn.Sequential"):
         Query(Other(), x, source="straight_through")
-    with refused(None, "write the network as an nn.Sequential"):
+    with refused("network", "got Other alone; put it into an nn.Sequential"):
         Query(Other(), x, source="likelihood_ratio").gradient(x, y)

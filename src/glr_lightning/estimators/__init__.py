@@ -14,6 +14,7 @@ from glr_lightning.estimators.tiered import Tiered
 
 __all__ = [
     "Backprop",
+    "Bound",
     "Estimate",
     "Estimator",
     "EvolutionStrategies",

@@ -147,9 +147,7 @@ class Estimator(Checked, ABC):
         require_batch(network, loss, x, y, generator)
         try:
             observe(network, x)
-            bound = self.bind(network, loss)
-            bound.look_at(x)
-            estimate = self._step(bound, x, y, self._draws(bound, x, generator))
+            estimate = self.bind(network, loss).estimate(x, y, generator)
         except Exception as error:  # of torch, or of a network's own
             explain(error, network, x, y)
             raise

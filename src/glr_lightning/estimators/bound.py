@@ -104,6 +104,17 @@ class Bound:
         """
         return self.estimator._step(self, x, y, noise)
 
+    def estimate(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+        """Draw and step, with one part of the noise in memory at a time; the batch is not checked.
+
+        Args:
+            x: [batch, ...], inputs, of the dtype of the network's weights.
+            y: [batch] int64, labels.
+            generator: all randomness comes from it; on the device of x.
+        """
+        self.look_at(x)
+        return self.estimator._step(self, x, y, self.estimator._draws(self, x, generator))
+
     def step_of(self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
         """As `step`, with these weights in place of the network's own; for `torch.func`.
 

@@ -226,7 +226,7 @@ class LikelihoodRatio(Estimator):
         return Estimate(total.gradients, total.mean_loss, batch.clean.logits, {"forwards": total.forwards}, log_sigma)
 
     def _by_layer(self, graph: Graph, by_site: dict[int, Tensor]) -> Iterator[Tensor]:
-        """The gradients of learned log scales, each summed over the sites and units that share one."""
+        """The gradients of learned log scales, summed over the sites and units that share one."""
         for layer, scale in enumerate(self._learned):
             yield torch.stack([by_site[site].sum_to_size(scale.shape) for site in graph.sites_of([layer])]).sum(0)
 
@@ -234,8 +234,7 @@ class LikelihoodRatio(Estimator):
         """Add the estimates of the layers that are noisy together, from some copies of a pass."""
         graph, y = batch.graph, batch.y
         count = self.copies_at(graph, part.sites)
-        sampler = self.sampling.part(part.copies // self.sampling.group_size(count))
-        group = sampler.group(part.copies, y.device)
+        group = self.sampling.part(part.copies // self.sampling.group_size(count)).group(part.copies, y.device)
         noisy, losses = batch.run(part.z)
         for at in noisy.seen:
             sigma = batch.sigma[at.site]

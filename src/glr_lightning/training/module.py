@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.estimators import Estimate, Estimator
 from glr_lightning.estimators.batch import require_kinds
+from glr_lightning.estimators.bound import Bound
 from glr_lightning.losses import Loss
 from glr_lightning.randomness import seeded
 
@@ -95,6 +96,7 @@ class GLRModule(pl.LightningModule):
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.optimizer_options: dict[str, dict[str, Any]] = {}
         self._generator: torch.Generator | None = None  # one for all steps
+        self._bound: Bound | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the noise-free logits."""
@@ -126,7 +128,7 @@ class GLRModule(pl.LightningModule):
         if self._generator is None or self._generator.device != x.device:
             self._generator = torch.Generator(x.device)
         generator = seeded(self._generator, self.seed, self.global_step, self.global_rank)
-        estimate = self.estimator.estimate(self.network, self.loss, x, y, generator=generator)
+        estimate = self._estimate(x, y, generator)
         gradients = self._mean_over_ranks(self._in_order(estimate))
         for parameter, gradient in zip(self.trained.values(), gradients, strict=True):
             parameter.grad = gradient
@@ -135,6 +137,13 @@ class GLRModule(pl.LightningModule):
         # not by setattr, which would look for parameters in it
         vars(self)["outcome"] = StepOutcome(estimate.loss, estimate.logits, norm, forwards)
         return {"loss": estimate.loss, "logits": estimate.logits}
+
+    def _estimate(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
+        """Estimate the gradients; the first batch, and the first of a new estimator, is checked."""
+        if self._bound is not None and self._bound.estimator is self.estimator:
+            return self._bound.estimate(x, y, generator)
+        self._bound = self.estimator.bind(self.network, self.loss)
+        return self.estimator.estimate(self.network, self.loss, x, y, generator=generator)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the per-sample losses and the logits of the network without noise."""
