@@ -7,7 +7,7 @@ from torch import Tensor
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.estimators.score import mean_over_cell
 from glr_lightning.noise import Gaussian, Noise
-from glr_lightning.propagation.chain import NoisySite
+from glr_lightning.propagation.values import NoisySite
 from tests.checks.estimator_cases import every_density
 
 SHIFTED = PiecewiseConstant(cuts=(0.3,), levels=(-1.0, 2.0))
