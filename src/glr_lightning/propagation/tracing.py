@@ -71,10 +71,8 @@ def trace(network: nn.Module) -> tuple[list[Node], int]:
             "nn.Sequential.",
             option="network",
         )
-    tracer = _Tracer()
-    tracer.record_stack_traces = True
     try:
-        graph = tracer.trace(network)
+        graph = _Tracer().trace(network)
     except ConfigurationError:
         raise
     except Exception as error:  # of the tracer, or of the network's own code on a stand-in for a tensor
@@ -89,6 +87,11 @@ def trace(network: nn.Module) -> tuple[list[Node], int]:
 
 
 class _Tracer(fx.Tracer):
+    def create_node(self, *args: Any, **options: Any) -> fx.Node:
+        node = super().create_node(*args, **options)
+        node.meta["line"] = _line()  # the tracer's own record of it imports the compiler
+        return node
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not _is_entered(m)
 
@@ -124,9 +127,9 @@ def _nodes(network: nn.Module, graph: fx.Graph) -> tuple[list[Node], int]:
                     option="network",
                 )
             module: nn.Module = FunctionCall(str(node.target), _constant, (node.args[0],), {}, ModuleFacts())
-            nodes.append(Node(str(node.target), module, (), _line(node)))
+            nodes.append(Node(str(node.target), module, (), node.meta["line"]))
         elif node.op == "placeholder":
-            nodes.append(Node("x", nn.Identity(), (), _line(node)))
+            nodes.append(Node("x", nn.Identity(), (), node.meta["line"]))
         else:
             nodes.append(_call(network, node, number))
         number[node] = len(nodes) - 1
@@ -139,7 +142,7 @@ def _constant(value: Any) -> Any:
 
 def _call(network: nn.Module, node: fx.Node, number: dict[fx.Node, int]) -> Node:
     """The node of a module, function, method or attribute."""
-    line = _line(node)
+    line: str = node.meta["line"]
     if node.op == "get_attr":
         return _attribute(network, node, line)
     inputs: list[fx.Node] = []
@@ -199,13 +202,14 @@ def _read(owner: "weakref.ref[nn.Module]", name: str) -> Any:
     return getattr(owner(), name)
 
 
-def _line(node: fx.Node) -> str:
-    """Where a network makes a call: the innermost line that is not torch's."""
-    frames = [part.strip() for part in (node.stack_trace or "").split("File ") if part.strip()]
-    for frame in reversed(frames):
-        file, _, rest = frame.removeprefix('"').partition('", line ')
-        if not _is_torchs(file):
-            return f"{Path(file).name}:{rest.split(',')[0]}"
+def _line() -> str:
+    """Where a network makes the present call: the innermost line that is neither torch's nor of this file."""
+    for frame, number in traceback.walk_stack(None):
+        file = frame.f_code.co_filename
+        if file == __file__ and frame.f_code.co_name == trace.__name__:
+            break
+        if not _is_torchs(file) and file != __file__:
+            return f"{Path(file).name}:{number}"
     return "a line of torch"
 
 
