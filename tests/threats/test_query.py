@@ -186,6 +186,18 @@ class TestQueryCount:
         query.take(torch.tensor([False, True, False, False, True])).take(torch.tensor([1]))(x[4:])
         assert query.count.queries.tolist() == [4, 10, 4, 4, 11]
 
+    @pytest.mark.parametrize(("source", "queries"), [("autograd", 1), ("straight_through", 2), ("likelihood_ratio", 5)])
+    def test_scores_and_gradient_share_a_pass_of_autograd(self, source: str, queries: int) -> None:
+        """Other sources take the scores of another network, or of more passes, for the gradient."""
+        (x, y), options = batch(4), GradientOptions(copies=4)
+        both, apart = (Query(network(nn.Tanh()), x, source=source, options=options) for _ in range(2))
+        scores, gradient = both.scores_and_gradient(x, y, margin)
+        assert torch.equal(scores, apart(x))
+        assert torch.equal(gradient, apart.gradient(x, y, margin))
+        assert not scores.requires_grad
+        assert both.count.queries.tolist() == [queries] * 4
+        assert torch.equal(both.count.zero_gradient, apart.count.zero_gradient)
+
     def test_the_first_gradient_is_the_one_on_record(self) -> None:
         net, (x, y) = network(), batch(4)
         query = Query(net, x)

@@ -51,21 +51,21 @@ def lbfgs(
     def evaluate(pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Loss [m, 1] and gradient [m, N] of what is minimised."""
         here, own, images = query.take(rows), objective.take(rows), pixels.view(len(rows), *x.shape[1:])
-        loss = -own.height(here(images).detach(), cross_entropy)
-        return loss[:, None], -own.uphill(here, images, cross_entropy).flatten(1)
+        scores, slope = here.scores_and_gradient(images, own.classes, cross_entropy)
+        return -own.height(scores, cross_entropy)[:, None], (-own.sign * slope).flatten(1)
 
     pixels = x.flatten(1)
     loss, gradient = evaluate(pixels, rows)
     hessian = InverseHessian(HISTORY)
     moving = gradient.abs().amax(1) > TOLERANCE_GRADIENT
     for number in range(iterations):
-        rows, pixels, loss, gradient = rows[moving], pixels[moving], loss[moving], gradient[moving]
+        rows, pixels, loss, gradient = _those(moving, rows, pixels, loss, gradient)
         hessian.take(moving)
         direction = -(hessian @ gradient)
         first = (1.0 / gradient.abs().sum(1, keepdim=True)).clamp_max(1.0) if number == 0 else 1.0
         step = learning_rate * first * direction
         downhill = (dot(gradient, direction) <= -TOLERANCE_CHANGE).squeeze(1)
-        rows, pixels, loss, gradient, step = (each[downhill] for each in (rows, pixels, loss, gradient, step))
+        rows, pixels, loss, gradient, step = _those(downhill, rows, pixels, loss, gradient, step)
         hessian.take(downhill)
         if not len(rows):
             break
@@ -82,3 +82,11 @@ def lbfgs(
             & ((loss - old_loss).abs() >= TOLERANCE_CHANGE).squeeze(1)
         )
     return result.clamp(0.0, 1.0)
+
+
+def _those(chosen: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """The chosen rows, bool [B], of tensors [B, ...]; the tensors themselves if that is all."""
+    if chosen.all():
+        return values
+    rows = chosen.nonzero().squeeze(1)
+    return tuple(each.index_select(0, rows) for each in values)

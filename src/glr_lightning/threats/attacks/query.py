@@ -98,8 +98,26 @@ class Query:
     def gradient(self, x: Tensor, y: Tensor, loss: AttackLoss = cross_entropy) -> Tensor:
         """The gradient of the summed loss at x, [B, C, H, W], from the declared source."""
         gradient = torch.stack([self._one_gradient(x, y, loss) for _ in range(self.draws)]).mean(0)
-        self.note_first_gradient(_leads_nowhere(gradient.flatten(1)).all(1))
+        self._note(gradient)
         return gradient
+
+    def scores_and_gradient(self, x: Tensor, y: Tensor, loss: AttackLoss = cross_entropy) -> tuple[Tensor, Tensor]:
+        """The scores at x and the gradient there; from one pass where the gradient's has the scores."""
+        if self.source != "autograd" or self.draws > 1 or isinstance(self._network, NoiseAveraged):
+            return self(x).detach(), self.gradient(x, y, loss)
+        seen: list[Tensor] = []
+
+        def watched(image: Tensor) -> Tensor:
+            seen.append(self._scores(self._network, image))
+            return seen[0]
+
+        gradient = input_gradient(watched, x, y, loss)
+        self._note(gradient)
+        return seen[0].detach(), gradient
+
+    def _note(self, gradient: Tensor) -> None:
+        if self.count.zero_gradient[self._rows].isnan().any():
+            self.note_first_gradient(_leads_nowhere(gradient.flatten(1)).all(1))
 
     def note_first_gradient(self, zero: Tensor) -> None:
         """Write into the count, where nothing is written yet, whose gradient was exactly zero; bool or float [B]."""
