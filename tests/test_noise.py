@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from scipy import special, stats
+from torch import Tensor
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT, Uniform, require_admissible
@@ -165,6 +166,20 @@ def test_samples_come_from_the_generator_alone(noise: Noise) -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("noise", ADMISSIBLE.values(), ids=ADMISSIBLE.keys())
+def test_every_function_of_a_density_compiles_without_a_break(noise: Noise) -> None:
+    z, u = torch.linspace(-6, 6, 24), torch.linspace(0.01, 0.99, 24)
+
+    def all_of_them(z: Tensor, u: Tensor) -> list[Tensor]:
+        elementwise = [noise.log_prob, noise.pdf, noise.score, noise.cdf, noise.log_cdf, noise.log_sf, noise.hazard]
+        between = [noise.conditional_score, noise.conditional_scale_score]
+        cells = [mean(*cell) for mean in between for cell in ((z, z + 1), (None, z), (z, None))]
+        return [*(function(z) for function in elementwise), *cells, noise.slope_radius(u)]
+
+    compiled = torch.compile(all_of_them, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(z, u), all_of_them(z, u), rtol=0, atol=0)
 
 
 # ---- the conditional score ------------------------------------------------------------------------------------------

@@ -153,6 +153,18 @@ def test_jumps_of_cross_entropy_take_no_selection_by_booleans() -> None:
     assert calls.count("aten::log_") == 1  # of the sum that a unit moves to, not of both
 
 
+@every_loss
+def test_the_losses_of_a_head_compile_without_a_break(loss: Loss) -> None:
+    head, u, step, columns = a_head(loss, Gaussian())
+
+    def losses(u: Tensor, step: Tensor, columns: Tensor) -> list[Tensor]:
+        up = step > 0
+        return [head.values(u), head.after_steps(u, step, columns), head.after_jumps(u, up, 0.9, columns)]
+
+    compiled = torch.compile(losses, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(u, step, columns), losses(u, step, columns), rtol=0, atol=0)
+
+
 def test_jumps_are_told_by_booleans_or_ones() -> None:
     for loss in LOSSES.values():
         head, u, step, columns = a_head(loss, Gaussian())

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,11 @@ class StudentT(Noise):
     """
 
     nu: Annotated[float, Interval(ge=MIN_NU, le=MAX_NU)] = 5.0
+    _tail: ClassVar[tuple[tuple[float, ...], tuple[float, ...]]]  # of each value its own, but no field
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "_tail", _tail_quadrature(self.nu))  # here, since torch.compile cannot trace scipy
 
     @property
     def fisher_information(self) -> float:
@@ -72,7 +77,7 @@ class StudentT(Noise):
     def log_cdf(self, z: Tensor) -> Tensor:
         """Sum the quadrature for the tail on the side of z."""
         psi = torch.atan2(torch.full_like(z, math.sqrt(self.nu)), z.abs())  # in (0, pi/2]
-        nodes, weights = _tail_quadrature(self.nu)
+        nodes, weights = self._tail
         integral = torch.zeros_like(z)
         for u, w in zip(nodes, weights, strict=True):
             integral += w * torch.sinc(psi * (u / math.pi)) ** (self.nu - 1.0)
