@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from glr_lightning.config import build
-from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, base, mnist, resident
+from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, base, batches, mnist, resident
 from glr_lightning.data.batches import Shuffled
 from glr_lightning.errors import DataError
 from glr_lightning.training import LightningImages
@@ -297,6 +297,23 @@ def test_the_loader_looks_a_batch_up_once_and_draws_nothing_global() -> None:
     assert [(images.dtype, images.shape) for images, _ in batches] == [(torch.uint8, (4, 1, 2, 2))] * 5
     for images, labels in batches:
         assert [number % 10 for number in numbers(images)] == labels.tolist()
+
+
+@pytest.mark.parametrize(("limit", "lookups"), [(2**20, 1), (4 * 4 * 2, 3), (1, 5)])
+def test_training_batches_are_gathered_together(limit: int, lookups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    item = batches.ImageSet.__getitem__
+    monkeypatch.setattr(
+        batches.ImageSet, "__getitem__", lambda self, index: seen.append(len(index)) or item(self, index)
+    )
+    monkeypatch.setattr(batches, "GATHERED", limit)
+    loader = toy().train_dataloader()
+    iterator = iter(loader)
+    taken = [numbers(next(iterator)[0]) for _ in range(2)]
+    assert loader.state_dict()["taken"] == 2  # not what was gathered
+    taken += [numbers(images) for images, _ in iterator]
+    assert len(seen) == lookups
+    assert taken == [(index % 256).tolist() for index in toy().train_dataloader().sampler]
 
 
 def test_evaluation_batches_are_large_and_in_order() -> None:

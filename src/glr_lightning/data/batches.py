@@ -10,6 +10,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from glr_lightning.errors import ConfigurationError
 
+GATHERED = 2**20
+"""Bytes of images that are gathered at a time, unless one batch has more: they stay in a processor's cache."""
+
 
 @final
 class ImageSet(Dataset[tuple[Tensor, Tensor]]):
@@ -113,10 +116,18 @@ class Shuffled(Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         # A generator, so that nothing is read before the first batch: on resuming, Lightning asks for the iterator
         # first and calls set_epoch afterwards.
-        self._taken = self._start()
-        for index in self._shares()[self._taken :]:
-            self._taken += 1
+        for index in self.begin():
+            self.take()
             yield index
+
+    def begin(self) -> tuple[Tensor, ...]:
+        """Begin an iteration, and return the index tensors of the batches that are left of the epoch."""
+        self._taken = self._start()
+        return self._shares()[self._taken :]
+
+    def take(self) -> None:
+        """Count a batch as taken."""
+        self._taken += 1
 
     def _shares(self) -> tuple[Tensor, ...]:
         """Return this process's part of every batch of the epoch, each [batch_size / world_size] int64."""
@@ -151,6 +162,8 @@ class Shuffled(Sampler[Tensor]):
 class _Loader(DataLoader[tuple[Tensor, Tensor]]):
     """Batches of images [batch, C, H, W] uint8 and labels [batch] int64, gathered in this process."""
 
+    dataset: ImageSet
+
     def __init__(self, data: ImageSet, sampler: Sampler[Any]) -> None:
         # batch_size=None: the sampler yields whole batches
         super().__init__(data, batch_size=None, sampler=sampler, num_workers=0)
@@ -175,6 +188,18 @@ class ShuffledLoader(_Loader):
     def __init__(self, data: ImageSet, shuffled: Shuffled) -> None:
         super().__init__(data, shuffled)
         self.shuffled = shuffled
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]  # as above
+        """Yield the batches, gathered several at a time: a step then waits for no gathering of its own."""
+        indices = self.shuffled.begin()
+        pixels = self.dataset.images[0].numel() * len(indices[0]) if indices else 1
+        for start in range(0, len(indices), together := max(1, GATHERED // pixels)):
+            part = indices[start : start + together]
+            images, labels = self.dataset[torch.cat(part)]
+            sizes = [len(index) for index in part]
+            for batch in zip(images.split(sizes), labels.split(sizes), strict=True):
+                self.shuffled.take()
+                yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Return the state of the sampler, see `Shuffled`."""

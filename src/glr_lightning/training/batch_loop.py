@@ -5,6 +5,7 @@ they implement it or not, under a profiler that does nothing: more time than a s
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class _Parts:
     module: GLRModule
     data: LightningImages
     optimizer: Optimizer
+    context: Callable[[], AbstractContextManager[Any]]
     starts: tuple[Hook, ...]
     before_steps: tuple[Hook, ...]
     ends: tuple[Hook, ...]
@@ -75,7 +77,7 @@ class BatchLoop(_TrainingEpochLoop):
         self._call("on_train_batch_start", parts.starts, batch, index)
         progress.increment_started()
         self._name("training_step")
-        with trainer.precision_plugin.train_step_context():
+        with parts.context():
             outputs = module.write_gradients(batch)
             steps = self.manual_optimization.optim_step_progress
             steps.increment_ready()
@@ -138,7 +140,9 @@ def _parts_of(trainer: Any) -> _Parts | None:
     if not known:
         return None
     starts, before_steps, ends = (_implemented(trainer, name) for name in IN_BATCHES)
-    return _Parts(module, data, trainer.optimizers[0], starts, before_steps, ends)
+    plugin = trainer.precision_plugin
+    context = nullcontext if type(plugin) is Precision else plugin.train_step_context  # that one's does nothing
+    return _Parts(module, data, trainer.optimizers[0], context, starts, before_steps, ends)
 
 
 def _implemented(trainer: Any, name: str) -> tuple[Hook, ...]:

@@ -124,16 +124,17 @@ class GLRModule(pl.LightningModule):
 
     def write_gradients(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Estimate the gradients of a batch, write them into `.grad`, and return what the step is to return."""
+        trainer = self.trainer
         x, y = self._in_dtype_of_weights(batch)
         if self._generator is None or self._generator.device != x.device:
             self._generator = torch.Generator(x.device)
-        generator = seeded(self._generator, self.seed, self.global_step, self.global_rank)
+        generator = seeded(self._generator, self.seed, trainer.global_step, trainer.global_rank)
         estimate = self._estimate(x, y, generator)
         gradients = self._mean_over_ranks(self._in_order(estimate))
         for parameter, gradient in zip(self.trained.values(), gradients, strict=True):
             parameter.grad = gradient
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # one kernel for all
-        forwards = estimate.diagnostics["forwards"] * self.trainer.world_size
+        forwards = estimate.diagnostics["forwards"] * trainer.world_size
         # not by setattr, which would look for parameters in it
         vars(self)["outcome"] = StepOutcome(estimate.loss, estimate.logits, norm, forwards)
         return {"loss": estimate.loss, "logits": estimate.logits}
