@@ -20,7 +20,7 @@ from glr_lightning.evaluation.certification import certify, largest_shift
 from glr_lightning.evaluation.row import read_rows
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import CrossEntropy
-from glr_lightning.networks import Residual, Sine, Standardise, convnet, mlp, resnet5, vgg8
+from glr_lightning.networks import Recurrence, Residual, Sine, Standardise, convnet, mlp, resnet5, rnn, vgg8
 from glr_lightning.networks.blocks import groups_of
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.layer_vjp import has_weights
@@ -39,16 +39,18 @@ SMALL: dict[str, list[str]] = {
     "convnet": ["network.channels=[3,4]", "network.kernel=3"],
     "vgg8": ["network.channels=[2,3,4]", "network.hidden=6"],
     "resnet5": ["network.channels=[3,4]"],
+    "rnn": ["network.hidden=6"],
 }
-LAYERS = {"mlp": 2, "convnet": 3, "vgg8": 8, "resnet5": 5}
+LAYERS = {"mlp": 2, "convnet": 3, "vgg8": 8, "resnet5": 5, "rnn": 2}
 FAST = ["epochs=1", "batch_size=500", "copies=4", "progress=false", "loss=cross_entropy"]
-CONVOLUTIONAL = [name for name in options("network") if name != "mlp"]
-MAKE: dict[str, Any] = {"convnet": convnet, "vgg8": vgg8, "resnet5": resnet5, "mlp": mlp}
+CONVOLUTIONAL = [name for name in options("network") if name not in ("mlp", "rnn")]
+MAKE: dict[str, Any] = {"convnet": convnet, "vgg8": vgg8, "resnet5": resnet5, "mlp": mlp, "rnn": rnn}
 OPTIONS: dict[str, Any] = {
     "convnet": {"channels": [3, 4], "kernel": 3, "stride": 2, "hidden": []},
     "vgg8": {"channels": [2, 3, 4], "hidden": 6},
     "resnet5": {"channels": [3, 4], "stride": 2},
     "mlp": {"hidden": [6]},
+    "rnn": {"rows": 1, "hidden": 6},
 }
 
 
@@ -174,6 +176,14 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
     ("resnet5", {"channels": [3]}),
     ("resnet5", {"channels": [3, 4, 5]}),
     ("resnet5", {"stride": True}),
+    ("rnn", {"rows": 0}),
+    ("rnn", {"rows": [4]}),
+    ("rnn", {"rows": 3}),
+    ("rnn", {"hidden": [6]}),
+    ("rnn", {"readout": "mean"}),
+    ("rnn", {"memory": -1.0}),
+    ("rnn", {"recurrent": math.inf}),
+    ("rnn", {"spread": 0}),
     ("mlp", {"hidden": [0]}),
     ("mlp", {"hidden": "abc"}),
     ("mlp", {"bias": [1, 2]}),
@@ -234,7 +244,7 @@ def test_an_experiment_can_choose_the_network_and_the_injection(tmp_path: Path) 
 def test_every_preprocess_reaches_every_network(name: str, preprocess: str) -> None:
     composed = compose([f"network={name}", f"preprocess={preprocess}", *SMALL[name]])
     first = next(iter(build(composed["network"], image_shape=(1, 8, 8), classes=10)))
-    kind = {"none": (nn.Flatten, nn.Conv2d), "sine": (Sine,), "standardise": (Standardise,)}[preprocess]
+    kind = {"none": (nn.Flatten, nn.Conv2d, Recurrence), "sine": (Sine,), "standardise": (Standardise,)}[preprocess]
     assert isinstance(first, kind)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.validation import Positive, checked
+from glr_lightning.validation import Positive, Size, checked
 
 
 class Shift(nn.Module):
@@ -68,6 +68,43 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return body(x) + shortcut(x)."""
         return add_branches(self.body(x), self.shortcut(x))
+
+
+class Recurrence(nn.Module):
+    """h_t = cell([x_t, h_{t-1}]) with h_0 = 0, where x_t is the t-th band of rows of an image, from top to bottom.
+
+    The cell is one module that is called at every step, so a layer in it gets noise at each.
+
+    Args:
+        cell: modules in sequence, [batch, channels * rows * width + hidden] -> [batch, hidden].
+        rows: of a band.
+        steps: the number of bands.
+        hidden: the number of units of the state.
+        keep: whether to return all states side by side, [batch, steps * hidden], in place of the last one.
+    """
+
+    @checked
+    def __init__(self, cell: nn.Sequential, rows: Size, steps: Size, hidden: Size, keep: bool = False) -> None:
+        super().__init__()
+        self.cell = cell
+        self.rows = rows
+        self.steps = steps
+        self.hidden = hidden
+        self.keep = keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last state, or all of them."""
+        bands = [x[:, :, step * self.rows : (step + 1) * self.rows].flatten(1) for step in range(self.steps)]
+        h: Tensor = self.cell(nn.functional.pad(bands[0], (0, self.hidden)))
+        states = [h]
+        for band in bands[1:]:
+            h = self.cell(torch.cat([band, h], 1))
+            states.append(h)
+        return torch.cat(states, 1) if self.keep else h
+
+    def extra_repr(self) -> str:
+        """Return the number of steps, and what is read of the states."""
+        return f"rows={self.rows}, steps={self.steps}, keep={self.keep}"
 
 
 @fx.wrap  # tracing keeps the call, so that the check is made of tensors
