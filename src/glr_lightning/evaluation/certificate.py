@@ -43,7 +43,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
@@ -134,6 +133,8 @@ def lower_bound(hits: Tensor, n: int, alpha: float) -> Tensor:
     It is the p at which `hits` or more have probability alpha: the alpha-quantile of Beta(hits, n - hits + 1),
     and 0 without a hit.
     """
+    from scipy.special import betaincinv  # here, since attacks and corruptions need no bound
+
     k = hits.double().numpy()
     bound = torch.from_numpy(betaincinv(k.clip(min=1.0), n - k + 1.0, alpha))
     return torch.where(hits > 0, bound, 0.0)

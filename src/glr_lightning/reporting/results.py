@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.special import stdtrit
-
 from glr_lightning.reporting.columns import KIND_ORDER, Column
 from glr_lightning.reporting.runs import Run, short_target
 
@@ -75,6 +73,8 @@ def accuracy_interval(run: Run) -> tuple[float, float] | None:
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean of n >= 2 independent values and half its 95 % interval, t_{n-1, 0.975} s / sqrt(n)."""
+    from scipy.special import stdtrit  # here, since a single run needs no quantile
+
     half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
     return fmean(values), half
 
