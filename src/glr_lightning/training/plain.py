@@ -18,7 +18,7 @@ from glr_lightning.data.base import scaled
 from glr_lightning.errors import ConfigurationError, DivergenceError, words_of
 from glr_lightning.estimators import Estimator
 from glr_lightning.losses import Loss
-from glr_lightning.randomness import step_generator
+from glr_lightning.randomness import seeded
 from glr_lightning.runs.trained_run import LAST, build_data, build_network, create_run_folder
 from glr_lightning.training.dead_classes import dead
 from glr_lightning.training.momentum import Momentum
@@ -73,19 +73,20 @@ def train_plainly(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     data.setup()
     network = build_network(config, data, None).train()
     estimator = build(config["estimator"], where="estimator", trusted=None, kind=Estimator)
-    estimator.check(network, _loss(config), data.split("train", 8)[0])
+    loss = _loss(config)
+    estimator.check(network, loss, data.split("train", 8)[0])
+    bound = estimator.bind(network, loss)
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     step, end_epoch = _optimization(config, list(parameters.values()))
     create_run_folder(folder, {**config, "run_dir": str(folder)})
-    loss, batches = _loss(config), data.train_dataloader()
+    batches, generator = data.train_dataloader(), torch.Generator()
     seen: list[tuple[Tensor, Tensor]] = []  # predictions and labels of the last epoch
     start, forwards, steps = time.perf_counter(), 0, 0
     for epoch in range(config["epochs"]):
         seen.clear()
         batches.shuffled.set_epoch(epoch)
         for images, y in batches:
-            generator = step_generator(config["seed"], steps, 0, images.device)
-            estimate = estimator.estimate(network, loss, scaled(images), y, generator=generator)
+            estimate = bound.estimate(scaled(images), y, seeded(generator, config["seed"], steps, 0))
             if not math.isfinite(estimate.loss.item()):
                 raise _divergence(epoch)
             step([estimate.gradients[name] for name in parameters])
