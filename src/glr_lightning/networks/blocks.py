@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Len, MinLen
 from torch import nn
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.networks.modules import Shift
 from glr_lightning.validation import Size
+from glr_lightning.validation.ranges import Len, MinLen
 
 Init = Literal["torch", "paper"]
 Norm = Literal["none", "group", "layer"]

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from annotated_types import Interval
 from torch import Tensor
 
 from glr_lightning.noise.base import LOG_2, Noise, open_uniform
+from glr_lightning.validation.ranges import Interval
 
 MIN_NU = 0.5
 """Below it draws overflow in float32."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
-from annotated_types import Interval, MinLen
+from glr_lightning.validation.ranges import Interval, MinLen
 
 MOST = 10**6
 """The largest count: more copies than that, or passes, would never end."""

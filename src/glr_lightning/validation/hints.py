@@ -1,4 +1,7 @@
-"""Checkers of hints: pydantic's, in strict mode. Importing this module does not import pydantic."""
+"""Checkers of hints: pydantic's, in strict mode. Importing this module does not import pydantic.
+
+The package is installed with pydantic. From its sources it runs without, and then hints are not checked.
+"""
 
 from collections.abc import Iterable, Sequence
 from types import GenericAlias, UnionType
@@ -8,10 +11,13 @@ from glr_lightning.validation.words import CONTAINERS, PLAIN, is_class
 
 
 def checker(hint: Any) -> Any:
-    """Return pydantic's checker of a hint, or None where it has none."""
-    from pydantic import ConfigDict, TypeAdapter
-    from pydantic.errors import PydanticUserError
-    from pydantic_core import SchemaError
+    """Return pydantic's checker of a hint, or None where it has none, or is not installed itself."""
+    try:
+        from pydantic import ConfigDict, TypeAdapter
+        from pydantic.errors import PydanticUserError
+        from pydantic_core import SchemaError
+    except ModuleNotFoundError:
+        return None
 
     config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     try:

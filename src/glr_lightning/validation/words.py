@@ -6,7 +6,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Interval, Len, MinLen
+from glr_lightning.validation.ranges import Interval, Len, MinLen
 
 _LONGEST_VALUE = 80
 PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}

@@ -1,0 +1,73 @@
+"""The benchmark: its script for an accelerator needs torch alone, and what it says is what it has measured."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARK = ROOT / "experiments" / "benchmark"
+
+TORCH_ALONE = """
+import runpy, sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+
+OF_TORCH = {"torch", "torchgen", "functorch", "numpy", "typing_extensions", "sympy", "mpmath", "networkx", "filelock"}
+OF_TORCH |= {"fsspec", "jinja2", "markupsafe", "setuptools", "triton", "nvidia", "arms", "glr_lightning"}
+
+class TorchAlone(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        first = name.partition(".")[0]
+        own = first in sys.stdlib_module_names or first.startswith("_sysconfigdata")
+        return super().find_spec(name, path, target) if own or first in OF_TORCH else None
+
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, TorchAlone]
+"""
+"""Finds no module that is neither Python's, nor torch's or what torch depends on, nor numpy, nor the project's."""
+
+
+def in_torch_alone(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python code where nothing but torch and the sources of the package can be imported."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TORCH_ALONE + code]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+
+
+def test_estimators_and_networks_need_torch_alone(tmp_path: Path) -> None:
+    modules = "activations baselines estimators losses networks noise sampling injection randomness validation"
+    code = "".join(f"import glr_lightning.{module}\n" for module in modules.split())
+    code += "print([m for m in ('pydantic', 'annotated_types', 'hydra', 'omegaconf', 'rich') if m in sys.modules])"
+    done = in_torch_alone(code, tmp_path)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.slow
+def test_the_accelerator_script_runs_with_torch_alone(tmp_path: Path) -> None:
+    arguments = ["gpu.py", "--device", "cpu", "--modes", "eager", "--rounds", "1", "--calls", "1", "--out", "gpu.json"]
+    code = f"sys.path.insert(0, {str(BENCHMARK)!r})\nsys.argv = {arguments}\n"
+    code += f"runpy.run_path({str(BENCHMARK / 'gpu.py')!r}, run_name='__main__')"
+    done = in_torch_alone(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["skipped"] == {}
+    estimators = {"backprop", "likelihood_ratio", "local_expectation", "tiered", "hybrid", "noisy_backprop"}
+    estimators |= {"straight_through", "forward_gradient", "evolution_strategies"}
+    assert {name.split(",")[0] for name in found["agreement"]} == estimators
+    assert all(each["within"] for each in found["agreement"].values())
+    assert all(each["operators"] > 0 for each in found["steps"].values())
+    for arm in ("784-16-10 backprop", "784-16-10 naive K=8", "784-16-10 ours K=8", "convnet tiered K=8"):
+        assert found["ms"][arm] > 0
+
+
+def test_the_accelerator_script_names_what_it_skips(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, str(BENCHMARK / "gpu.py"), "--device", "cpu", "--seconds", "0", "--out", str(out)]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    found = json.loads(out.read_text())
+    assert found["ms"] == {}
+    assert found["skipped"]["784-16-10 naive K=8"] == "0 seconds were over"
