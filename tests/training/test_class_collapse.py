@@ -106,6 +106,17 @@ def test_a_class_is_dead_below_one_prediction_in_a_hundred_labels() -> None:
     assert dead(labels, predictions).tolist() == [False, True, False, False]
 
 
+def test_the_bias_to_lift_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    find = class_collapse.output_bias
+    monkeypatch.setattr(class_collapse, "output_bias", lambda *given: looked.append(given[1:]) or find(*given))
+    train(
+        compose([*FAST, "callbacks=[class_collapse]", "callbacks.class_collapse.revive=1", "epochs=3"]),
+        tmp_path / "run",
+    )
+    assert looked.count((10,)) == 1
+
+
 def test_news_are_told_once() -> None:
     assert news_of_classes([3], [3], 5) == []
     (died,) = news_of_classes([], [3, 1], 0)

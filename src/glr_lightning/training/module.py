@@ -164,7 +164,9 @@ class GLRModule(pl.LightningModule):
 
     def _in_order(self, estimate: Estimate) -> list[Tensor]:
         """The gradients of the trained parameters, in their order."""
-        by_name = estimate.gradients | {f"log_sigma.{site}": g for site, g in enumerate(estimate.log_sigma)}
+        by_name = estimate.gradients
+        if estimate.log_sigma:
+            by_name = by_name | {f"log_sigma.{site}": g for site, g in enumerate(estimate.log_sigma)}
         return [by_name[name] for name in self.trained]
 
     def _mean_over_ranks(self, gradients: list[Tensor]) -> list[Tensor]:

@@ -57,6 +57,7 @@ class ClassCollapse(TrainingCallback):
         self._counts = Sums()
         self._recent = Recent()
         self._lifts: Tensor | int = 0  # of this epoch
+        self._bias: nn.Parameter | None = None  # of the logits, looked up once a fit
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
         """Raise ConfigurationError if there is no output bias to lift."""
@@ -66,6 +67,7 @@ class ClassCollapse(TrainingCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check once more, in a Trainer of one's own."""
         self.check(trainer, glr_module(pl_module))
+        self._bias = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -82,11 +84,12 @@ class ClassCollapse(TrainingCallback):
         labels, predictions = count(y, logits.shape[1]), count(logits.argmax(1), logits.shape[1])
         self._counts.add(labels=labels, predictions=predictions)
         if self.revive is not None:
-            bias = output_bias(module.network, logits.shape[1])
+            if self._bias is None:
+                self._bias = output_bias(module.network, logits.shape[1])
             if trainer.world_size > 1:  # the weights must stay equal on all ranks
                 both = torch.stack([labels, predictions])
                 labels, predictions = trainer.strategy.reduce(both, reduce_op="sum")
-            self._lifts = self._lifts + lift(bias, labels, predictions, self.revive)
+            self._lifts = self._lifts + lift(self._bias, labels, predictions, self.revive)
 
     @classmethod
     def changes_training(cls, options: Mapping[str, Any]) -> bool:
