@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import HardThreshold
 from glr_lightning.estimators import LikelihoodRatio, LocalExpectation
 from glr_lightning.estimators.output_loss import OutputLoss, output_loss_for
+from glr_lightning.estimators.unit_choice import Choice
 from glr_lightning.injection import Joint
 from glr_lightning.losses import Loss, ZeroOne
 from glr_lightning.noise import Gaussian, Noise
@@ -157,7 +158,14 @@ def check_local(
     check_gradient(samples, reference(network, noise, Joint(), loss), resolution, TOLERANCE)
 
 
-def check_deep(network: nn.Sequential, sigma: tuple[float, ...], units: int | None, x: Tensor, y: Tensor) -> None:
-    estimator = LocalExpectation(sigma=sigma, copies=4, units=units)
+def check_deep(
+    network: nn.Sequential,
+    sigma: tuple[float, ...],
+    units: int | None,
+    x: Tensor,
+    y: Tensor,
+    choice: Choice = "uniform",
+) -> None:
+    estimator = LocalExpectation(sigma=sigma, copies=4, units=units, choice=choice)
     samples = repetitions(estimator, network, ZeroOne(), x, y, number=4000)
     check_gradient(samples, enumerated(network, LikelihoodRatio(sigma=sigma), x, y), resolution=0.3)

@@ -20,6 +20,8 @@ from glr_lightning.estimators.output_loss import (
     output_of,
 )
 from glr_lightning.estimators.passes import noise_at
+from glr_lightning.estimators.settings import IdleSettingError
+from glr_lightning.estimators.unit_choice import Choice
 from glr_lightning.injection import Joint
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import Residual, Shift, mlp
@@ -55,6 +57,9 @@ from tests.checks.refusals import refused
 from tests.checks.zscores import repetitions
 
 TERNARY = PiecewiseConstant(cuts=(-0.4, 0.5), levels=(-1.0, 0.2, 1.5))
+
+CHOICES: tuple[Choice, ...] = ("uniform", "weighted")
+SMOOTH = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
 
 
 @final
@@ -221,14 +226,14 @@ def test_three_cells_are_unbiased() -> None:
     check_local(TERNARY, ZeroOne())
 
 
-@pytest.mark.parametrize("units", [None, 1, 2])
-def test_deeper_layers_are_unbiased_for_any_share_of_their_units(units: int | None) -> None:
-    check_deep(threshold_network(3, 3, 2, 2), (0.5, 0.7, 0.9), units, X, Y)
+@pytest.mark.parametrize(("units", "choice"), [(None, "uniform"), (1, "uniform"), (2, "uniform"), (2, "weighted")])
+def test_deeper_layers_are_unbiased_for_any_share_of_their_units(units: int | None, choice: Choice) -> None:
+    check_deep(threshold_network(3, 3, 2, 2), (0.5, 0.7, 0.9), units, X, Y, choice)
 
 
-@pytest.mark.parametrize("units", [None, 1, 3])
-def test_a_strided_convolution_is_unbiased(units: int | None) -> None:
-    check_deep(small_convnet(), (0.3, 0.5), units, IMAGES, LABELS)
+@pytest.mark.parametrize(("units", "choice"), [(None, "uniform"), (1, "uniform"), (3, "uniform"), (3, "weighted")])
+def test_a_strided_convolution_is_unbiased(units: int | None, choice: Choice) -> None:
+    check_deep(small_convnet(), (0.3, 0.5), units, IMAGES, LABELS, choice)
 
 
 def test_modules_between_that_carry_a_change_or_mix_it_are_both_right() -> None:
@@ -289,6 +294,20 @@ def test_one_copy_has_less_variance_than_four_of_the_likelihood_ratio(activation
         assert float(local[name].var(0).sum()) < float(ratio[name].var(0).sum())
 
 
+def test_units_chosen_by_weight_leave_less_variance() -> None:
+    """Of 24 units with sharp thresholds few are near enough for their own noise to matter."""
+    torch.manual_seed(0)
+    network = mlp(image_shape=(1, 14, 14), classes=10, hidden=[24, 12], activation=HardThreshold())
+    x, y = torch.rand(8, 1, 14, 14), torch.arange(8)
+    uniform, weighted = (
+        repetitions(
+            LocalExpectation(sigma=0.05, copies=4, units=2, choice=choice), network, CrossEntropy(), x, y, number=200
+        )["linear1.weight"]
+        for choice in CHOICES
+    )
+    assert float(weighted.var(0).sum()) < 0.3 * float(uniform.var(0).sum())
+
+
 # ---- options and refusals -------------------------------------------------------------------------------------------
 
 
@@ -297,6 +316,7 @@ def test_one_copy_has_less_variance_than_four_of_the_likelihood_ratio(activation
     [
         (lambda: LocalExpectation(noise=Uniform()), "noise", "Use noise=gaussian"),
         (lambda: LocalExpectation(units=0), "units", "a whole number from 1 to "),
+        (lambda: LocalExpectation(choice="best"), "choice", "weighted"),  # type: ignore[arg-type]
         (lambda: LocalExpectation(copies=3, sampling=member("sampling", "antithetic")), "copies", "use copies="),
         (
             lambda: LocalExpectation(sigma=(1.0,)).check(small_network(nn.Tanh()), ZeroOne()),
@@ -322,12 +342,27 @@ def test_what_cannot_work_is_refused_with_advice(make: Callable[[], Any], option
         make()
 
 
+@pytest.mark.parametrize(
+    ("units", "network", "advice"),
+    [
+        (32, threshold_network(3, 2, 2), "all its units evaluated at once"),
+        (None, threshold_network(3, 40, 2, 2), "all units of the deeper layers are evaluated"),
+        (4, SMOOTH, "have no steps"),
+    ],
+)
+def test_a_choice_without_effect_is_refused(units: int | None, network: nn.Sequential, advice: str) -> None:
+    with refused("estimator.choice", advice, error=IdleSettingError):
+        LocalExpectation(choice="weighted", units=units).check(network, CrossEntropy())
+
+
 def test_the_plan_says_how_each_layer_is_served() -> None:
     plan = LocalExpectation(units=4).plan(threshold_network(3, 5, 4, 2), ZeroOne())
     assert list(plan) == ["0", "2", "4"]
     for words, part in zip(plan.values(), ("4 units a sample", "all units at once", "at the logits"), strict=True):
         assert part in words
         assert "from loss values" in words
+    weighted = LocalExpectation(units=4, choice="weighted").plan(threshold_network(3, 5, 4, 2), ZeroOne())
+    assert weighted["0"].endswith("4 units a sample, chosen by weight")
     assert "all units, one at a time" in LocalExpectation(units=5).plan(threshold_network(3, 5, 4, 2), ZeroOne())["0"]
     assert "measure-valued" in LocalExpectation().plan(small_network(nn.Tanh()), CrossEntropy())["0"]
 

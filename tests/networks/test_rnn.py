@@ -49,6 +49,11 @@ def test_every_call_of_the_cell_is_a_site_of_one_layer() -> None:
     assert graph.layer_of == (0, 0, 0, 1)
 
 
+def test_a_description_does_not_speak_of_probes() -> None:
+    lines = LocalExpectation(units=4, choice="weighted").describe(network(), CrossEntropy())
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["recurrence.cell.linear1", "linear2"]
+
+
 def test_the_first_recurrent_weights_are_scaled_and_remember() -> None:
     plain, changed = network(), network(memory=4.0, recurrent=0.5, spread=2.0)
     before, after = (built.state_dict()["recurrence.cell.linear1.weight"] for built in (plain, changed))

@@ -15,6 +15,7 @@ from glr_lightning.estimators.moved_units import Beyond
 from glr_lightning.estimators.output_loss import density_at_0, drawn, needs_slopes
 from glr_lightning.estimators.passes import Part, noise_at, started
 from glr_lightning.estimators.settings import check_sites, even_parts, per_site, require_defaults
+from glr_lightning.estimators.unit_choice import Choice, by_weight, draw_choice
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.propagation.graph import Graph
@@ -51,7 +52,8 @@ class LocalExpectation(Estimator):
     Cost. A moved unit of the last hidden layer, also of a convolutional one, is a rank-one change of the logits: all
     units together cost about one more matrix product per copy (`OutputLoss.after_jumps`). A unit of a deeper layer
     costs a forward pass of the layers above; `units` evaluates that many at random for each sample and divides by their
-    probability.
+    probability. Most units of a sharp threshold are far from it, and their own noise does nothing: choice="weighted"
+    chooses by the weights P_c', which leaves a small part of the variance.
 
     At the logits the same holds with phi the identity; 0-1 loss is piecewise constant in each logit, and its noise is
     integrated out exactly (`ZeroOneOutput`).
@@ -67,6 +69,8 @@ class LocalExpectation(Estimator):
         copies: K, how often all noise is drawn; in Python one by default, in configuration files 32.
         sampling: how the copies are drawn; in Python independent by default, in configuration files antithetic.
         units: how many units of a layer below the last hidden one are evaluated per sample and step, None for all.
+        choice: how they are chosen: "uniform", or "weighted", in proportion to their weight in the sum above, where
+            they have steps.
 
     Raises:
         ConfigurationError: any of these is out of range, or the network does not fit.
@@ -77,6 +81,7 @@ class LocalExpectation(Estimator):
     copies: Count = 1
     sampling: Sampler = Independent()
     units: Count | None = DEFAULT_UNITS
+    choice: Choice = "uniform"
 
     family: ClassVar[Family] = "likelihood ratio"
     needs_derivatives: ClassVar[bool] = False
@@ -107,7 +112,7 @@ class LocalExpectation(Estimator):
         width = layer.out_features if isinstance(layer, nn.Linear) else None  # of a convolution known with an input
         if self.units is None or (width is not None and width <= self.units):
             return "all units, one at a time"
-        return f"{self.units} units a sample"
+        return f"{self.units} units a sample" + (", chosen by weight" if self.choice == "weighted" else "")
 
     def _require(self, bound: Bound) -> None:
         check_sites(bound.graph, self.sigma, self.sampling)
@@ -121,7 +126,7 @@ class LocalExpectation(Estimator):
         """The settings that have no effect on this network, with the reason."""
         deeper = [site for site in range(len(graph.sites) - 1) if not is_under_the_logits(graph, site)]
         if not deeper:
-            return {"units": "every hidden layer has all its units evaluated at once"}
+            return dict.fromkeys(("units", "choice"), "every hidden layer has all its units evaluated at once")
         layers = [graph.layer(site) for site in deeper]
         if shapes is not None:
             widths = [shapes.sites[site].numel() for site in deeper]
@@ -129,12 +134,16 @@ class LocalExpectation(Estimator):
             widths = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
         else:  # the width of a convolution is known once it has seen an input
             return {}
-        most = max(widths)
+        most, idle = max(widths), {}
         if self.units is None and most <= DEFAULT_UNITS:
-            return {"units": f"no deeper layer has more than {DEFAULT_UNITS} units"}
+            idle["units"] = f"no deeper layer has more than {DEFAULT_UNITS} units"
         if self.units is not None and self.units >= most:
-            return {"units": f"no deeper layer has more than {most} units, and units=null evaluates all"}
-        return {}
+            idle["units"] = f"no deeper layer has more than {most} units, and units=null evaluates all"
+        if self.units is None or self.units >= most:
+            idle["choice"] = "all units of the deeper layers are evaluated"
+        elif not any(isinstance(graph.follower(site), PiecewiseConstant) for site in deeper):
+            idle["choice"] = "the units of the deeper layers have no steps, so they all weigh the same"
+        return idle
 
     def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
         graph, size = bound.graph, self.sampling.group_size(self.copies)
@@ -144,7 +153,7 @@ class LocalExpectation(Estimator):
             slopes, chosen = {}, {}
             for site in z:
                 if self._is_sampled(graph, site):
-                    chosen[site] = self._choice(z[site], generator)
+                    chosen[site] = draw_choice(self.choice, z[site], self.units, generator)
                 if self.reads_slopes(graph, site, bound.loss):
                     slopes[site] = self.noise.sample_slope(z[site].shape, generator=generator, dtype=z[site].dtype)
             yield Part(z, slopes, chosen)
@@ -158,14 +167,6 @@ class LocalExpectation(Estimator):
         if site == len(graph.sites) - 1:
             return needs_slopes(loss)
         return not isinstance(graph.follower(site), PiecewiseConstant)
-
-    def _choice(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """Choose m of n units without repetition, [copies, batch, m], each unit with probability m / n."""
-        n = z[0, 0].numel()
-        m = n if self.units is None else min(self.units, n)
-        order = torch.randperm(n, generator=generator, device=z.device)
-        start = torch.randint(n, (*z.shape[:2], 1), generator=generator, device=z.device)
-        return order[(start + torch.arange(m, device=z.device)) % n]
 
     @torch.no_grad()
     def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Part]) -> Estimate:
@@ -253,19 +254,29 @@ class LocalExpectation(Estimator):
     def _some_units(self, beyond: Beyond, at: NoisySite, chosen: Tensor, slopes: Tensor | None) -> tuple[Tensor, int]:
         """The signal [copies, batch, *site] of a deeper layer, and how many samples were sent through the rest.
 
-        Unit j of a sample is chosen with probability m / n, so its term counts n / m times.
+        Args:
+            beyond: the network above.
+            at: the layer.
+            chosen: [copies, batch, m], what `draw_choice` drew.
+            slopes: draws of the measure-valued derivative.
         """
         v, copies_batch = at.v.flatten(2), at.v.shape[:2]
-        n, m = v.shape[2], chosen.shape[2]
+        branches = [
+            [part.expand_as(at.v).flatten(2) for part in branch]
+            for branch in self._branches(beyond.graph.follower(at.site), at, beyond.sigma[at.site], slopes)
+        ]
+        if chosen.is_floating_point():
+            chosen, counts = by_weight(chosen, torch.stack([weight.abs() for weight, _ in branches]).sum(0))
+        else:  # each with probability m / n
+            counts = at.v.new_full((1, 1, 1), v.shape[2] / chosen.shape[2]).expand_as(chosen)
         signal = torch.zeros_like(v)
         forwards = 0
-        activation = beyond.graph.follower(at.site)
-        for weight, target in self._branches(activation, at, beyond.sigma[at.site], slopes):
-            weight, target = (part.expand_as(at.v).flatten(2) for part in (weight, target))
-            for some in chosen.split(max(1, MOVED_ELEMENTS // v.numel()), dim=2):
+        size = max(1, MOVED_ELEMENTS // v.numel())
+        for weight, target in branches:
+            for some, count in zip(chosen.split(size, dim=2), counts.split(size, dim=2), strict=True):
                 losses = beyond.after_moves(at, v, some, target.gather(2, some))
                 change = losses - beyond.losses.view(*copies_batch, 1)
-                signal.scatter_add_(2, some, weight.gather(2, some) * change * (n / m))
+                signal.scatter_add_(2, some, weight.gather(2, some) * change * count)
                 forwards += losses.numel()
         return signal.view_as(at.v), forwards
 

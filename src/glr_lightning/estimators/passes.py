@@ -20,7 +20,7 @@ class Part(NamedTuple):
     Attributes:
         z: by site, ascending, the standardised noise, [copies, batch, *site].
         slopes: by site, draws of the measure-valued derivative (`Noise.sample_slope`), like z.
-        chosen: by site, [copies, batch, m] int64, the units of a sample that are moved.
+        chosen: by site, [copies, batch, m], which units of a sample are moved; see `unit_choice.py`.
     """
 
     z: dict[int, Tensor]

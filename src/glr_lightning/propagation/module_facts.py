@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
-from glr_lightning.networks.modules import Residual, Shift, Sine, Standardise
+from glr_lightning.networks.modules import Recurrence, Residual, Shift, Sine, Standardise
 from glr_lightning.propagation.probing import NOT_FOUND, ModuleFacts, probe
 
 ELEMENTWISE: frozenset[type[nn.Module]] = frozenset(
@@ -42,7 +42,7 @@ AFFINE = ISOMETRIES | {Standardise, nn.Linear, *_CONVOLUTIONS, *_AVERAGES, *_ADA
 
 _RANDOM_POOLING = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 _CONTINUOUS: tuple[type[nn.Module], ...] = (
-    *(Residual, nn.Sequential, nn.ModuleList, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag),
+    *(Recurrence, Residual, nn.Sequential, nn.ModuleList, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag),
     *(*_CONVOLUTIONS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
     *(nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax, nn.GLU),

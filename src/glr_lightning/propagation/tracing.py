@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.errors import ConfigurationError, words_of
-from glr_lightning.networks.modules import Residual
+from glr_lightning.networks.modules import Recurrence, Residual
 from glr_lightning.propagation.function_call import FunctionCall, Slot, facts_of_function
 from glr_lightning.propagation.layer_vjp import has_weights
 from glr_lightning.propagation.module_facts import without_probe
@@ -98,7 +98,7 @@ class _Tracer(fx.Tracer):
 
 def _is_entered(module: nn.Module) -> bool:
     forward = type(module).forward
-    if forward in (nn.Sequential.forward, Residual.forward):
+    if forward in (nn.Sequential.forward, Residual.forward, Recurrence.forward):
         return True
     if type(module).__module__.startswith("torch.") or without_probe(module) is not None or has_weights(module):
         return False
