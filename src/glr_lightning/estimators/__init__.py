@@ -2,7 +2,7 @@
 
 from glr_lightning.estimators.backprop import Backprop
 from glr_lightning.estimators.base import Estimator, Objective
-from glr_lightning.estimators.bound import Estimate
+from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.evolution_strategies import EvolutionStrategies
 from glr_lightning.estimators.forward_gradient import ForwardGradient
 from glr_lightning.estimators.hybrid import Hybrid
