@@ -295,9 +295,10 @@ def slope_radius_of_another_density(patch: pytest.MonkeyPatch) -> None:
 def share_of_the_units_not_divided_by_its_probability(patch: pytest.MonkeyPatch) -> None:
     right = Beyond.after_moves
 
-    def wrong(self: Any, at: Any, v: Tensor, chosen: Tensor, target: Tensor) -> Tensor:
-        change = right(self, at, v, chosen, target) - self.losses.view(*v.shape[:2], 1)
-        return self.losses.view(*v.shape[:2], 1) + change * chosen.shape[2] / v.shape[2]
+    def wrong(self: Any, at: Any, target: Tensor, chosen: Tensor) -> Tensor:
+        losses = self.losses.view(at.v.shape[:2])
+        change = right(self, at, target, chosen) - losses
+        return losses + change * len(chosen) / at.v[0, 0].numel()
 
     patch.setattr(Beyond, "after_moves", wrong)
 
@@ -307,7 +308,7 @@ def fresh_noise_above_a_moved_unit(patch: pytest.MonkeyPatch) -> None:
     right = Beyond.after_moves
 
     def wrong(self: Any, at: Any, *args: Tensor) -> Tensor:
-        seen = [replace(site, z=-site.z) for site in self.noisy.seen]
+        seen = [replace(site, z=-site.z, v=2 * site.v0 - site.v) for site in self.noisy.seen]
         return right(replace(self, noisy=self.noisy._replace(seen=seen)), at, *args)
 
     patch.setattr(Beyond, "after_moves", wrong)
@@ -316,7 +317,7 @@ def fresh_noise_above_a_moved_unit(patch: pytest.MonkeyPatch) -> None:
 def jumps_the_other_way(patch: pytest.MonkeyPatch) -> None:
     right = output_losses.CrossEntropyOutput.after_jumps
     patch.setattr(
-        output_losses.CrossEntropyOutput, "after_jumps", lambda self, u, up, *args: right(self, u, ~up, *args)
+        output_losses.CrossEntropyOutput, "after_jumps", lambda self, u, up, *args: right(self, u, 1 - up, *args)
     )
 
 

@@ -407,11 +407,10 @@ def test_units_of_a_block_move_beside_a_shortcut_common_to_all_copies() -> None:
         noisy = graph.noisy(graph.clean(x), z, sigma, keep=True)
         beyond = Beyond.of(graph, noisy, sigma, CrossEntropy(), Gaussian(), y)
         for at in noisy.seen[:-1]:  # moved to where they are
-            v = at.v.flatten(2)
-            chosen = torch.arange(v.shape[2]).expand(*v.shape)
-            torch.testing.assert_close(
-                beyond.after_moves(at, v, chosen, v), beyond.losses.view(3, 5, 1).expand(3, 5, v.shape[2])
-            )
+            units = at.v[0, 0].numel()
+            chosen = torch.arange(units)[:, None, None].expand(units, 3, 5)
+            expected = beyond.losses.view(3, 5).expand(units, 3, 5)
+            torch.testing.assert_close(beyond.after_moves(at, at.v, chosen), expected)
 
 
 @pytest.mark.parametrize("integrates", [True, False])

@@ -11,7 +11,7 @@ from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
-from glr_lightning.estimators.moved_units import Beyond
+from glr_lightning.estimators.moved_units import Beyond, of_units
 from glr_lightning.estimators.output_loss import density_at_0, drawn, needs_slopes
 from glr_lightning.estimators.passes import Part, noise_at, started
 from glr_lightning.estimators.settings import check_sites, even_parts, per_site, require_defaults
@@ -29,6 +29,8 @@ from glr_lightning.validation import Count, ScalePerLayer
 DEFAULT_UNITS = 32
 MOVED_ELEMENTS = 2**22
 """Numbers of moved units that are held at once (16 MiB)."""
+CACHED_ELEMENTS = 2**19
+"""Pre-activations above moved units that are held at once on a CPU (1 MiB), about what a core's cache holds."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class LocalExpectation(Estimator):
         Each broadcasts to [copies, batch, *site].
         """
         if isinstance(activation, PiecewiseConstant):
-            edges = [self.noise.log_prob((cut - at.v0) / sigma).exp() / sigma for cut in activation.cuts]
+            edges = [self._edge(cut, at, sigma) for cut in activation.cuts]
             zero = torch.zeros_like(edges[0])
             slopes = [low - high for low, high in zip([zero, *edges], [*edges, zero], strict=True)]
             points = [at.v.new_full((), point) for point in activation.points]
@@ -232,18 +234,22 @@ class LocalExpectation(Estimator):
             yield weight, at.v0 + r
             yield -weight, at.v0 - r
 
+    def _edge(self, cut: float, at: NoisySite, sigma: float) -> Tensor:
+        """The density f(t) / sigma, t = (cut - v0) / sigma, with which a pre-activation crosses a cut."""
+        return self.noise.pdf((cut - at.v0) / sigma) / sigma
+
     def all_units(self, beyond: Beyond, at: NoisySite, slopes: Tensor | None) -> Tensor:
         """The signal [copies, batch, *site] of the last hidden layer: every move is a rank-one change of the logits."""
         activation = beyond.graph.follower(at.site)
         columns = readout_weight(beyond.graph, at.v0[0]).flatten(1)
-        signal = torch.zeros_like(at.v)
         if isinstance(activation, PiecewiseConstant) and len(activation.levels) == 2:
             low, high = activation.levels
-            on = (at.v > activation.cuts[0]).flatten(0, 1).flatten(1)
-            losses = beyond.output_loss.after_jumps(beyond.u, ~on, high - low, columns)
-            ((weight, _),) = self._branches(activation, at, beyond.sigma[at.site], slopes)
-            return weight * (losses - beyond.losses[:, None]).view_as(at.v)
+            up = (at.v <= activation.cuts[0]).to(at.v.dtype)
+            losses = beyond.output_loss.after_jumps(beyond.u, up.flatten(0, 1).flatten(1), high - low, columns)
+            edge = self._edge(activation.cuts[0], at, beyond.sigma[at.site])
+            return edge * (2 * up - 1) * (losses - beyond.losses[:, None]).view_as(at.v)
         assert activation is not None
+        signal = torch.zeros_like(at.v)
         h = activation(at.v)
         for weight, target in self._branches(activation, at, beyond.sigma[at.site], slopes):
             step = (activation(target) - h).flatten(0, 1).flatten(1)
@@ -260,25 +266,24 @@ class LocalExpectation(Estimator):
             chosen: [copies, batch, m], what `draw_choice` drew.
             slopes: draws of the measure-valued derivative.
         """
-        v, copies_batch = at.v.flatten(2), at.v.shape[:2]
         branches = [
-            [part.expand_as(at.v).flatten(2) for part in branch]
-            for branch in self._branches(beyond.graph.follower(at.site), at, beyond.sigma[at.site], slopes)
+            (weight.expand_as(at.v), target.expand_as(at.v))
+            for weight, target in self._branches(beyond.graph.follower(at.site), at, beyond.sigma[at.site], slopes)
         ]
+        n, m = at.v[0, 0].numel(), chosen.shape[2]
+        counts = at.v.new_full((), n / m).expand(chosen.shape)  # each with probability m / n
         if chosen.is_floating_point():
-            chosen, counts = by_weight(chosen, torch.stack([weight.abs() for weight, _ in branches]).sum(0))
-        else:  # each with probability m / n
-            counts = at.v.new_full((1, 1, 1), v.shape[2] / chosen.shape[2]).expand_as(chosen)
-        signal = torch.zeros_like(v)
-        forwards = 0
-        size = max(1, MOVED_ELEMENTS // v.numel())
+            weights = torch.stack([weight.abs() for weight, _ in branches]).sum(0)
+            chosen, counts = by_weight(chosen, weights.flatten(2))
+        chosen, counts = chosen.permute(2, 0, 1), counts.permute(2, 0, 1)
+        signal = at.v.new_zeros(n, *at.v.shape[:2])
+        numbers = CACHED_ELEMENTS if at.v.device.type == "cpu" else MOVED_ELEMENTS
+        at_once = max(1, numbers // (at.v.shape[:2].numel() * beyond.widest_above(at)))
         for weight, target in branches:
-            for some, count in zip(chosen.split(size, dim=2), counts.split(size, dim=2), strict=True):
-                losses = beyond.after_moves(at, v, some, target.gather(2, some))
-                change = losses - beyond.losses.view(*copies_batch, 1)
-                signal.scatter_add_(2, some, weight.gather(2, some) * change * count)
-                forwards += losses.numel()
-        return signal.view_as(at.v), forwards
+            for some, count in zip(chosen.split(at_once), counts.split(at_once), strict=True):
+                change = beyond.after_moves(at, target, some) - beyond.losses.view(at.v.shape[:2])
+                signal.scatter_add_(0, some, of_units(weight, some) * change * count)
+        return signal.permute(1, 2, 0).reshape(at.v.shape), len(branches) * chosen.numel()
 
 
 def is_under_the_logits(graph: Graph, site: int) -> bool:

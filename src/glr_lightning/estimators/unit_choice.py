@@ -28,6 +28,8 @@ def draw_choice(choice: Choice, z: Tensor, units: int | None, generator: torch.G
     if choice == "weighted" and m < n:
         start = torch.rand((*z.shape[:2], 1), generator=generator, dtype=z.dtype, device=z.device)
         return (start + steps) / m
+    if m == n:
+        return steps.expand(*z.shape[:2], n)
     order = torch.randperm(n, generator=generator, device=z.device)
     start = torch.randint(n, (*z.shape[:2], 1), generator=generator, device=z.device)
     return order[(start + steps) % n]

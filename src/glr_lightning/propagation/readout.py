@@ -1,10 +1,11 @@
-"""The matrix by which the logits of a network read what their affine end is given."""
+"""The matrices by which a layer reads what a unit below it returns."""
 
 import torch
 from torch import Tensor, nn
 
 from glr_lightning.networks.modules import Shift
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.module_facts import facts_of
 
 
 def readout_weight(graph: Graph, like: Tensor) -> Tensor:
@@ -24,6 +25,24 @@ def readout_weight(graph: Graph, like: Tensor) -> Tensor:
     pull = torch.func.vjp(end, at)[1]
     matrix: Tensor = pull(torch.eye(len(weight), dtype=at.dtype, device=at.device))[0]
     return matrix
+
+
+def next_linear(graph: Graph, site: int) -> int | None:
+    """The site of the linear layer that alone reads the units of a site, each by a column of its weight.
+
+    None if there is none: if another module than the units' own activation, shifts and flattening lies between.
+    """
+    number = graph.only_user(graph.sites[site])
+    if number is None or len(graph.nodes[number].inputs) != 1 or not facts_of(graph.nodes[number].module).elementwise:
+        return None
+    while (user := graph.only_user(number)) is not None:
+        module = graph.nodes[user].module
+        if isinstance(module, nn.Linear):
+            return graph.sites.index(user) if user in graph.sites else None
+        if not _only_moves(module):
+            return None
+        number = user
+    return None
 
 
 def _only_moves(module: nn.Module) -> bool:
