@@ -19,8 +19,7 @@ from glr_lightning.estimators.unit_choice import Choice, by_weight, draw_choice
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.propagation.graph import Graph
-from glr_lightning.propagation.module_facts import facts_of
-from glr_lightning.propagation.readout import readout_weight
+from glr_lightning.propagation.readout import is_under_the_logits, readout_weight
 from glr_lightning.propagation.requirements import require_separate_samples
 from glr_lightning.propagation.values import NoisySite, Shapes
 from glr_lightning.sampling import Independent, Sampler
@@ -284,12 +283,6 @@ class LocalExpectation(Estimator):
                 change = beyond.after_moves(at, target, some) - beyond.losses.view(at.v.shape[:2])
                 signal.scatter_add_(0, some, of_units(weight, some) * change * count)
         return signal.permute(1, 2, 0).reshape(at.v.shape), len(branches) * chosen.numel()
-
-
-def is_under_the_logits(graph: Graph, site: int) -> bool:
-    """Whether nothing but its own activation and affine modules lies between a unit of this layer and the logits."""
-    user = graph.only_user(graph.sites[site])
-    return user is not None and user == graph.readout and facts_of(graph.nodes[user].module).elementwise
 
 
 def require_logits_of_a_layer(graph: Graph) -> None:

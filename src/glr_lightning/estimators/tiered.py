@@ -13,7 +13,6 @@ from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
 from glr_lightning.estimators.local_expectation import (
     LocalExpectation,
-    is_under_the_logits,
     require_logits_of_a_layer,
 )
 from glr_lightning.estimators.moved_units import Beyond
@@ -25,6 +24,7 @@ from glr_lightning.injection import Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.readout import is_under_the_logits
 from glr_lightning.propagation.requirements import require_separate_samples
 from glr_lightning.propagation.values import Shapes
 from glr_lightning.sampling import Antithetic, Sampler

@@ -27,6 +27,12 @@ def readout_weight(graph: Graph, like: Tensor) -> Tensor:
     return matrix
 
 
+def is_under_the_logits(graph: Graph, site: int) -> bool:
+    """Whether nothing but its own activation and affine modules lies between a unit of this layer and the logits."""
+    user = graph.only_user(graph.sites[site])
+    return user is not None and user == graph.readout and facts_of(graph.nodes[user].module).elementwise
+
+
 def next_linear(graph: Graph, site: int) -> int | None:
     """The site of the linear layer that alone reads the units of a site, each by a column of its weight.
 
