@@ -1,5 +1,6 @@
 """Each page of docs/extending has an example: its files are written as they stand, and its commands are run."""
 
+import json
 import re
 import shlex
 import sys
@@ -52,6 +53,8 @@ def test_the_example_runs_and_help_documentation_and_report_have_it(
         name, *arguments = shlex.split(command)
         outcome = run_cli(MAIN[name], arguments, monkeypatch, capsys)
         assert outcome.code == 0, f"{command}\n{outcome.err}"
+    for run, percent in re.findall(r"`(runs/\w+)` is right about more than (\d+) %", page):
+        assert json.loads((folder / run / "result.json").read_text())["test_accuracy"] > int(percent) / 100
     for figure in re.findall(r"`(report/\w+\.png)`", page):
         assert (folder / figure).exists()
         assert Path(figure).name in (folder / "report/report.md").read_text(encoding="utf-8")
