@@ -58,6 +58,7 @@ class Bound:
     estimator: "Estimator"
     network: nn.Module
     loss: Loss
+    _looked_at: set[torch.Size] = field(default_factory=set, init=False, repr=False)
 
     @functools.cached_property
     def graph(self) -> Graph:
@@ -76,10 +77,10 @@ class Bound:
             ConfigurationError: modules or functions turn out to be such as the estimator cannot train.
         """
         observe(self.network, x)
-        if "graph" in vars(self) and x.shape[1:] not in self.graph.known_shapes:
+        if "graph" in vars(self) and x.shape[1:] not in self._looked_at:
             self.estimator._require(self)  # facts that were probed on random numbers may be others on these
-            require_rows(self.graph, x)
-            self.graph.shapes(x)
+            require_rows(self.network, self.graph, x)
+            self._looked_at.add(x.shape[1:])
 
     def draw(self, x: Tensor, generator: torch.Generator) -> list[Any]:
         """Draw all randomness of a step.

@@ -96,11 +96,16 @@ class Hybrid(Estimator):
                 f"estimator=hybrid has no layer to differentiate here: {reason}, and {type(loss).__name__} jumps as "
                 f"well; use estimator=local_expectation or likelihood_ratio, or {instead}."
             )
-        both = set(graph.layer_of[:split]) & set(graph.layer_of[split:])
+        both = set(_names(graph, range(split))) & set(_names(graph, range(split, sites)))
         if both:
             raise ConfigurationError(
-                f"estimator=hybrid takes the gradient of a layer from one side of the last jump, and "
-                f"'{graph.layers[min(both)]}' is called on both; use estimator=likelihood_ratio."
+                f"estimator=hybrid takes the gradient of a parameter from one side of the last jump, and "
+                f"'{min(both)}' is used on both; use estimator=likelihood_ratio."
+            )
+        if not loss.differentiable and not graph.is_exit(sites - 1):
+            raise ConfigurationError(
+                f"estimator=hybrid with a loss that jumps ({type(loss).__name__}) needs logits of the last layer "
+                "alone, and here they read others as well; use estimator=likelihood_ratio, or loss=cross_entropy."
             )
 
     def _require_effects(self, bound: Bound, x: Tensor | None) -> None:
@@ -154,6 +159,11 @@ def _below(graph: Graph) -> int:
 def _noisy_sites(graph: Graph, loss: Loss) -> tuple[int, ...]:
     """The sites at and below the last discontinuity, and the logits where the loss jumps."""
     return tuple(range(_below(graph))) + (() if loss.differentiable else (len(graph.sites) - 1,))
+
+
+def _names(graph: Graph, sites: range) -> list[str]:
+    """The network's names of the parameters of the layers at some sites."""
+    return [graph.parameter_name(site, name) for site in sites for name, _ in graph.layer(site).named_parameters()]
 
 
 def _parameters(graph: Graph, sites: range) -> tuple[list[str], list[nn.Parameter]]:

@@ -46,6 +46,7 @@ class FunctionCall(nn.Module):
             looked into.
         options: its arguments by keyword, likewise.
         facts: what is known of it; None: it is probed.
+        line: where the network calls it, "file:line", for errors.
     """
 
     def __init__(
@@ -55,16 +56,17 @@ class FunctionCall(nn.Module):
         args: Sequence[Any],
         options: dict[str, Any],
         facts: ModuleFacts | None,
+        line: str = "",
     ) -> None:
         super().__init__()
-        self.name, self.function, self.args, self.options = name, function, tuple(args), options
+        self.name, self.function, self.args, self.options, self.line = name, function, tuple(args), options, line
         if facts is not None:
             self.facts = facts
 
     @property
     def kind(self) -> str:
-        """What is called, for errors: the class of a module, or the function's name."""
-        return type(self.function).__name__ if isinstance(self.function, nn.Module) else self.name
+        """What is called, for errors: the class of a module, or the line that calls the function."""
+        return type(self.function).__name__ if isinstance(self.function, nn.Module) else self.line
 
     def forward(self, *values: Any) -> Any:
         """Call the function with these values in the slots."""
@@ -104,18 +106,19 @@ def facts_of_function(
         getattr(place, name, None) is function for place in (torch, functional, operator, torch._C._nn, Tensor)
     ):
         given = [*args, *options.values()]
+        once = values == 1 and sum(isinstance(part, Slot) for part in given) == 1  # h * h is not affine
         if name in CURVES:
-            return ModuleFacts(elementwise=True)
+            return ModuleFacts(elementwise=once)
         if name in STEPS and values == 1:
             return ModuleFacts(elementwise=True, jumps=True, flat=True)
         if name in SHAPES:
             return ModuleFacts(affine=True, isometry=True)
-        if name in DRAWS:
+        if name in DRAWS and options.get("training", True):
             return ModuleFacts(draws=True)
-        if name in ("truediv", "div") and values and not isinstance(args[0], Slot):
-            return ModuleFacts(elementwise=True, jumps=True)  # a / x, at 0
+        if name in ("truediv", "div") and isinstance(args[-1], Slot):
+            return ModuleFacts(elementwise=once, jumps=True)  # a / x, at 0
         if name in _ARITHMETIC and all(isinstance(part, Slot | int | float) for part in given):
-            return ModuleFacts(elementwise=values == 1, affine=values == 1)
+            return ModuleFacts(elementwise=values == 1, affine=once)
         if name in OTHERS and "rounding_mode" not in options:
             return ModuleFacts()
     return None if values == 1 else ModuleFacts(jumps=True, found="not known here")

@@ -3,6 +3,8 @@
 The network stays an ordinary torch module: no wrappers, no hooks, no armed state. Its state dict, its evaluation and
 every attack on it are plain torch; noise exists only in the functions below. They run again what lies behind a noisy
 layer, and nothing else.
+
+Long because all of it reads the nodes: their order, what reads what, and the passes.
 """
 
 import functools
@@ -18,9 +20,10 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.propagation.function_call import aligned
 from glr_lightning.propagation.layer_vjp import has_weights, weight_vjp
 from glr_lightning.propagation.module_facts import facts_of
+from glr_lightning.propagation.network_state import State, is_same, state_of
 from glr_lightning.propagation.probing import ModuleFacts
 from glr_lightning.propagation.requirements import require_own_output, require_own_parameters
-from glr_lightning.propagation.tracing import Node, State, is_same, state_of, trace
+from glr_lightning.propagation.tracing import Node, trace
 from glr_lightning.propagation.values import CleanPass, NoisyPass, NoisySite, Shapes
 
 
@@ -40,6 +43,7 @@ class Graph:
         parameters: for each "layer.parameter" the network's name of it, which is another where layers share one.
         fields: the receptive fields that were asked for; see `receptive_field.py`.
         known_shapes: what `shapes` was asked for, by the shape of a sample.
+        checked: shapes of samples for which `rows.py` has found nothing wrong.
     """
 
     nodes: tuple[Node, ...]
@@ -51,6 +55,8 @@ class Graph:
     _behind: dict[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict, repr=False)
     fields: dict[Any, Any] = field(default_factory=dict, repr=False)
     known_shapes: dict[torch.Size, Shapes] = field(default_factory=dict, repr=False)
+    checked: set[torch.Size] = field(default_factory=set, repr=False)
+    _without_rows: set[int] = field(default_factory=set, repr=False)
 
     @staticmethod
     def of(network: nn.Module) -> "Graph":
@@ -122,10 +128,17 @@ class Graph:
         return sorted(found)
 
     def is_entrance(self, site: int) -> bool:
-        """Whether everything that the logits take from the input goes through this site."""
+        """Whether all that is computed from the input goes through this site, or leads to it."""
         number = self.sites[site]
         before = {0, *self.ancestors(number)}
         return all(set(self.users[earlier]) <= before | {number} for earlier in before)
+
+    def is_exit(self, site: int) -> bool:
+        """Whether everything that the logits take from the input goes through this site."""
+        after = set(self.behind([site])) - {self.sites[site]}
+        return all(
+            self.sites[site] == i or i in after or i not in self.with_rows for n in after for i in self.nodes[n].inputs
+        )
 
     def behind(self, sites: Sequence[int]) -> tuple[int, ...]:
         """The nodes whose values change with the pre-activations at some sites, ascending; these sites among them."""
@@ -185,8 +198,11 @@ class Graph:
     def shapes(self, x: Tensor) -> Shapes:
         """The shapes of one sample's values, for inputs like x [batch, ...]; found once for each shape of x."""
         if x.shape[1:] not in self.known_shapes:
-            with torch.no_grad():
-                values = self.clean(x[:1]).values
+            with torch.no_grad():  # one row alone could be squeezed away
+                values, others = (self.clean(torch.cat([x[:1]] * rows)).values for rows in (2, 3))
+            pairs = zip(values, others, strict=True)
+            same = [isinstance(one, Tensor) and one.shape == other.shape for one, other in pairs]
+            self._without_rows.update(number for number, whether in enumerate(same) if whether)
             of_nodes = tuple(value.shape[1:] if isinstance(value, Tensor) else None for value in values)
             self.known_shapes[x.shape[1:]] = Shapes(of_nodes, tuple(values[number].shape[1:] for number in self.sites))
         return self.known_shapes[x.shape[1:]]
@@ -225,6 +241,7 @@ class Graph:
         """
         batch = len(clean.logits)
         values = list(clean.values)
+        self.shapes(values[0])  # it tells which values have rows
         changed = {self.sites[site]: site for site in noise}
         seen: list[NoisySite] = []
         for number in self.behind(tuple(noise)):
@@ -257,7 +274,7 @@ class Graph:
         node = self.nodes[number]
         given = [values[i] for i in node.inputs]
         if len(given) > 1:
-            given = aligned(given, [i in self.with_rows for i in node.inputs])
+            given = aligned(given, [i in self.with_rows and i not in self._without_rows for i in node.inputs])
         return node.module(*given)
 
 

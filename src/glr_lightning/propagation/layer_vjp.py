@@ -134,5 +134,8 @@ def unit_norms(layer: nn.Module) -> Tensor:
 
 
 def has_weight_vjp(module: nn.Module) -> bool:
-    """Whether a weight gradient is registered for this kind of layer."""
-    return weight_vjp.dispatch(type(module)) is not weight_vjp.dispatch(object)
+    """Whether a weight gradient is registered for this kind of layer, and the layer has that kind's forward pass."""
+    kind = next(kind for kind in type(module).__mro__ if kind in weight_vjp.registry)
+    if kind is object or "forward" in vars(module):
+        return False
+    return all(getattr(type(module), name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward"))

@@ -115,8 +115,8 @@ def without_derivative(network: nn.Module) -> dict[str, nn.Module]:
 
 def named(name: str, module: nn.Module) -> str:
     """A module in an error, with what a probe found of it: 'linear1' (Linear)."""
-    found = facts_of(module).found
-    return f"'{name}' ({type(module).__name__}{', ' + found if found else ''})"
+    found, kind = facts_of(module).found, getattr(module, "kind", type(module).__name__)  # of a function its line
+    return f"'{name}' ({kind}{', ' + found if found else ''})"
 
 
 def without_probe(module: nn.Module) -> ModuleFacts | None:

@@ -15,6 +15,7 @@ axis.
 """
 
 import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.losses import Loss
+from glr_lightning.networks.modules import add_branches
 from glr_lightning.propagation.function_call import FunctionCall
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of
@@ -125,9 +127,11 @@ def _size(shapes: Shapes, number: int, axis: int) -> int:
     return shape[1 + axis]
 
 
+_SUMS = (*(getattr(place, name) for place in (operator, torch, Tensor) for name in ("add", "sub", "mul")), add_branches)
+
+
 def _keeps_places(module: nn.Module) -> bool:
-    sums = isinstance(module, FunctionCall) and module.name in ("add", "sub", "mul", "add_branches")
-    return sums or facts_of(module).elementwise
+    return (isinstance(module, FunctionCall) and module.function in _SUMS) or facts_of(module).elementwise
 
 
 def _behind(module: nn.Module, field: Interval, size: int, axis: int) -> Interval:

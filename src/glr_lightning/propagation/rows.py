@@ -1,4 +1,4 @@
-"""Check on a batch that a traced network treats its samples alike, each by itself, however many there are.
+"""Check on a batch that a graph is its network, and treats samples alike, each by itself, however many there are.
 
 Modules have declared, known or probed facts; of the functions that a network calls by itself only its values tell. So
 this looks at them, for networks that call any.
@@ -7,12 +7,15 @@ this looks at them, for networks that call any.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.networks.modules import add_branches
 from glr_lightning.propagation.function_call import FunctionCall
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.module_facts import facts_of
+from glr_lightning.propagation.requirements import require_separate_samples
+from glr_lightning.propagation.values import CleanPass
 
 SAMPLES, TOLERANCE, SHARE = 4, 1e-3, 0.01
 """Samples that are looked at; difference of two numbers, relative to the largest, that counts; and the share of such
@@ -20,21 +23,50 @@ numbers that rounding may cause, where something jumps."""
 
 
 @torch.no_grad()
-def require_rows(graph: Graph, x: Tensor) -> None:
-    """Refuse a network of which a function mixes samples, or fails for several noise copies of a batch.
+def require_rows(network: nn.Module, graph: Graph, x: Tensor) -> None:
+    """Refuse a network that its graph misses, of which a function mixes samples, or fails for noise copies of a batch.
 
     Args:
-        graph: the network.
+        network: the network.
+        graph: its graph.
         x: a batch [batch, ...].
 
     Raises:
-        ConfigurationError: such a function, with its line.
+        ConfigurationError: such a network, with the line of the function.
     """
-    if not any(isinstance(n.module, FunctionCall) and n.module.function is not add_branches for n in graph.nodes):
+    if x.shape[1:] in graph.checked:
         return
+    modules = [module for node in graph.nodes for module in node.module.modules()]
+    require_separate_samples([(m.name, m) for m in modules if isinstance(m, FunctionCall)])
     x = x[:SAMPLES]
     x = x.repeat(-(-2 // len(x)), *[1] * (x.dim() - 1))  # two samples at least
-    clean = graph.clean(x)
+    facts = [facts_of(module) for module in modules]
+    if not any(fact.draws or fact.couples for fact in facts):  # of modules, where an estimator allows them
+        clean = graph.clean(x)
+        _require_same(network(x), clean.logits, network)
+        if any(_may_move_rows(node.module) for node in graph.nodes):
+            _require_rows(graph, x, clean)
+    graph.checked.add(x.shape[1:])
+
+
+def _may_move_rows(module: nn.Module) -> bool:
+    if isinstance(module, nn.Flatten | nn.Unflatten):
+        return module.start_dim == 0 if isinstance(module, nn.Flatten) else module.dim == 0
+    return isinstance(module, FunctionCall) and module.function is not add_branches
+
+
+def _require_same(own: Any, logits: Any, network: nn.Module) -> None:
+    """Refuse a network whose graph returns other logits than itself."""
+    if not isinstance(logits, Tensor) or _differ(own, logits):
+        raise ConfigurationError(
+            f"{type(network).__name__} returns other logits than the calls that were traced of it; its forward must "
+            "not depend on the type of x, on hooks of the network itself, or on values that an in-place operation "
+            "changes under another name.",
+            option="network",
+        )
+
+
+def _require_rows(graph: Graph, x: Tensor, clean: CleanPass) -> None:
     _require_separate(graph, clean.values, graph.clean(torch.cat([x[:1], 1 - x[1:]])).values)
     shapes = graph.shapes(x).sites
     noise = {site: x.new_zeros(2, len(x), *shape) for site, shape in enumerate(shapes)}
@@ -50,7 +82,7 @@ def require_rows(graph: Graph, x: Tensor) -> None:
         ) from error
     for number in graph.behind(tuple(noise)):
         once, both = clean.values[number], twice[number]
-        if isinstance(once, Tensor) and _differ(torch.cat([once, once]), both):
+        if isinstance(once, Tensor) and (not once.dim() or _differ(torch.cat([once, once]), both)):
             raise ConfigurationError(
                 f"{graph.nodes[number].what} returns another value for noise copies of a batch, which are rows of one "
                 "tensor; take the number of rows from the tensor that is reshaped (h.flatten(1), or h.shape[0]), and "
@@ -62,10 +94,12 @@ def _require_separate(graph: Graph, values: list[Any], others: list[Any]) -> Non
     """Refuse a node whose first sample changed with the other samples."""
     for number in sorted(graph.with_rows - {0}):
         one, other = values[number], others[number]
-        if isinstance(one, Tensor) and (one.shape != other.shape or _differ(one[:1], other[:1])):
+        if not isinstance(one, Tensor):
+            continue
+        if not one.dim() or one.shape != other.shape or _differ(one[:1], other[:1]):
             raise ConfigurationError(
-                f"{graph.nodes[number].what} couples the samples of a batch, which breaks an estimate from each "
-                "sample's own loss; let it work sample by sample."
+                f"{graph.nodes[number].what} couples the samples of a batch, or moves them from the first axis, which "
+                "breaks an estimate from each sample's own loss; let it work sample by sample, rows first."
             )
 
 

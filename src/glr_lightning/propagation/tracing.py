@@ -1,6 +1,7 @@
 """Trace a network by torch.fx into the calls that it makes, in order."""
 
 import functools
+import inspect
 import operator
 import traceback
 import weakref
@@ -18,19 +19,14 @@ from glr_lightning.networks.modules import Recurrence, Residual
 from glr_lightning.propagation.function_call import FunctionCall, Slot, facts_of_function
 from glr_lightning.propagation.layer_vjp import has_weights
 from glr_lightning.propagation.module_facts import without_probe
+from glr_lightning.propagation.network_state import unchanged
 from glr_lightning.propagation.probing import ModuleFacts
 
 _OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
+    getattr(operator, f"i{name}"): getattr(operator, name)
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
 }
 """`h += g` of a traced network, as h = h + g: the value that was there may be a pre-activation that a pass keeps."""
-
-
-State = list[tuple[Any, bool]]
-"""What a graph depends on: modules with their train mode, and parameters with whether they are trained."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +67,10 @@ def trace(network: nn.Module) -> tuple[list[Node], int]:
             "nn.Sequential.",
             option="network",
         )
+    _require_one_input(network)
     try:
-        graph = _Tracer().trace(network)
+        with unchanged(network) as made:
+            graph = _Tracer().trace(network)
     except ConfigurationError:
         raise
     except Exception as error:  # of the tracer, or of the network's own code on a stand-in for a tensor
@@ -82,14 +80,31 @@ def trace(network: nn.Module) -> tuple[list[Node], int]:
             "module without layers, which is called as it is.",
             option="network",
         ) from error
+    for node in graph.nodes:
+        _require_own_output(node)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    return _nodes(network, graph)
+    return _nodes(network, graph, made)
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # a buffer is read in every pass
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grad_mode = torch.is_grad_enabled()
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """The one input; the other arguments have their defaults."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
     def create_node(self, *args: Any, **options: Any) -> fx.Node:
         node = super().create_node(*args, **options)
         node.meta["line"] = _line()  # the tracer's own record of it imports the compiler
+        if torch.is_grad_enabled() != self.grad_mode:
+            raise ConfigurationError(
+                f"the network switches the recording of gradients ({node.meta['line']}), which a trace does not see; "
+                "freeze the layers in place of that (requires_grad=False), or use h.detach()."
+            )
         return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -106,7 +121,31 @@ def _is_entered(module: nn.Module) -> bool:
     return any(has_weights(part) or isinstance(part, PiecewiseConstant) for part in inner)
 
 
-def _nodes(network: nn.Module, graph: fx.Graph) -> tuple[list[Node], int]:
+def _require_one_input(network: nn.Module) -> None:
+    """Refuse a network that must be given more than x. Raises ConfigurationError."""
+    _, *others = inspect.signature(network.forward).parameters.values()
+    for other in others:
+        if other.default is other.empty and other.kind not in (other.VAR_POSITIONAL, other.VAR_KEYWORD):
+            raise ConfigurationError(
+                f"the network must take one input x, and it takes '{other.name}' as well; give that a default value.",
+                option="network",
+            )
+
+
+def _require_own_output(node: fx.Node) -> None:
+    """Refuse a call that writes into its input. Raises ConfigurationError."""
+    if node.op not in ("call_function", "call_method") or node.target in _OUT_OF_PLACE:
+        return
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    writes = node.kwargs.get("inplace") or "out" in node.kwargs or name == "setitem"
+    if writes or (name.endswith("_") and not name.endswith("__")):
+        raise ConfigurationError(
+            f"'{name}' ({node.meta['line']}) writes into its input, which may be the pre-activation that noise is "
+            "added to; use its form that returns a new tensor."
+        )
+
+
+def _nodes(network: nn.Module, graph: fx.Graph, made: dict[str, Any]) -> tuple[list[Node], int]:
     number: dict[fx.Node, int] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -119,19 +158,10 @@ def _nodes(network: nn.Module, graph: fx.Graph) -> tuple[list[Node], int]:
                     option="network",
                 )
             return nodes, number[value]
-        if node.op == "placeholder" and nodes:
-            if not node.args:
-                raise ConfigurationError(
-                    f"the network must take one input x, and it takes '{node.target}' as well; give that a default "
-                    "value.",
-                    option="network",
-                )
-            module: nn.Module = FunctionCall(str(node.target), _constant, (node.args[0],), {}, ModuleFacts())
-            nodes.append(Node(str(node.target), module, (), node.meta["line"]))
-        elif node.op == "placeholder":
+        if node.op == "placeholder":
             nodes.append(Node("x", nn.Identity(), (), node.meta["line"]))
         else:
-            nodes.append(_call(network, node, number))
+            nodes.append(_call(network, node, number, made))
         number[node] = len(nodes) - 1
     raise AssertionError("a graph ends with its output")
 
@@ -140,9 +170,12 @@ def _constant(value: Any) -> Any:
     return value
 
 
-def _call(network: nn.Module, node: fx.Node, number: dict[fx.Node, int]) -> Node:
+def _call(network: nn.Module, node: fx.Node, number: dict[fx.Node, int], made: dict[str, Any]) -> Node:
     """The node of a module, function, method or attribute."""
     line: str = node.meta["line"]
+    if node.op == "get_attr" and node.target in made:
+        constant = FunctionCall(str(node.target), _constant, (made[str(node.target)],), {}, ModuleFacts(), line)
+        return Node(str(node.target), constant, (), line)
     if node.op == "get_attr":
         return _attribute(network, node, line)
     inputs: list[fx.Node] = []
@@ -157,10 +190,10 @@ def _call(network: nn.Module, node: fx.Node, number: dict[fx.Node, int]) -> Node
     places = tuple(number[value] for value in inputs)
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
-        if args == (Slot(0),) and not options:
+        if [*args, *options.values()] == [Slot(0)]:
             return Node(str(node.target), module, places, line)
         own = without_probe(module) or ModuleFacts(jumps=True, found="not known here")
-        return Node(str(node.target), FunctionCall(str(node.target), module, args, options, own), places, line)
+        return Node(str(node.target), FunctionCall(str(node.target), module, args, options, own, line), places, line)
     if node.op == "call_method":
         name = str(node.target)
         function = getattr(torch.Tensor, name, None)
@@ -170,13 +203,8 @@ def _call(network: nn.Module, node: fx.Node, number: dict[fx.Node, int]) -> Node
         assert callable(node.target)
         function = _OUT_OF_PLACE.get(node.target, node.target)
         name = function.__name__
-    if options.get("inplace") or name == "setitem" or (name.endswith("_") and not name.endswith("__")):
-        raise ConfigurationError(
-            f"'{name}' ({line}) writes into its input, which may be the pre-activation that noise is added to; use its "
-            "form that returns a new tensor."
-        )
     facts = facts_of_function(name, function, args, options, len(inputs))
-    return Node(name, FunctionCall(name, function, args, options, facts), places, line)
+    return Node(name, FunctionCall(name, function, args, options, facts, line), places, line)
 
 
 def _method(name: str, value: Any, *args: Any, **options: Any) -> Any:
@@ -195,7 +223,7 @@ def _attribute(network: nn.Module, node: fx.Node, line: str) -> Node:
         )
     # a reference to the owner would keep a network alive that knows its graph
     read = functools.partial(_read, weakref.ref(module), name)
-    return Node(str(node.target), FunctionCall(str(node.target), read, (), {}, ModuleFacts()), (), line)
+    return Node(str(node.target), FunctionCall(str(node.target), read, (), {}, ModuleFacts(), line), (), line)
 
 
 def _read(owner: "weakref.ref[nn.Module]", name: str) -> Any:
@@ -223,14 +251,3 @@ def _line_of(error: Exception) -> str:
 
 def _is_torchs(file: str) -> bool:
     return Path(file).is_relative_to(Path(torch.__file__).parent)
-
-
-def state_of(network: nn.Module) -> State:
-    """Return what a graph depends on; no reference to the network itself, which would keep it alive."""
-    modules = [(None if module is network else module, module.training) for module in network.modules()]
-    return modules + [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-
-
-def is_same(a: State, b: State) -> bool:
-    """Whether a network is as it was when it was traced."""
-    return len(a) == len(b) and all(p is q and f == g for (p, f), (q, g) in zip(a, b, strict=True))
