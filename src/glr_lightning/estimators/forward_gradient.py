@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
-from glr_lightning.estimators.passes import Part, started
+from glr_lightning.estimators.passes import Part, of_copies, started
 from glr_lightning.estimators.settings import even_parts, require_defaults, require_read_scales, require_small_chunk
 from glr_lightning.estimators.straight_through import (
     has_slopes,
@@ -160,7 +160,7 @@ def directional_derivatives(graph: Graph, clean: CleanPass, signs: dict[int, Ten
         noise = {site: forward_ad.make_dual(torch.zeros_like(u), u) for site, u in signs.items()}
         logits, seen, *_ = graph.noisy(clean, noise, (1.0,) * len(graph.sites))
         copies = len(logits) // len(y)
-        slopes: Tensor = forward_ad.unpack_dual(loss(logits.to(seen[0].v.dtype), y.repeat(copies))).tangent
+        slopes: Tensor = forward_ad.unpack_dual(loss(logits.to(seen[0].v.dtype), of_copies(y, copies))).tangent
     return slopes.view(copies, len(y))
 
 

@@ -12,7 +12,7 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
-from glr_lightning.estimators.passes import Part, Total, noise_at
+from glr_lightning.estimators.passes import Part, Total, noise_at, of_copies
 from glr_lightning.estimators.score import Score
 from glr_lightning.estimators.settings import per_site, require_defaults, require_read_scales
 from glr_lightning.losses import Loss
@@ -126,7 +126,7 @@ class Hybrid(Estimator):
 
         clean = graph.clean(x)
         logits, seen, *_ = graph.noisy(clean, part.z, sigma)
-        losses = loss(logits.to(seen[0].v.dtype), y.repeat(self.copies)).unflatten(0, (self.copies, len(y)))
+        losses = loss(logits.to(seen[0].v.dtype), of_copies(y, self.copies)).unflatten(0, (self.copies, len(y)))
         with torch.no_grad():
             clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None
             weight = (losses - self.baseline(losses, group, clean_loss)) / losses.numel()

@@ -13,7 +13,7 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.coupled_score import coupled_score
-from glr_lightning.estimators.passes import Part, Prepared, Total, noise_at, started
+from glr_lightning.estimators.passes import Part, Prepared, Total, full_precision, noise_at, started
 from glr_lightning.estimators.score import Score, has_cells, mean_over_cell, require_cells_for
 from glr_lightning.estimators.settings import check_sites, per_layer, per_site, require_defaults, require_small_chunk
 from glr_lightning.injection import Injection, Joint, Layerwise
@@ -158,8 +158,8 @@ class LikelihoodRatio(Estimator):
         self.require_graph(bound.graph)
 
     def _require_effects(self, bound: Bound, x: Tensor | None) -> None:
-        shapes = None if x is None else bound.graph.shapes(x)
-        require_defaults(self, self.idle(bound.graph, self._passes(bound.graph), shapes))
+        graph = bound.graph
+        require_defaults(self, self.idle(graph, self._passes(graph), None if x is None else graph.shapes(x)))
 
     def require_graph(self, graph: Graph) -> None:
         """Refuse a network that cannot be trained. Raises ConfigurationError."""
@@ -209,9 +209,8 @@ class LikelihoodRatio(Estimator):
         """Draw the noise of a pass over a batch like x with noise at these sites, in parts that fit in memory."""
         shapes, count = graph.shapes(x).sites, self.copies_at(graph, sites)
         chunk = self._chunk_for(max(len(x) * shape.numel() for shape in shapes[sites[0] :]), count)
-        size = self.sampling.group_size(count)
         for copies in self.parts(count, chunk):
-            sampler = self.sampling.part(copies // size)
+            sampler = self.sampling.part(copies // self.sampling.group_size(count))
             yield Part(noise_at(graph, sites, x, self.noise, sampler, copies, generator))
 
     @torch.no_grad()
@@ -222,13 +221,8 @@ class LikelihoodRatio(Estimator):
         total = started(y)
         for part in noise:
             self.add(total, batch, part, graph.shapes(x))
-        log_sigma = tuple(self._by_layer(graph, total.log_sigma))
+        log_sigma = total.log_sigma_of(graph, self._learned)
         return Estimate(total.gradients, total.mean_loss, batch.clean.logits, {"forwards": total.forwards}, log_sigma)
-
-    def _by_layer(self, graph: Graph, by_site: dict[int, Tensor]) -> Iterator[Tensor]:
-        """The gradients of learned log scales, summed over the sites and units that share one."""
-        for layer, scale in enumerate(self._learned):
-            yield torch.stack([by_site[site].sum_to_size(scale.shape) for site in graph.sites_of([layer])]).sum(0)
 
     def add(self, total: Total, batch: Prepared, part: Part, shapes: Shapes) -> None:
         """Add the estimates of the layers that are noisy together, from some copies of a pass."""
@@ -236,11 +230,15 @@ class LikelihoodRatio(Estimator):
         count = self.copies_at(graph, part.sites)
         group = self.sampling.part(part.copies // self.sampling.group_size(count)).group(part.copies, y.device)
         noisy, losses = batch.run(part.z)
+        common: Tensor | None = None  # the weight at all sites without fields
         for at in noisy.seen:
             sigma = batch.sigma[at.site]
             fields = fields_of(graph, shapes, at.site) if self.reach else None
-            weight = self._weight(batch, noisy, losses, group, fields)
-            weight = weight[(...,) + (None,) * (at.v.dim() - weight.dim())] / (count * len(y))
+            weight = common if fields is None else None
+            if weight is None:
+                weight = self._weight(batch, noisy, losses, group, fields) / (count * len(y))
+                common = weight if fields is None else common
+            weight = weight[(...,) + (None,) * (at.v.dim() - weight.dim())]
             signal = self.score_of(graph, at, sigma) * (weight / sigma)
             total.add(graph.weight_vjp(at.site, at.x, signal))
             if self._learned:
@@ -258,7 +256,7 @@ class LikelihoodRatio(Estimator):
         needs_clean = self.baseline.needs_clean
         if fields is None:
             return losses - self.baseline(losses, group, batch.clean_loss() if needs_clean else None)
-        with torch.autocast(batch.y.device.type, enabled=False):  # less precision would leave own noise in
+        with full_precision(batch.y):  # less would leave own noise in
             without = fields.losses_without(batch.graph, batch.clean, noisy, batch.loss, batch.y)
             own = losses[..., None] - without
         nothing = torch.zeros_like(own[0]) if needs_clean else None  # what `own` is without noise

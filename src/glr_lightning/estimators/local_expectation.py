@@ -13,7 +13,7 @@ from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.moved_units import Beyond, of_units
 from glr_lightning.estimators.output_loss import density_at_0, drawn, needs_slopes
-from glr_lightning.estimators.passes import Part, noise_at, started
+from glr_lightning.estimators.passes import Part, full_precision, noise_at, started
 from glr_lightning.estimators.settings import check_sites, even_parts, per_site, require_defaults
 from glr_lightning.estimators.unit_choice import Choice, by_weight, draw_choice
 from glr_lightning.losses import Loss
@@ -177,8 +177,7 @@ class LocalExpectation(Estimator):
         deeper = any(self._is_sampled(graph, site) for site in range(len(graph.sites)))
         for part in noise:
             noisy = graph.noisy(clean, part.z, sigma, keep=deeper)
-            # differences of losses need the precision that autocast would take away
-            with torch.autocast(x.device.type, enabled=False):
+            with full_precision(x):
                 beyond = Beyond.of(graph, noisy, sigma, bound.loss, self.noise, y)
                 forwards = beyond.losses.numel()
                 for at in noisy.seen:

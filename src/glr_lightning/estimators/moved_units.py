@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from glr_lightning.estimators.output_loss import OutputLoss, output_loss_for
+from glr_lightning.estimators.passes import of_copies
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Noise
 from glr_lightning.propagation.graph import Graph
@@ -29,7 +30,7 @@ class Beyond:
     def of(graph: Graph, noisy: NoisyPass, sigma: tuple[float, ...], loss: Loss, noise: Noise, y: Tensor) -> "Beyond":
         """Build from a pass with noise at all sites."""
         top = noisy.seen[-1]
-        head = output_loss_for(loss, noise, sigma[-1], top.z.flatten(0, 1), y.repeat(len(top.z)))
+        head = output_loss_for(loss, noise, sigma[-1], top.z.flatten(0, 1), of_copies(y, len(top.z)))
         u = top.v0.expand_as(top.z).flatten(0, 1)
         return Beyond(graph, noisy, sigma, head, u, head.values(u))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from glr_lightning.estimators.backprop import differentiate, require_derivatives
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
-from glr_lightning.estimators.passes import Part, noise_at
+from glr_lightning.estimators.passes import Part, noise_at, of_copies
 from glr_lightning.estimators.settings import check_sites, per_site
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
@@ -62,5 +62,5 @@ class NoisyBackprop(Estimator):
         graph, (part,) = bound.graph, noise
         clean = graph.clean(x)
         logits = graph.noisy(clean, part.z, per_site(self.sigma, graph)).logits
-        mean_loss = bound.loss(logits, y.repeat(self.copies)).mean()
+        mean_loss = bound.loss(logits, of_copies(y, self.copies)).mean()
         return differentiate(bound.network, mean_loss, clean.logits, forwards=(self.copies + 1) * len(y))

@@ -1,8 +1,9 @@
 """The noise of a step in parts, and a batch prepared for noisy passes."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +57,17 @@ def noise_at(
     return drawn
 
 
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Switch autocast off, if it is on: differences of losses need the precision that it would take away."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def of_copies(labels: Tensor, copies: int) -> Tensor:
+    """The labels [batch] of all copies, [copies * batch]."""
+    return labels if copies == 1 else labels.expand(copies, -1).reshape(-1)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A batch that is ready for noisy passes.
@@ -83,7 +95,7 @@ class Prepared:
         noisy = self.graph.noisy(self.clean, z, self.sigma)
         copies = len(noisy.logits) // len(self.y)
         # autocast may have lowered the logits; a leave-one-out mean over many copies needs the full precision
-        losses = self.loss(noisy.logits.to(noisy.seen[0].v.dtype), self.y.repeat(copies))
+        losses = self.loss(noisy.logits.to(noisy.seen[0].v.dtype), of_copies(self.y, copies))
         return noisy, losses.unflatten(0, (copies, len(self.y)))
 
 
@@ -120,6 +132,14 @@ class Total:
     def mean_loss(self) -> Tensor:
         """The mean loss over the passes."""
         return self.loss / len(self.passes)
+
+    def log_sigma_of(self, graph: Graph, scales: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The gradients of the layers' log noise scales, summed over the sites and units that share one."""
+        by_layer = [[self.log_sigma[site] for site in graph.sites_of([layer])] for layer in range(len(scales))]
+        return tuple(
+            torch.stack([own.sum_to_size(scale.shape) for own in sites]).sum(0)
+            for scale, sites in zip(scales, by_layer, strict=True)
+        )
 
 
 def started(batch: Tensor) -> Total:

@@ -17,7 +17,7 @@ from glr_lightning.estimators.local_expectation import (
 )
 from glr_lightning.estimators.moved_units import Beyond
 from glr_lightning.estimators.output_loss import noise_free_output, output_loss_for
-from glr_lightning.estimators.passes import Part, Prepared, Total, noise_at, started
+from glr_lightning.estimators.passes import Part, Prepared, Total, full_precision, noise_at, of_copies, started
 from glr_lightning.estimators.score import Score
 from glr_lightning.estimators.settings import check_sites, per_layer, per_site, require_defaults, require_small_chunk
 from glr_lightning.injection import Layerwise
@@ -162,9 +162,8 @@ class Tiered(Estimator):
         sigma, slopes = float(batch.sigma[site]), part.slopes.get(site)
         noisy = graph.noisy(batch.clean, part.z, batch.sigma)
         (at,) = noisy.seen
-        labels = y.repeat(part.copies)
-        # differences of losses need the precision that autocast would take away
-        with torch.autocast(y.device.type, enabled=False):
+        labels = of_copies(y, part.copies)
+        with full_precision(y):
             if site == len(graph.sites) - 1:
                 u = at.v0.expand_as(at.z).flatten(0, 1)
                 output = output_loss_for(batch.loss, self.noise, sigma, at.z.flatten(0, 1), labels)

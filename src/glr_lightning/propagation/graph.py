@@ -79,7 +79,9 @@ class Graph:
 
     def weight_dtype(self, site: int) -> torch.dtype:
         """The type of the weights of the layer at a site, which its noise has."""
-        return self.layer(site).get_parameter("weight").dtype
+        weight: Any = self.layer(site).weight
+        dtype: torch.dtype = weight.dtype
+        return dtype
 
     @property
     def named_modules(self) -> list[tuple[str, nn.Module]]:
@@ -264,7 +266,7 @@ class Graph:
                     f"{node.what}; give the layer one scale (callbacks.learned_sigma.per=layer), or normalise vectors "
                     "by nn.LayerNorm."
                 )
-            v = v0 + scale * z
+            v = v0 + scale * z if isinstance(scale, Tensor) else torch.add(v0, z, alpha=scale)
             seen.append(NoisySite(site, x, v0, v, z))
             values[number] = v.flatten(0, 1)
         return NoisyPass(values[self.output], seen, values[self.readout], values)

@@ -105,7 +105,7 @@ def _scale_and_shift(layer: nn.Module, normalised: Tensor, rows: Tensor, axes: t
 
 def _in_dtype_of(layer: nn.Module, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert to the parameters' dtypes, which an optimizer needs; under bf16 autocast products are bfloat16."""
-    return {name: value.to(layer.get_parameter(name).dtype) for name, value in gradient.items()}
+    return {name: value.to(getattr(layer, name).dtype) for name, value in gradient.items()}
 
 
 def has_weights(module: nn.Module) -> bool:
