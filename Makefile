@@ -46,8 +46,8 @@ report: install ## tables and figures from many runs: make report RUNS="runs/*" 
 diagnose: install ## bias, variance and cost of the estimators: make diagnose ARGS="run=runs/NAME"
 	$(BIN)/glr-diagnose $(or $(ARGS),experiment=lrt)
 
-bench: install ## time per step: naive outer product, ours, backprop; Lightning over a bare loop
-	$(BIN)/python experiments/benchmark/bench.py
+bench: install ## every step, command and epoch beside its bar (3 minutes): make bench [DATA=DIR] [ARGS="--rows deep"]
+	$(BIN)/python experiments/benchmark/bench.py $(if $(wildcard $(DATA)/MNIST),--data $(DATA)) $(ARGS)
 
 study: install ## paper 1's protocol, its settings and ours on real MNIST (half an hour): make study DATA=DIR
 	DATA=$(DATA) BIN=$(BIN) sh experiments/mnist/run.sh

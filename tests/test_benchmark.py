@@ -1,10 +1,13 @@
-"""The benchmark: its script for an accelerator needs torch alone, and what it says is what it has measured."""
+"""The benchmark: pages quote what it measured, and its script for an accelerator needs torch alone."""
 
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +31,33 @@ class TorchAlone(PathFinder):
 sys.meta_path[:] = [BuiltinImporter, FrozenImporter, TorchAlone]
 """
 """Finds no module that is neither Python's, nor torch's or what torch depends on, nor numpy, nor the project's."""
+
+
+def measures() -> dict[str, Any]:
+    return runpy.run_path(str(BENCHMARK / "measures.py"))
+
+
+def results() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((BENCHMARK / "results.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_tables_of_the_benchmark_are_those_of_its_results() -> None:
+    readme, found, known = (BENCHMARK / "README.md").read_text(encoding="utf-8"), results(), measures()
+    assert set(found["values"]) == set(known["MEASURES"]), "measured without MNIST"
+    assert known["table"](known["MEASURES"], found["values"]).markdown() in readme
+    assert known["shares"](found["budget"]).markdown() in readme
+
+
+def test_the_ratios_that_pages_quote_are_those_of_the_benchmark() -> None:
+    values, known = results()["values"], measures()["MEASURES"]
+    studies, scaling = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("studies.md", "scaling.md"))
+    steps = ["naive_over_ours_10", "naive_over_ours_100", "ours_over_backprop_10", "conv_over_backprop"]
+    steps += ["local_50_over_backprop", "local_500_over_backprop"]
+    for key in [*steps, "lightning_digits_lrtz", "lightning_mnist_lrtz"]:
+        ratio = re.escape(known[key].shown(values[key]))
+        assert re.search(rf"\b{ratio} (?:times|and)", scaling), f"docs/scaling.md: {key}"
+        assert key not in steps or re.search(rf"\b{ratio} times", studies.replace("\n", " ")), f"docs/studies.md: {key}"
 
 
 def in_torch_alone(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -71,3 +101,33 @@ def test_the_accelerator_script_names_what_it_skips(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert found["ms"] == {}
     assert found["skipped"]["784-16-10 naive K=8"] == "0 seconds were over"
+
+
+def benchmark(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARK / "bench.py"), "--rounds", "1", "--out", str(folder), *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_measures_beside_their_bars(tmp_path: Path) -> None:
+    done = benchmark(tmp_path, "--rows", "local_expectation,mnist,budget")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert set(found["values"]) == {"local_50_over_backprop", "local_500_over_backprop"}
+    rows = {line.split("  ")[0].strip(): line.split() for line in done.stdout.splitlines()}
+    shown = measures()["MEASURES"]["local_50_over_backprop"].shown(found["values"]["local_50_over_backprop"])
+    assert rows["local expectation, one copy / backprop, 784-50-10"][-3:-1] == [shown, "2"]
+    assert "not measured: no MNIST" in done.stdout
+    for step in found["budget"].values():
+        parts = ("draw", "add", "activate", "product", "loss", "contract", "optimizer", "rest")
+        assert sum(step[part] for part in parts) == pytest.approx(step["step"], abs=1.0)
+        assert step["limit"] > 0
+    assert json.loads((tmp_path / "environment.json").read_text())["threads"] == 1
+
+
+def test_the_benchmark_refuses_rows_that_it_does_not_have(tmp_path: Path) -> None:
+    done = benchmark(tmp_path, "--rows", "deep,steps")
+    assert done.returncode == 2
+    assert "unknown steps" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -55,16 +55,3 @@ def test_only_figures_that_a_page_shows_are_committed() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     assert listed.stdout.split() == ["experiments/estimators/variance_time.png"]
-
-
-def test_the_ratios_that_pages_quote_are_those_of_the_benchmark() -> None:
-    text = (STUDIES / "benchmark" / "results.txt").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \|(?: [\d.]+ \|){3} ([\d.]+) \| ([\d.]+) \|$", text, flags=re.MULTILINE)
-    assert [copies for copies, _, _ in rows] == ["10", "100"]
-    studies, scaling = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("studies.md", "scaling.md"))
-    (_, naive, backprop), (_, naive_100, backprop_100) = rows
-    for ratio in (naive, backprop, naive_100, backprop_100):
-        assert re.search(rf"\b{re.escape(ratio)}(?: times| and)", studies), f"docs/studies.md: {ratio}"
-        assert f"{ratio} times" in scaling, f"docs/scaling.md: {ratio}"
-    (lightning,) = re.findall(r"^\| [\d.]+ \| [\d.]+ \| ([\d.]+) \|$", text, flags=re.MULTILINE)
-    assert f"{lightning} times the time" in scaling
