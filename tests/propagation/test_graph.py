@@ -1,4 +1,4 @@
-"""The chain: residual networks run as torch runs them, whatever is noisy; what is no graph is refused."""
+"""The graph: networks run as torch runs them, whatever is noisy; what is no graph is refused."""
 
 import copy
 import re
@@ -22,6 +22,7 @@ from glr_lightning.estimators import (
     Tiered,
 )
 from glr_lightning.evaluation.certification import certify
+from glr_lightning.injection import Layerwise
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual
 from glr_lightning.noise import Gaussian
@@ -35,6 +36,7 @@ from glr_lightning.threats.attacks.input_gradient import (
     scales,
     straight_through,
 )
+from tests.checks import traced_networks as traced
 from tests.checks.convolutional_cases import (
     CLASS,
     NETWORKS,
@@ -50,9 +52,10 @@ from tests.checks.convolutional_cases import (
     residual,
     weighted,
 )
-from tests.checks.estimator_cases import estimate
+from tests.checks.estimator_cases import check_gradient, estimate
 from tests.checks.noisy_pass import SIGMA, check_passes
 from tests.checks.refusals import refused
+from tests.checks.traced_networks import NETWORKS as TRACED
 from tests.checks.zscores import assert_gradient, repetitions
 
 every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
@@ -304,3 +307,127 @@ def test_a_certificate_is_refused_where_a_block_comes_first() -> None:
     network = nn.Sequential(Residual(nn.Sequential(nn.Conv2d(1, 1, 1))), nn.Flatten(), nn.Linear(49, 2)).double()
     with refused(None, "other calls than '0.body.0' (Conv2d) read the image"):
         certify(network.eval(), PIXELS, [0.3], seed=0, draws=10, selection=10)
+
+
+# ---- networks that only a trace can take ----------------------------------------------------------------------------
+
+every_traced = pytest.mark.parametrize("traced_network", TRACED.values(), ids=TRACED)
+FROM_LOSSES = {
+    "joint": LikelihoodRatio(copies=8),
+    "joint_plain": LikelihoodRatio(copies=8, score="plain"),
+    "layerwise": LikelihoodRatio(copies=8, injection=Layerwise()),
+    "local_expectation": LocalExpectation(copies=2),
+    "tiered": Tiered(copies=8),
+}
+
+
+@every_traced
+def test_a_traced_pass_is_torchs_own_with_noise_at_the_same_calls(traced_network: Any) -> None:
+    traced.check_noisy_pass(traced_network)
+
+
+@every_traced
+@pytest.mark.parametrize("estimator", FROM_LOSSES.values(), ids=FROM_LOSSES)
+def test_means_from_loss_values_are_sums_over_all_patterns(estimator: Any, traced_network: Any) -> None:
+    traced.check_exact(estimator, traced_network)
+
+
+@pytest.mark.parametrize("traced_network", [traced.Recurrent, traced.Tied], ids=["recurrent", "tied"])
+@pytest.mark.parametrize("hard", [True, False], ids=["threshold", "tanh"])
+def test_shared_weights_get_the_sum_of_their_calls_gradients(traced_network: Any, hard: bool) -> None:
+    act = HardThreshold() if hard else nn.Tanh()
+    every = [LikelihoodRatio(copies=8), LikelihoodRatio(copies=8, score="plain"), LocalExpectation(copies=3)]
+    derivatives = [StraightThrough()] if hard else [NoisyBackprop(copies=4), Backprop()]
+    for estimator in (*every, *derivatives, ForwardGradient(copies=4)):
+        traced.check_twin(estimator, traced_network, act, CrossEntropy())
+
+
+@every_traced
+def test_derivatives_of_a_traced_network_are_autograds(traced_network: Any) -> None:
+    smooth, hard = (traced.made(traced_network, act) for act in (nn.Tanh(), HardThreshold()))
+    sloped = traced.made(traced_network, Sloped())
+    got = estimate(StraightThrough(sigma=0.7), hard, CrossEntropy(), traced.X, traced.Y).gradients
+    torch.testing.assert_close(got, traced.autograd(sloped), rtol=1e-10, atol=1e-12)
+    samples = repetitions(ForwardGradient(copies=32), smooth, CrossEntropy(), traced.X, traced.Y, number=200)
+    check_gradient(samples, traced.autograd(smooth), 0.5, what="forward gradient")
+    bound = NoisyBackprop(sigma=0.7, copies=4).bind(smooth, CrossEntropy())
+    (part,) = bound.draw(traced.X, torch.Generator().manual_seed(0))
+    with traced.noise_at_calls(smooth, [0.7 * z.flatten(0, 1) for z in part.z.values()]):
+        names, parameters = zip(*smooth.named_parameters(), strict=True)
+        loss = CrossEntropy()(smooth(traced.X.repeat(4, 1)), traced.Y.repeat(4)).mean()
+        path = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+    torch.testing.assert_close(bound.step(traced.X, traced.Y, [part]).gradients, path)
+
+
+def test_hybrid_sums_over_the_patterns_below_the_last_jump() -> None:
+    above = traced.made(traced.SmoothAbove, HardThreshold())
+    sigma = traced.SIGMA
+    value = traced.smoothed_loss(above, [sigma, sigma, 0.0])
+    names, parameters = zip(*above.named_parameters(), strict=True)
+    expected = dict(zip(names, torch.autograd.grad(value, parameters), strict=True))
+    estimator = Hybrid(sigma=sigma, copies=16)
+    samples = repetitions(estimator, above, CrossEntropy(), traced.X, traced.Y, number=600)
+    for name in names:
+        assert_gradient(samples[name].flatten(1), expected[name].flatten(), resolution=0.6, what=name)
+
+
+@every_traced
+def test_a_layers_scale_gets_the_sum_over_its_calls(traced_network: Any) -> None:
+    traced.check_scales(traced_network)
+
+
+def as_sequential(network: Any, act: Any) -> nn.Sequential:
+    """The functional residual by this package's own block, with the same weights."""
+    return nn.Sequential(network.a, act(), Residual(nn.Sequential(network.b, act())), network.c).eval()
+
+
+def test_a_functional_residual_is_certified_and_attacked_as_the_block() -> None:
+    for make in (HardThreshold, nn.Tanh):
+        network = traced.made(traced.Residual, make()).eval()
+        block = as_sequential(network, make)
+        random = ImageRandom(0, torch.arange(2))
+        one, other = (certify(n, traced.X, [0.3], seed=0, draws=500, selection=50) for n in (network, block))
+        assert torch.equal(one.prediction, other.prediction)
+        assert torch.equal(one.radius, other.radius)
+        assert bool((one.radius > 0).any())
+        options: dict[str, Any] = {"random": random, "copies": 16, "smoothing": 0.5}
+        ratios = [
+            likelihood_ratio_gradient(n, traced.X, traced.Y, lambda u, y: CrossEntropy()(u, y), **options)
+            for n in (network, block)
+        ]
+        assert torch.equal(*ratios)
+        averaged = [NoiseAveraged(n, Gaussian(), (0.5,) * 3, 4)(traced.X, random) for n in (network, block)]
+        assert torch.equal(*averaged)
+
+
+class SlopedBy(nn.Module):
+    """As `Sloped`, with the scales of each call in turn."""
+
+    def __init__(self, scales: list[Tensor]) -> None:
+        super().__init__()
+        self.scales = iter(scales)
+
+    def forward(self, v: Tensor) -> Tensor:
+        mean = torch.special.ndtr(v / next(self.scales))
+        return (v > 0).to(v.dtype) + (mean - mean.detach())
+
+
+@every_traced
+def test_straight_through_attacks_take_the_slopes_of_a_traced_network(traced_network: Any) -> None:
+    hard = traced.made(traced_network, HardThreshold())
+    surrogate = straight_through(hard, 0.7)
+    assert torch.equal(surrogate(traced.X), hard(traced.X))
+    graph = Graph.of(hard)
+    norms = [0.7 * graph.layer(site).get_parameter("weight").detach().norm(dim=1) for site in range(len(graph.sites))]
+    hard.act = SlopedBy(norms)
+    torch.testing.assert_close(input_gradient(surrogate, traced.X, traced.Y), input_gradient(hard, traced.X, traced.Y))
+
+
+@pytest.mark.parametrize("make", [traced.Branches, traced.Recurrent], ids=lambda make: make.__name__)
+def test_where_several_calls_read_the_image_theorems_are_refused(make: Any) -> None:
+    network = traced.made(make, HardThreshold()).eval()
+    with refused(None, "other calls than", "read the image"):
+        certify(network, traced.X, [0.3], seed=0, draws=10, selection=10)
+    options = {"random": ImageRandom(0, torch.arange(2)), "copies": 4, "smoothing": 0.5}
+    with refused("gradient_source", "other calls than", "use gradient_source=straight_through"):
+        likelihood_ratio_gradient(network, traced.X, traced.Y, lambda u, y: CrossEntropy()(u, y), **options)  # type: ignore[arg-type]

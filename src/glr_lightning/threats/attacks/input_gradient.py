@@ -66,13 +66,12 @@ def input_gradient(model: Scores, x: Tensor, y: Tensor, loss: AttackLoss = cross
 
 
 def scales(graph: Graph, smoothing: float) -> tuple[Tensor, ...]:
-    """The scales at which the pre-activations are smoothed: of unit i of a layer, smoothing * ||w_i||_2.
+    """The scales at which the pre-activations of each layer are smoothed: of its unit i, smoothing * ||w_i||_2.
 
     So they follow the network however it is scaled, and belong to no batch: what white noise of that standard deviation
     at the layer's inputs would do to the unit.
     """
-    layers = map(graph.layer, range(len(graph.sites)))
-    return tuple(smoothing * unit_norms(layer).clamp_min(1e-12) for layer in layers)
+    return tuple(smoothing * unit_norms(layer).clamp_min(1e-12) for _, layer in graph.named_layers)
 
 
 def straight_through(network: nn.Module, smoothing: float) -> nn.Module:
