@@ -131,3 +131,12 @@ def test_the_benchmark_refuses_rows_that_it_does_not_have(tmp_path: Path) -> Non
     assert done.returncode == 2
     assert "unknown steps" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_threads_are_compared_step_by_step(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARK / "threads.py"), "--seconds", "0.01"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+    rows = ("784-50-10, lrtz", "784-500-10, wide/lrt", "16-32 channels, conv/lrt", "resnet5, tiered")
+    assert [name for name in rows if name in done.stdout] == list(rows)

@@ -280,7 +280,7 @@ def commands(options: argparse.Namespace) -> tuple[Values, Values]:
         for turn in range(min(options.rounds, 3)):
             times["help"].append(cpu_seconds("train", "--help", folder=folder))
             times["cfg_job"].append(cpu_seconds("train", "--cfg", "job", folder=folder))
-            times["unknown_option"].append(cpu_seconds("train", "experimnt=lrtz", folder=folder))
+            times["unknown_option"].append(cpu_seconds("train", "nosuch=1", folder=folder))
             times["digits_epoch"].append(cpu_seconds("train", "epochs=1", f"run_dir=run{turn}", folder=folder))
     return {name: statistics.median(each) for name, each in times.items()}, milliseconds(times)
 

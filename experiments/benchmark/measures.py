@@ -12,7 +12,7 @@ class Measure:
 
     Attributes:
         words: what is measured.
-        before: of version 0.4, on the same machine, measured independently.
+        before: of version 0.4, measured by another script, by the clock.
         bar: what is asked for.
         unit: "" for a ratio.
         more: whether more is better.
