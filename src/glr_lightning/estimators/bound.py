@@ -1,5 +1,6 @@
 """An estimator that is bound to a network, and what its steps return."""
 
+import contextlib
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from glr_lightning.errors import ConfigurationError
 from glr_lightning.losses import Loss
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import observe
@@ -124,10 +126,36 @@ class Bound:
             x: as for `step`.
             y: as for `step`.
             noise: as for `step`.
+
+        Raises:
+            ConfigurationError: the estimator differentiates, which cannot be mapped over weights.
         """
-        own = {f"network.{name}": weight for name, weight in weights.items()}
-        estimate: Estimate = functional_call(_Step(self), own, (x, y, noise))
+        trained = {name for name, parameter in self.network.named_parameters() if parameter.requires_grad}
+        own = {f"network.{name}": _trainable(w) if name in trained else w for name, w in weights.items()}
+        try:
+            estimate: Estimate = functional_call(_Step(self), own, (x, y, noise))
+        except RuntimeError as error:
+            if all(weight.requires_grad for name, weight in own.items() if name.removeprefix("network.") in trained):
+                raise
+            raise self._unmapped() from error
+        if not trained <= estimate.gradients.keys():
+            raise self._unmapped()
         return estimate
+
+    def _unmapped(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"{type(self.estimator).__name__} differentiates with respect to the weights, or reads which are trained, "
+            "and neither can be done within torch.func; call step_of in a loop, or use estimator=likelihood_ratio, "
+            "local_expectation or tiered."
+        )
+
+
+def _trainable(weight: Tensor) -> Tensor:
+    """A weight that is differentiated, where torch allows it: not within `torch.func`."""
+    if not weight.requires_grad:
+        with contextlib.suppress(RuntimeError):
+            return weight.detach().requires_grad_()
+    return weight
 
 
 class _Step(nn.Module):

@@ -24,6 +24,7 @@ from glr_lightning.injection import Injection, Joint
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.layer_vjp import weight_of
 from glr_lightning.propagation.requirements import require_separate_samples
 from glr_lightning.propagation.values import CleanPass, Shapes
 from glr_lightning.validation import Count, ScalePerLayer
@@ -116,7 +117,7 @@ class ForwardGradient(Estimator):
             for copies in self.parts(self.copies, self._chunk_for(shapes, len(x))):
                 signs = {}
                 for site in graph.sites_of(layers):
-                    shape, like = (copies, len(x), *shapes.sites[site]), graph.layer(site).get_parameter("weight")
+                    shape, like = (copies, len(x), *shapes.sites[site]), weight_of(graph.layer(site))
                     signs[site] = random_signs(shape, like, generator)
                 yield Part(signs)
 

@@ -11,6 +11,7 @@ from glr_lightning.estimators.passes import of_copies
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Noise
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.layer_vjp import weight_of
 from glr_lightning.propagation.readout import next_linear
 from glr_lightning.propagation.values import NoisyPass, NoisySite
 
@@ -62,7 +63,7 @@ class Beyond:
         above = next(other for other in self.noisy.seen if other.site == reader)
         if chosen.stride(1) == chosen.stride(2) == 0:  # the same units of all samples
             chosen = chosen[:, :1, :1]
-        columns = self.graph.layer(reader).get_parameter("weight").T.contiguous()
+        columns = weight_of(self.graph.layer(reader)).T.contiguous()
         own = columns.index_select(0, chosen.flatten()).view(*chosen.shape, -1)
         return torch.addcmul(above.v, step[..., None], own)
 

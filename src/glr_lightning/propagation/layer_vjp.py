@@ -108,6 +108,12 @@ def _in_dtype_of(layer: nn.Module, gradient: dict[str, Tensor]) -> dict[str, Ten
     return {name: value.to(getattr(layer, name).dtype) for name, value in gradient.items()}
 
 
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a layer: its parameter, or a tensor in its place (`torch.func.functional_call`)."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight
+
+
 def has_weights(module: nn.Module) -> bool:
     """Whether a module has parameters and a weight gradient; a normalisation may have none."""
     return has_weight_vjp(module) and next(module.parameters(recurse=False), None) is not None
@@ -127,7 +133,7 @@ def unit_norms(layer: nn.Module) -> Tensor:
 
     The units of a convolution, or of a group normalisation of images, are its channels.
     """
-    weight = layer.get_parameter("weight").detach()
+    weight = weight_of(layer).detach()
     norms = weight.flatten(1).norm(dim=1) if isinstance(layer, nn.Linear | nn.Conv2d) else weight.abs()
     places = 2 if isinstance(layer, nn.Conv2d | nn.GroupNorm) else 0
     return norms[(...,) + (None,) * places]

@@ -5,13 +5,14 @@ from torch import Tensor, nn
 
 from glr_lightning.networks.modules import Shift
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.layer_vjp import weight_of
 from glr_lightning.propagation.module_facts import facts_of
 
 
 def readout_weight(graph: Graph, like: Tensor) -> Tensor:
     """The matrix by which the last layer reads the readout, [classes, ...]; like: the readout, [rows, ...]."""
     *before, last = (graph.nodes[number] for number in graph.end)
-    weight = last.module.get_parameter("weight").detach()
+    weight = weight_of(last.module).detach()
     if isinstance(last.module, nn.Linear) and all(_only_moves(node.module) for node in before):
         return weight.view(len(weight), *like.shape[1:])
     at = like.detach().new_zeros(len(weight), *like.shape[1:])

@@ -27,6 +27,7 @@ from glr_lightning.losses import Loss
 from glr_lightning.networks.modules import add_branches
 from glr_lightning.propagation.function_call import FunctionCall
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.layer_vjp import weight_of
 from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.propagation.readout import readout_weight
 from glr_lightning.propagation.values import CleanPass, NoisyPass, Shapes
@@ -84,7 +85,7 @@ def fields_of(graph: Graph, shapes: Shapes, site: int) -> Fields | None:
     That is where not all tensors from its output to the readout are maps of places, the logits are not affine in the
     readout, or every place reaches every other.
     """
-    weight = graph.layer(site).get_parameter("weight")
+    weight = weight_of(graph.layer(site))
     key = (shapes.sites, site, weight.dtype, weight.device)
     if key not in graph.fields:
         graph.fields[key] = _fields(graph, shapes, site)
@@ -102,7 +103,7 @@ def _fields(graph: Graph, shapes: Shapes, site: int) -> Fields | None:
     members, of_place = zip(*axes, strict=True)
     if all(part.shape[1] == 1 and bool(part.all()) for part in members):
         return None
-    weight = graph.layer(site).get_parameter("weight")
+    weight = weight_of(graph.layer(site))
     rows, columns = (part.to(dtype=weight.dtype, device=weight.device) for part in members)
     return Fields((rows, columns), (of_place[0].to(weight.device), of_place[1].to(weight.device)))
 
