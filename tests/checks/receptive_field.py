@@ -2,12 +2,13 @@
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import LeaveOneOut
@@ -18,6 +19,7 @@ from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual, Shift, Sine, Standardise
 from glr_lightning.noise import Noise
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.probing import ModuleFacts
 from glr_lightning.propagation.receptive_field import Fields, fields_of
 from glr_lightning.sampling import Draws, Sampler
 from tests.checks.convolutional_cases import CLASS, PIXELS, residual
@@ -25,7 +27,7 @@ from tests.checks.convolutional_cases import CLASS, PIXELS, residual
 HEIGHT, WIDTH = 12, 11
 
 
-def fields(network: nn.Sequential, x: Tensor, site: int = 0) -> Fields | None:
+def fields(network: nn.Module, x: Tensor, site: int = 0) -> Fields | None:
     graph = Graph.of(network)
     return fields_of(graph, graph.shapes(x), site)
 
@@ -36,7 +38,7 @@ def claimed(found: Fields) -> Tensor:
     return rows.T[:, None, :, None] & columns.T[None, :, None, :]
 
 
-def moved(network: nn.Sequential, x: Tensor, site: int = 0) -> Tensor:
+def moved(network: nn.Module, x: Tensor, site: int = 0) -> Tensor:
     """The same of the network itself: all channels of a place of the layer are moved, a place at a time."""
     graph = Graph.of(network)
     clean = graph.clean(x[:1])
@@ -111,6 +113,71 @@ def check_never_too_small(seeds: Sequence[int] = range(80)) -> None:
                 assert not (changed & ~claimed(found)).any(), f"a place is missing: seed {seed}, site {site}, {network}"
     assert known >= len(seeds)  # or nothing was tested
     assert inside > 0.8 * known  # most claims are no larger than they need be; dilated windows and maxima leave gaps
+
+
+class Functional(nn.Module):
+    """A map of places by a function of the network and a first convolution's output, and a linear layer over it."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], x: Tensor) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function = function
+        self.first, self.second = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 3, padding=1)
+        self.gate, self.add = nn.Conv2d(2, 2, 1), Mixed()
+        self.double()
+        self.last = nn.Linear(function(self, self.first(x)).flatten(1).shape[1], 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        logits: Tensor = self.last(torch.flatten(self.function(self, h), 1))
+        return logits
+
+
+class Mixed(nn.Module):
+    """Adds the mean over all places to each; it is an attribute whose name is that of a sum."""
+
+    facts = ModuleFacts()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b.mean((2, 3), keepdim=True)
+
+
+def every_conv(n: Any, h: Tensor) -> Tensor:
+    """All layers in use, place by place or nearly."""
+    mixed: Tensor = n.second(h) + n.gate(h)
+    return mixed
+
+
+FUNCTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "plain": every_conv,
+    "max_pool": lambda n, h: functional.max_pool2d(every_conv(n, h), 2),
+    "average": lambda n, h: functional.avg_pool2d(every_conv(n, h), 3, stride=1),
+    "residual": lambda n, h: h + torch.tanh(every_conv(n, h)),
+    "mean_added": lambda n, h: every_conv(n, h) + h.mean((2, 3), keepdim=True),
+    "rows_added": lambda n, h: every_conv(n, h) + h.amax(2, keepdim=True),
+    "columns_multiplied": lambda n, h: every_conv(n, h) * h.mean(3, keepdim=True),
+    "gate": lambda n, h: n.second(h) * torch.sigmoid(n.gate(h.mean((2, 3), keepdim=True))),
+    "channels": lambda n, h: torch.cat([n.second(h), n.gate(h)], 1),
+    "flipped": lambda n, h: every_conv(n, h) + h.flip(3),
+    "rolled": lambda n, h: every_conv(n, h) + h.roll(2, 2),
+    "clamped": lambda n, h: every_conv(n, h).clamp(max=h.mean((2, 3), keepdim=True)),
+    "a_module_of_that_name": lambda n, h: n.add(every_conv(n, h), h),
+    "padded": lambda n, h: functional.pad(every_conv(n, h), (3, 0, 0, 0)),
+    "strided": lambda n, h: every_conv(n, h)[:, :, ::2],
+    "softmax": lambda n, h: every_conv(n, h) * h.softmax(3),
+}
+
+
+def check_functional(name: str) -> int:
+    """No claim is too small; returns how many sites have one."""
+    x = torch.rand(1, 1, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    network, known = Functional(FUNCTIONS[name], x), 0
+    for site in range(3):
+        found = fields(network, x, site)
+        if found is not None:
+            known += 1
+            assert not (moved(network, x, site) & ~claimed(found)).any(), f"a place is missing: {name}, site {site}"
+    return known
 
 
 @final

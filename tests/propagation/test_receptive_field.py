@@ -24,8 +24,10 @@ from glr_lightning.sampling import Antithetic, Independent, Sampler
 from tests.checks.convolutional_cases import CLASS, NETWORKS, PIXELS, drawn, normalised, pooled, projected, residual
 from tests.checks.estimator_cases import X, Y, estimate, flat, small_network
 from tests.checks.receptive_field import (
+    FUNCTIONS,
     HEIGHT,
     WIDTH,
+    check_functional,
     check_never_too_small,
     check_own_noise_is_no_part_of_the_baseline,
     claimed,
@@ -261,3 +263,9 @@ def test_reach_reports_every_network_of_the_cases() -> None:
         graph = Graph.of(make(nn.Tanh()))
         logits = len(graph.sites) - 1  # whose place is no map
         assert fields_of(graph, graph.shapes(PIXELS), logits) is None
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_functions_reach_is_never_claimed_too_small(name: str) -> None:
+    known = check_functional(name)
+    assert known > 0 or name not in ("plain", "residual", "mean_added")
