@@ -44,6 +44,7 @@ from glr_lightning.sampling import Antithetic, Independent, Sobol
 from glr_lightning.training.callbacks import gradient_quality as diagnostics
 from glr_lightning.training.callbacks.gradient_quality import SignalToNoise
 from tests.checks import receptive_field as reach_checks
+from tests.checks import traced_networks as traced
 from tests.checks.convolutional import ESTIMATORS as CONVOLUTIONAL
 from tests.checks.convolutional import check_convolutional
 from tests.checks.convolutional_cases import pooled, projected, residual
@@ -414,6 +415,45 @@ def cotangent_of_one_copy(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LikelihoodRatio, "score_of", lambda self, graph, at, sigma: sigma * right(self, graph, at, sigma))
 
 
+def gradients_of_a_layers_first_call_alone(patch: pytest.MonkeyPatch) -> None:
+    right = Graph.weight_vjp
+
+    def wrong(self: Graph, site: int, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
+        first = self.layer_of.index(self.layer_of[site])
+        return right(self, site, x, signal if site == first else torch.zeros_like(signal))
+
+    patch.setattr(Graph, "weight_vjp", wrong)
+
+
+def a_site_with_two_readers_is_read_by_the_first_alone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Graph, "only_user", lambda self, number: next(iter(self.users[number]), None))
+
+
+def a_map_that_is_broadcast_reaches_its_own_place(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(reach, "_everywhere", lambda field, size: field)
+
+
+def one_draw_for_all_calls_of_a_layer(patch: pytest.MonkeyPatch) -> None:
+    right = likelihood_ratio.noise_at
+
+    def wrong(graph: Graph, *args: Any, **options: Any) -> dict[int, Tensor]:
+        drawn = right(graph, *args, **options)
+        return {site: drawn[graph.layer_of.index(graph.layer_of[site])] for site in drawn}
+
+    patch.setattr(likelihood_ratio, "noise_at", wrong)
+
+
+def scale_of_a_layers_first_call_alone(patch: pytest.MonkeyPatch) -> None:
+    right = Total.log_sigma_of
+
+    def wrong(self: Total, graph: Graph, scales: Any) -> tuple[Tensor, ...]:
+        first = {site: graph.layer_of.index(graph.layer_of[site]) == site for site in self.log_sigma}
+        self.log_sigma = {site: value * first[site] for site, value in self.log_sigma.items()}
+        return right(self, graph, scales)
+
+    patch.setattr(Total, "log_sigma_of", wrong)
+
+
 # ---- which check sees them ------------------------------------------------------------------------------------------
 
 
@@ -620,6 +660,31 @@ CASES = {
         normalisation_contracted_with_its_input,
         partial(check_convolutional, CONVOLUTIONAL["tiered"], "normalised", "tanh"),
         GRADIENT,
+    ),
+    "traced: sum in sample-major rows": Case(
+        sum_of_branches_in_sample_major_rows, partial(traced.check_noisy_pass, traced.Residual), EQUAL
+    ),
+    "traced: first call alone, twin": Case(
+        gradients_of_a_layers_first_call_alone,
+        partial(traced.check_twin, DEFAULT, traced.Recurrent, HardThreshold(), CrossEntropy()),
+        EQUAL,
+    ),
+    "traced: first call alone, mean": Case(
+        gradients_of_a_layers_first_call_alone,
+        partial(traced.check_exact, LikelihoodRatio(copies=8), traced.Recurrent),
+        GRADIENT,
+    ),
+    "traced: two readers": Case(a_site_with_two_readers_is_read_by_the_first_alone, traced.check_read_twice, EQUAL),
+    "traced: broadcast": Case(
+        a_map_that_is_broadcast_reaches_its_own_place, partial(reach_checks.check_functional, "mean_added"), "missing"
+    ),
+    "traced: one draw for all calls": Case(
+        one_draw_for_all_calls_of_a_layer,
+        partial(traced.check_exact, LikelihoodRatio(copies=8), traced.Recurrent),
+        GRADIENT,
+    ),
+    "traced: scale of the first call": Case(
+        scale_of_a_layers_first_call_alone, partial(traced.check_scales, traced.Recurrent), GRADIENT
     ),
     "twice the noise": Case(noise_of_twice_the_sigma_that_is_divided_by, partial(threshold, DEFAULT), GRADIENT),
 }

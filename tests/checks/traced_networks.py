@@ -283,3 +283,24 @@ def autograd(network: nn.Module, loss: Loss | None = None) -> dict[str, Tensor]:
     names, parameters = zip(*network.named_parameters(), strict=True)
     value = (loss or CrossEntropy())(network(X), Y).mean()
     return dict(zip(names, torch.autograd.grad(value, parameters), strict=True))
+
+
+class ReadTwice(nn.Module):
+    """A threshold and another call read the same pre-activation, so the loss does not depend on its cell alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.act = nn.Linear(6, 3), nn.Linear(3, 2), HardThreshold()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.a(x)
+        logits: Tensor = self.c(self.act(v) + 0.3 * v)
+        return logits
+
+
+def check_read_twice() -> None:
+    """No cell is averaged over: the score is the plain one."""
+    network = ReadTwice().double()
+    auto, plain = (LikelihoodRatio(copies=8, score=score) for score in ("auto", "plain"))  # type: ignore[arg-type]
+    got, expected = (estimate(estimator, network, CrossEntropy(), X, Y).gradients for estimator in (auto, plain))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)

@@ -371,6 +371,10 @@ def test_hybrid_sums_over_the_patterns_below_the_last_jump() -> None:
         assert_gradient(samples[name].flatten(1), expected[name].flatten(), resolution=0.6, what=name)
 
 
+def test_a_pre_activation_that_two_calls_read_has_the_plain_score() -> None:
+    traced.check_read_twice()
+
+
 @every_traced
 def test_a_layers_scale_gets_the_sum_over_its_calls(traced_network: Any) -> None:
     traced.check_scales(traced_network)
