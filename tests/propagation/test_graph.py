@@ -317,6 +317,8 @@ FROM_LOSSES = {
     "joint_plain": LikelihoodRatio(copies=8, score="plain"),
     "layerwise": LikelihoodRatio(copies=8, injection=Layerwise()),
     "local_expectation": LocalExpectation(copies=2),
+    "local_expectation_of_one_unit": LocalExpectation(copies=2, units=1),
+    "local_expectation_of_chosen_units": LocalExpectation(copies=2, units=1, choice="weighted"),
     "tiered": Tiered(copies=8),
 }
 

@@ -133,3 +133,14 @@ def test_copies_of_a_batch_are_the_batch_repeated(function: Any, x: Tensor, batc
     for some in (noise, {len(noise) - 1: noise[len(noise) - 1]}, {0: noise[0]}):
         noisy = graph.noisy(clean, some, [1.0] * len(noise))
         torch.testing.assert_close(noisy.logits, network(x).repeat(copies, 1))
+
+
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+def test_rounding_is_not_taken_for_a_function_of_the_rows(precision: str) -> None:
+    network = Written(lambda n, x: torch.tanh(n.a(x)))
+    network.a, network.b, network.c = nn.Linear(6, 300), nn.Linear(300, 300), nn.Linear(300, 2)
+    network = network.float() if precision == "autocast" else network.bfloat16()
+    x = X.to(network.a.weight.dtype)
+    for estimator in (LikelihoodRatio(copies=4), NoisyBackprop(copies=4)):
+        with torch.autocast("cpu", enabled=precision == "autocast", dtype=torch.bfloat16):
+            estimate(estimator, network, CrossEntropy(), x, Y)

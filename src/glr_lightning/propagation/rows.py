@@ -42,10 +42,11 @@ def require_rows(network: nn.Module, graph: Graph, x: Tensor) -> None:
     x = x.repeat(-(-2 // len(x)), *[1] * (x.dim() - 1))  # two samples at least
     facts = [facts_of(module) for module in modules]
     if not any(fact.draws or fact.couples for fact in facts):  # of modules, where an estimator allows them
-        clean = graph.clean(x)
-        _require_same(network(x), clean.logits, network)
-        if any(_may_move_rows(node.module) for node in graph.nodes):
-            _require_rows(graph, x, clean)
+        with torch.autocast(x.device.type, enabled=False):  # its rounding is another for other rows
+            clean = graph.clean(x)
+            _require_same(network(x), clean.logits, network)
+            if any(_may_move_rows(node.module) for node in graph.nodes):
+                _require_rows(graph, x, clean)
     graph.checked.add(x.shape[1:])
 
 
@@ -106,6 +107,7 @@ def _require_separate(graph: Graph, values: list[Any], others: list[Any]) -> Non
 def _differ(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return True
+    rounding = 8 * torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
     a, b = a.double(), b.double()
-    far = (a - b).abs() > TOLERANCE * a.abs().amax().clamp_min(1e-30) if a.numel() else a.new_zeros(1)
+    far = (a - b).abs() > max(TOLERANCE, rounding) * a.abs().amax().clamp_min(1e-30) if a.numel() else a.new_zeros(1)
     return bool(far.double().mean() > SHARE)
