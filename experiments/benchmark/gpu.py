@@ -214,8 +214,7 @@ def prepared_step(network: nn.Module, estimator: Estimator, loss: Loss, x: Tenso
     if len(noise) > MOST_PARTS:
         raise NotImplementedError(f"{len(noise)} parts of noise, over {MOST_PARTS}")
     if mode == "compiled":
-        compiled = bound.compiled() if hasattr(bound, "compiled") else None
-        function = torch.compile(bound.step, fullgraph=True) if compiled is None else compiled.step
+        function = torch.compile(bound.step, fullgraph=True)
 
         def step() -> None:
             write(network, function(x, y, bound.draw(x, generator)))
