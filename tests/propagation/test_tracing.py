@@ -230,6 +230,10 @@ TRACED: dict[str, Any] = {
     "where": lambda n, x: residual(n, torch.where(n.a(x) > 0, n.a(x), 0.1 * n.a(x))),
     "dropout_in_eval": lambda n, x: residual(n, functional.dropout(n.a(x), training=False)),
     "einsum": lambda n, x: residual(n, torch.einsum("bi,bi->bi", n.a(x), n.a(x))),
+    "normalize": lambda n, x: residual(n, functional.normalize(n.a(x), dim=1)),
+    "dtype_of_a_weight": lambda n, x: residual(n, n.a(x.to(n.a.weight.dtype))),
+    "new_like": lambda n, x: residual(n, n.a(x) @ torch.eye(5, dtype=x.dtype) + n.a(x) * x.new_ones(5)),
+    "made_by_type": lambda n, x: residual(n, (h := n.a(x)) @ torch.eye(5, dtype=h.dtype)),
     "lambda_module": lambda n, x: residual(n, n.lambda_(n.a(x))),
 }
 

@@ -171,6 +171,10 @@ class Graph:
         """The nodes that rest on the input: their tensors have a row for each sample."""
         return frozenset(self._reached({0}))
 
+    def has_rows(self, number: int) -> bool:
+        """Whether a node's value has a row for each sample, as far as passes that were run tell."""
+        return number in self.with_rows and number not in self._without_rows
+
     @functools.cached_property
     def _spent(self) -> dict[int, list[int]]:
         """For each node those whose values it is the last to read; not the readout's."""
@@ -276,7 +280,7 @@ class Graph:
         node = self.nodes[number]
         given = [values[i] for i in node.inputs]
         if len(given) > 1:
-            given = aligned(given, [i in self.with_rows and i not in self._without_rows for i in node.inputs])
+            given = aligned(given, [self.has_rows(i) for i in node.inputs])
         return node.module(*given)
 
 

@@ -83,7 +83,10 @@ def _require_rows(graph: Graph, x: Tensor, clean: CleanPass) -> None:
         ) from error
     for number in graph.behind(tuple(noise)):
         once, both = clean.values[number], twice[number]
-        if isinstance(once, Tensor) and (not once.dim() or _differ(torch.cat([once, once]), both)):
+        if not isinstance(once, Tensor):
+            continue
+        expected = torch.cat([once, once]) if graph.has_rows(number) else once
+        if _differ(expected, both):
             raise ConfigurationError(
                 f"{graph.nodes[number].what} returns another value for noise copies of a batch, which are rows of one "
                 "tensor; take the number of rows from the tensor that is reshaped (h.flatten(1), or h.shape[0]), and "

@@ -137,7 +137,7 @@ def _require_own_output(node: fx.Node) -> None:
     if node.op not in ("call_function", "call_method") or node.target in _OUT_OF_PLACE:
         return
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    writes = node.kwargs.get("inplace") or "out" in node.kwargs or name == "setitem"
+    writes = node.kwargs.get("inplace") or node.kwargs.get("out") is not None or name == "setitem"
     if writes or (name.endswith("_") and not name.endswith("__")):
         raise ConfigurationError(
             f"'{name}' ({node.meta['line']}) writes into its input, which may be the pre-activation that noise is "
@@ -216,7 +216,9 @@ def _attribute(network: nn.Module, node: fx.Node, line: str) -> Node:
     owner, _, name = str(node.target).rpartition(".")
     module = network.get_submodule(owner)
     value = getattr(module, name)
-    if isinstance(value, nn.Parameter) and value.requires_grad:
+    facts = ("dtype", "device", "shape", "ndim")
+    asked = all(user.target is getattr and user.args[1] in facts for user in node.users)
+    if isinstance(value, nn.Parameter) and value.requires_grad and not asked:
         raise ConfigurationError(
             f"the network reads its parameter '{node.target}' by itself ({line}), and a gradient is estimated for the "
             "parameters of layers alone; put it into a layer, or freeze it (requires_grad=False)."
