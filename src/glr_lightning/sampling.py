@@ -81,7 +81,7 @@ class Sampler(Checked, ABC):
 
     @abstractmethod
     def group(self, copies: int, device: torch.device) -> Tensor:
-        """Return the dependence group of each copy, [copies] int64, not to be written to: it may be kept."""
+        """Return the dependence group of each copy, [copies] int64."""
 
     @abstractmethod
     def __call__(
@@ -106,7 +106,7 @@ class Independent(Sampler):
 
     def group(self, copies: int, device: torch.device) -> Tensor:
         """Number the copies."""
-        return _numbered(copies, device)
+        return torch.arange(copies, device=device)
 
     def __call__(
         self,
@@ -147,7 +147,7 @@ class Antithetic(Sampler):
 
     def group(self, copies: int, device: torch.device) -> Tensor:
         """Copies k and k + K/2 are pair k."""
-        return _paired(copies, device)
+        return torch.arange(copies // 2, device=device).repeat(2)
 
     def __call__(
         self,
@@ -231,16 +231,6 @@ class Sobol(Sampler):
         u = _to_open_interval(net[:, :, None] ^ shift, torch.promote_types(dtype, torch.float32))
         z = noise.icdf(u).to(dtype).view(copies, *shape)
         return Draws(z, self.group(copies, z.device))
-
-
-@functools.cache
-def _numbered(copies: int, device: torch.device) -> Tensor:
-    return torch.arange(copies, device=device)
-
-
-@functools.cache
-def _paired(copies: int, device: torch.device) -> Tensor:
-    return torch.arange(copies // 2, device=device).repeat(2)
 
 
 BITS = SobolEngine.MAXBIT

@@ -27,6 +27,7 @@ from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual
 from glr_lightning.noise import Gaussian
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.graph_module import GraphModule
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.propagation.readout import readout_weight
 from glr_lightning.randomness import ImageRandom
@@ -69,7 +70,7 @@ def test_a_pass_with_noise_is_torchs_own_with_the_same_noise(make: Any) -> None:
 @every_network
 def test_the_chain_as_a_module_is_the_network_and_its_own_chain(make: Any) -> None:
     network = make(HardThreshold())
-    chained = Graph.of(network).network()
+    chained = GraphModule(Graph.of(network))
     assert torch.equal(chained(PIXELS), network(PIXELS))
     again = Graph.of(chained)
     assert again.sites == Graph.of(network).sites

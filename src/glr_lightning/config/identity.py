@@ -10,8 +10,8 @@ from glr_lightning.config.building import build, known_target
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.validation import Parameter, parameters
 
-PLACE = {"experiment", "run_dir", "resume", "trusted", "logger", "progress", "threads"}
-"""Keys that say where a run is written, how it is shown, and on how many CPU threads it computes."""
+PLACE = {"experiment", "run_dir", "resume", "trusted", "logger", "progress", "threads", "compile"}
+"""Keys that say where a run is written, how it is shown, on how many CPU threads it computes and whether compiled."""
 REPEATED = {"activation", "preprocess", "batch_size"}
 """Keys that the sections `network` and `data` repeat where they read them."""
 PLACE_OF = {

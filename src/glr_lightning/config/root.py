@@ -33,6 +33,7 @@ class TrainConfig:
     batch_size: Count
     clip_norm: Positive | None = None
     threads: Threads | None = 1
+    compile: bool = False
     progress: bool = True
     run_dir: str
     resume: str | None = None

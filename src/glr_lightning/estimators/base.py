@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.estimators.batch import explain, require_batch, require_kinds, require_labels
+from glr_lightning.estimators.batch import checked_batch, require_kinds, require_labels
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.losses import Loss
 from glr_lightning.propagation.module_facts import named, observe, probed
@@ -112,18 +112,19 @@ class Estimator(Checked, ABC):
         self._require_effects(bound, x)
 
     @final
-    def bind(self, network: nn.Module, loss: Loss) -> Bound:
+    def bind(self, network: nn.Module, loss: Loss, *, compile: bool = False) -> Bound:
         """Trace and check a network once, for many steps.
 
         Args:
             network: the network; its parameters may change afterwards, its modules and their train mode may not.
             loss: the per-sample loss.
+            compile: whether `Bound.step` runs as one graph of `torch.compile`.
 
         Raises:
             ConfigurationError: the estimator cannot train them.
         """
         require_kinds(network, loss)
-        bound = Bound(self, network, loss)
+        bound = Bound(self, network, loss, compile)
         self._require(bound)
         return bound
 
@@ -144,13 +145,9 @@ class Estimator(Checked, ABC):
         Raises:
             ConfigurationError: what does not fit together, or the estimator cannot train.
         """
-        require_batch(network, loss, x, y, generator)
-        try:
+        with checked_batch(network, loss, x, y, generator):
             observe(network, x)
             estimate = self.bind(network, loss).estimate(x, y, generator)
-        except Exception as error:  # of torch, or of a network's own
-            explain(error, network, x, y)
-            raise
         require_labels(y, estimate.logits)
         return estimate
 

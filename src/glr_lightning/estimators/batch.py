@@ -5,6 +5,8 @@ CPU alone; data modules check the labels that they read on every device.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -43,6 +45,17 @@ def require_batch(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generato
             _refuse(name, f"on {parameter.device}, where the network is, got {device}; use {how}")
     if x.device.type == "cpu" and not math.isfinite(x.sum().item()) and not x.isfinite().all():  # the sum is quick
         _refuse("x", "finite numbers, got NaN or infinite ones; correct the data")
+
+
+@contextmanager
+def checked_batch(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterator[None]:
+    """Check what an estimate within the block is given, and explain torch's errors. Errors as `require_batch`."""
+    require_batch(network, loss, x, y, generator)
+    try:
+        yield
+    except Exception as error:  # of torch, or of a network's own
+        explain(error, network, x, y)
+        raise
 
 
 def require_kinds(network: nn.Module, loss: Loss) -> None:

@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +56,14 @@ class Bound:
         estimator: the estimator.
         network: the network.
         loss: the per-sample loss.
+        compile: whether `step` runs as one graph of `torch.compile`. It is compiled by its first call, and again for
+            a batch of another shape. What cannot be compiled as a whole is an error; nothing falls back.
     """
 
     estimator: "Estimator"
     network: nn.Module
     loss: Loss
+    compile: bool = False
     _looked_at: set[torch.Size] = field(default_factory=set, init=False, repr=False)
 
     @functools.cached_property
@@ -79,10 +83,18 @@ class Bound:
             ConfigurationError: modules or functions turn out to be such as the estimator cannot train.
         """
         observe(self.network, x)
-        if "graph" in vars(self) and x.shape[1:] not in self._looked_at:
-            self.estimator._require(self)  # facts that were probed on random numbers may be others on these
-            require_rows(self.network, self.graph, x)
-            self._looked_at.add(x.shape[1:])
+        if x.shape[1:] in self._looked_at:
+            return
+        if "graph" in vars(self):
+            new = x.shape[1:] not in self.graph.known_shapes
+            if new:
+                self.graph.settle()  # facts that were probed on random numbers may be others on these
+            self.estimator._require(self)
+            if new:
+                require_rows(self.network, self.graph, x)
+                self.graph.shapes(x)
+        _ = self.prepared
+        self._looked_at.add(x.shape[1:])
 
     def draw(self, x: Tensor, generator: torch.Generator) -> list[Any]:
         """Draw all randomness of a step.
@@ -105,7 +117,17 @@ class Bound:
             y: [batch] int64, labels.
             noise: what `draw` returned for a batch of this shape.
         """
-        return self.estimator._step(self, x, y, noise)
+        if not self.compile:
+            return self.estimator._step(self, x, y, noise)
+        with _compiler_options():
+            estimate: Estimate = self._compiled(self, x, y, noise)
+        return estimate
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., Estimate]:
+        _ = self.prepared
+        compiled: Callable[..., Estimate] = torch.compile(self.estimator._step, fullgraph=True, dynamic=False)
+        return compiled
 
     def estimate(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Estimate:
         """Draw and step, with one part of the noise in memory at a time; the batch is not checked.
@@ -116,7 +138,8 @@ class Bound:
             generator: all randomness comes from it; on the device of x.
         """
         self.look_at(x)
-        return self.estimator._step(self, x, y, self.estimator._draws(self, x, generator))
+        noise = self.estimator._draws(self, x, generator)
+        return self.step(x, y, list(noise) if self.compile else noise)
 
     def step_of(self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
         """As `step`, with these weights in place of the network's own; for `torch.func`.
@@ -156,6 +179,13 @@ def _trainable(weight: Tensor) -> Tensor:
         with contextlib.suppress(RuntimeError):
             return weight.detach().requires_grad_()
     return weight
+
+
+def _compiler_options() -> AbstractContextManager[None]:
+    """Have the compiler trace derivatives, which it does not by default."""
+    from torch._dynamo import config  # here, for the compiler takes a second to import
+
+    return config.patch(trace_autograd_ops=True) if hasattr(config, "trace_autograd_ops") else nullcontext()
 
 
 class _Step(nn.Module):

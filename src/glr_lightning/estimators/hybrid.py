@@ -113,6 +113,9 @@ class Hybrid(Estimator):
         require_read_scales(bound.graph, self.sigma, noisy)
         require_defaults(self, self._ratio.idle(bound.graph, [noisy], None))
 
+    def _prepare(self, bound: Bound) -> LikelihoodRatio:
+        return self._ratio
+
     def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
         sites = _noisy_sites(bound.graph, bound.loss)
         yield Part(noise_at(bound.graph, sites, x, self.noise, self.sampling, self.copies, generator))
@@ -130,7 +133,7 @@ class Hybrid(Estimator):
         with torch.no_grad():
             clean_loss = loss(clean.logits, y) if self.baseline.needs_clean else None
             weight = (losses - self.baseline(losses, group, clean_loss)) / losses.numel()
-            signals = [self._ratio.score_of(graph, at, sigma[at.site]) for at in seen]
+            signals = [bound.prepared.score_of(graph, at, sigma[at.site]) for at in seen]
             signals = [
                 s * (weight / sigma[at.site])[(...,) + (None,) * (s.dim() - 2)]
                 for s, at in zip(signals, seen, strict=True)

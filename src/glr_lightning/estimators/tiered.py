@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,19 +121,25 @@ class Tiered(Estimator):
         copies = max(self.copies) if isinstance(self.copies, tuple) else self.copies
         return self._ratio(copies).idle(graph, below, shapes)
 
-    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
+    def _prepare(self, bound: Bound) -> "_Tiers":
         graph = bound.graph
+        copies = enumerate(per_layer(self.copies, graph, "copies"))
+        below = tuple(None if _is_on_top(graph, layer) else self._ratio(number) for layer, number in copies)
+        return _Tiers(below, LocalExpectation(self.noise))
+
+    def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
+        graph, tiers = bound.graph, bound.prepared
         for layer, copies in enumerate(per_layer(self.copies, graph, "copies")):
-            sites = graph.sites_of([layer])
-            if _is_on_top(graph, layer):
+            sites, ratio = graph.sites_of([layer]), tiers.below[layer]
+            if ratio is None:
                 yield from self._draws_of_top(bound, x, sites[0], copies, generator)
             else:
-                yield from self._ratio(copies).draws_of_pass(graph, x, sites, generator)
+                yield from ratio.draws_of_pass(graph, x, sites, generator)
 
     def _draws_of_top(
         self, bound: Bound, x: Tensor, site: int, copies: int, generator: torch.Generator
     ) -> Iterator[Part]:
-        graph, local, size = bound.graph, LocalExpectation(self.noise), self.sampling.group_size(copies)
+        graph, local, size = bound.graph, bound.prepared.top, self.sampling.group_size(copies)
         for part in local.parts(graph.shapes(x), len(x), copies, size):
             z = noise_at(graph, [site], x, self.noise, self.sampling.part(part // size), part, generator)
             slopes = {}
@@ -144,21 +150,22 @@ class Tiered(Estimator):
     @torch.no_grad()
     def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Part]) -> Estimate:
         """Add up the estimates of the layers, each under noise at that layer alone."""
-        graph = bound.graph
-        copies = per_site(self.copies, graph, "copies")
+        graph, tiers = bound.graph, bound.prepared
+        copies = per_layer(self.copies, graph, "copies")
         batch = Prepared(graph, graph.clean(x), per_site(self.sigma, graph), bound.loss, y)
         total = started(y)
         for part in noise:
-            site = part.sites[0]
-            if _is_on_top(graph, graph.layer_of[site]):
-                self._add_top(total, batch, part, copies[site])
+            layer = graph.layer_of[part.sites[0]]
+            ratio = tiers.below[layer]
+            if ratio is None:
+                self._add_top(total, batch, part, copies[layer], tiers.top)
             else:
-                self._ratio(copies[site]).add(total, batch, part, graph.shapes(x))
+                ratio.add(total, batch, part, graph.shapes(x))
         return Estimate(total.gradients, total.mean_loss, batch.clean.logits, {"forwards": total.forwards})
 
-    def _add_top(self, total: Total, batch: Prepared, part: Part, copies: int) -> None:
+    def _add_top(self, total: Total, batch: Prepared, part: Part, copies: int, local: LocalExpectation) -> None:
         """As `LikelihoodRatio.add`, for one of the last two layers."""
-        local, graph, y, (site,) = LocalExpectation(self.noise), batch.graph, batch.y, part.sites
+        graph, y, (site,) = batch.graph, batch.y, part.sites
         sigma, slopes = float(batch.sigma[site]), part.slopes.get(site)
         noisy = graph.noisy(batch.clean, part.z, batch.sigma)
         (at,) = noisy.seen
@@ -177,6 +184,11 @@ class Tiered(Estimator):
                 signal = local.all_units(Beyond(graph, noisy, scales, output, u, losses), at, slopes)
         total.add(graph.weight_vjp(site, at.x, signal / (copies * len(y))))
         total.count(part, losses.sum() / (copies * len(y)), part.copies * len(y))
+
+
+class _Tiers(NamedTuple):
+    below: tuple[LikelihoodRatio | None, ...]  # by layer, None for the last two
+    top: LocalExpectation
 
 
 def _is_on_top(graph: Graph, layer: int) -> bool:

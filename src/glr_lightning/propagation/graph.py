@@ -21,7 +21,6 @@ from glr_lightning.propagation.function_call import aligned
 from glr_lightning.propagation.layer_vjp import has_weights, weight_vjp
 from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.propagation.network_state import State, is_same, state_of
-from glr_lightning.propagation.probing import ModuleFacts
 from glr_lightning.propagation.requirements import require_own_output, require_own_parameters
 from glr_lightning.propagation.tracing import Node, trace
 from glr_lightning.propagation.values import CleanPass, NoisyPass, NoisySite, Shapes
@@ -42,7 +41,7 @@ class Graph:
         layer_of: of each site, the number of its layer.
         parameters: for each "layer.parameter" the network's name of it, which is another where layers share one.
         fields: the receptive fields that were asked for; see `receptive_field.py`.
-        known_shapes: what `shapes` was asked for, by the shape of a sample.
+        known_shapes: what `shapes` was asked for.
         checked: shapes of samples for which `rows.py` has found nothing wrong.
     """
 
@@ -66,8 +65,9 @@ class Graph:
             ConfigurationError: the network cannot be traced, has no site, or holds parameters that are not those of
                 its layers.
         """
-        if isinstance(network, GraphModule):
-            return network.graph
+        own = getattr(network, "graph", None)
+        if isinstance(own, Graph):
+            return own
         state = state_of(network)
         if network not in _traced or not is_same(_traced[network][0], state):
             _traced[network] = (state, _graph(network))
@@ -79,9 +79,8 @@ class Graph:
 
     def weight_dtype(self, site: int) -> torch.dtype:
         """The type of the weights of the layer at a site, which its noise has."""
-        weight: Any = self.layer(site).weight
-        dtype: torch.dtype = weight.dtype
-        return dtype
+        weight: Any = self.layer(site).weight  # get_parameter is slow
+        return weight.dtype  # type: ignore[no-any-return]
 
     @property
     def named_modules(self) -> list[tuple[str, nn.Module]]:
@@ -104,7 +103,7 @@ class Graph:
         return tuple(tuple(user for user in numbers if number in self.nodes[user].inputs) for number in numbers)
 
     def only_user(self, number: int) -> int | None:
-        """The one node that takes the value of a node, None if there are several, or it is returned."""
+        """The one node that takes the value of a node, None if there are several or it is returned."""
         return self.users[number][0] if len(self.users[number]) == 1 and number != self.output else None
 
     def follower(self, site: int) -> nn.Module | None:
@@ -131,9 +130,8 @@ class Graph:
 
     def is_entrance(self, site: int) -> bool:
         """Whether all that is computed from the input goes through this site, or leads to it."""
-        number = self.sites[site]
-        before = {0, *self.ancestors(number)}
-        return all(set(self.users[earlier]) <= before | {number} for earlier in before)
+        before = {0, *self.ancestors(self.sites[site])}
+        return all(set(self.users[earlier]) <= before | {self.sites[site]} for earlier in before)
 
     def is_exit(self, site: int) -> bool:
         """Whether everything that the logits take from the input goes through this site."""
@@ -144,8 +142,7 @@ class Graph:
 
     def behind(self, sites: Sequence[int]) -> tuple[int, ...]:
         """The nodes whose values change with the pre-activations at some sites, ascending; these sites among them."""
-        key = tuple(sites)
-        if key not in self._behind:
+        if (key := tuple(sites)) not in self._behind:
             self._behind[key] = tuple(sorted(self._reached({self.sites[site] for site in sites})))
         return self._behind[key]
 
@@ -165,6 +162,12 @@ class Graph:
     def readout(self) -> int:
         """The node whose value `end` reads."""
         return self.nodes[self.end[0]].inputs[0]
+
+    def settle(self) -> None:
+        """Find again what rests on facts about modules, and all that a pass looks up."""
+        _ = vars(self).pop("end", None), vars(self).pop("_spent", None)
+        self.fields.clear()
+        _ = self.end, self._spent, self.with_rows
 
     @functools.cached_property
     def with_rows(self) -> frozenset[int]:
@@ -195,11 +198,9 @@ class Graph:
     def with_modules(self, modules: Mapping[int, nn.Module]) -> "Graph":
         """The graph with other modules at some nodes."""
         nodes = [replace(node, module=modules.get(number, node.module)) for number, node in enumerate(self.nodes)]
-        return replace(self, nodes=tuple(nodes))
-
-    def network(self) -> nn.Module:
-        """The graph as a module, [batch, ...] -> [batch, classes]."""
-        return GraphModule(self)
+        graph = replace(self, nodes=tuple(nodes), fields={})
+        graph.settle()
+        return graph
 
     def shapes(self, x: Tensor) -> Shapes:
         """The shapes of one sample's values, for inputs like x [batch, ...]; found once for each shape of x."""
@@ -223,12 +224,10 @@ class Graph:
     def preactivation(self, x: Tensor, site: int) -> Tensor:
         """The noise-free pre-activation at a site, [batch, *site]; nothing else is computed."""
         number = self.sites[site]
-        v0: Tensor = self._run(x, [*self.ancestors(number)[1:], number])[number]
-        return v0
+        return self._run(x, [*self.ancestors(number)[1:], number])[number]  # type: ignore[no-any-return]
 
     def _run(self, x: Tensor, numbers: Iterable[int]) -> list[Any]:
-        values: list[Any] = [None] * len(self.nodes)
-        values[0] = x
+        values: list[Any] = [x, *[None] * (len(self.nodes) - 1)]
         for number in numbers:
             node = self.nodes[number]
             values[number] = node.module(*[values[i] for i in node.inputs])
@@ -245,8 +244,7 @@ class Graph:
             sigma: the noise scale of every site; a tensor broadcasts to its pre-activation.
             keep: whether to keep the values of all nodes.
         """
-        batch = len(clean.logits)
-        values = list(clean.values)
+        batch, values = len(clean.logits), list(clean.values)
         self.shapes(values[0])  # it tells which values have rows
         changed = {self.sites[site]: site for site in noise}
         seen: list[NoisySite] = []
@@ -282,21 +280,6 @@ class Graph:
         if len(given) > 1:
             given = aligned(given, [self.has_rows(i) for i in node.inputs])
         return node.module(*given)
-
-
-class GraphModule(nn.Module):
-    """A graph's forward pass."""
-
-    facts = ModuleFacts()
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__()
-        self.calls = nn.ModuleList(node.module for node in graph.nodes)
-        self.graph = graph
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of x [batch, ...]."""
-        return self.graph.clean(x).logits
 
 
 _traced: WeakKeyDictionary[nn.Module, tuple[State, Graph]] = WeakKeyDictionary()

@@ -122,7 +122,7 @@ def _built(
         parts[key] = build(config[key], where=key, trusted=trusted, kind=kind)
     images = data.split("train", 8)[0]
     _require_logits(network, images, data.classes)
-    module = GLRModule(network, **parts, seed=config["seed"])
+    module = GLRModule(network, **parts, seed=config["seed"], compile=config.get("compile", False))
     module.estimator.check(network, module.loss, images)  # with images, some of it depends on them
     require_working_optimizer(module)
     return data, module, chosen

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.estimators import Estimate, Estimator
-from glr_lightning.estimators.batch import require_kinds
+from glr_lightning.estimators.batch import checked_batch, require_kinds, require_labels
 from glr_lightning.estimators.bound import Bound
 from glr_lightning.losses import Loss
 from glr_lightning.randomness import seeded
@@ -65,6 +65,7 @@ class GLRModule(pl.LightningModule):
         optimizer: makes the optimizer from parameter groups, such as `torch.optim.Adam`.
         scheduler: makes the learning rate's scheduler from the optimizer; None: the rate is constant.
         seed: seeds the noise, together with the step and the rank.
+        compile: whether steps run as one graph of `torch.compile`; see `Bound`.
 
     Attributes:
         trained: the parameters that are trained, by the name of their gradient.
@@ -86,6 +87,7 @@ class GLRModule(pl.LightningModule):
         optimizer: MakeOptimizer,
         scheduler: MakeScheduler | None = None,
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -97,6 +99,7 @@ class GLRModule(pl.LightningModule):
         self.optimizer_options: dict[str, dict[str, Any]] = {}
         self._generator: torch.Generator | None = None  # one for all steps
         self._bound: Bound | None = None
+        self._compiles = compile
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the noise-free logits."""
@@ -143,8 +146,17 @@ class GLRModule(pl.LightningModule):
         """Estimate the gradients; the first batch, and the first of a new estimator, is checked."""
         if self._bound is not None and self._bound.estimator is self.estimator:
             return self._bound.estimate(x, y, generator)
-        self._bound = self.estimator.bind(self.network, self.loss)
-        return self.estimator.estimate(self.network, self.loss, x, y, generator=generator)
+        if self._bound is not None and self._compiles:
+            raise ConfigurationError(
+                "compile=true compiles the step of one estimator, and a callback (annealing or learned_sigma) has "
+                "changed it; leave out that callback, or compile.",
+                option="compile",
+            )
+        with checked_batch(self.network, self.loss, x, y, generator):
+            self._bound = self.estimator.bind(self.network, self.loss, compile=self._compiles)
+            estimate = self._bound.estimate(x, y, generator)
+        require_labels(y, estimate.logits)
+        return estimate
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the per-sample losses and the logits of the network without noise."""

@@ -18,6 +18,7 @@ from glr_lightning.estimators.straight_through import with_slopes
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.graph_module import GraphModule
 from glr_lightning.propagation.layer_vjp import unit_norms
 from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.randomness import ImageRandom
@@ -82,7 +83,7 @@ def straight_through(network: nn.Module, smoothing: float) -> nn.Module:
     activations comes back as it is. Raises ConfigurationError for a network that cannot be traced.
     """
     graph = Graph.of(network)
-    return with_slopes(graph, Gaussian(), scales(graph, smoothing)).network().eval()
+    return GraphModule(with_slopes(graph, Gaussian(), scales(graph, smoothing))).eval()
 
 
 def is_piecewise_constant(network: nn.Module) -> bool:
