@@ -4,10 +4,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
 
+from glr_lightning.estimators import Bound
 from glr_lightning.runs.trained_run import load_checkpoint
 from glr_lightning.training.fit import train
 
@@ -25,8 +25,7 @@ def lasting(path: Path) -> dict[str, torch.Tensor]:
 def train_in_two_parts(config: dict[str, Any], run_dir: Path, stop_at: int) -> dict[str, Any]:
     """Train, be interrupted (Ctrl-C) after a number of steps, and resume: the content of result.json."""
     steps = 0
-    estimator = hydra.utils.get_class(config["estimator"]["_target_"])
-    estimate = estimator.estimate
+    estimate = Bound.estimate
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         nonlocal steps
@@ -37,7 +36,7 @@ def train_in_two_parts(config: dict[str, Any], run_dir: Path, stop_at: int) -> d
 
     handler = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimator, "estimate", interrupted)
+        patch.setattr(Bound, "estimate", interrupted)
         with pytest.raises(KeyboardInterrupt, match="glr-train resume="):
             train(config, run_dir)
     signal.signal(signal.SIGINT, handler)  # Lightning turns it off on its way out
