@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from glr_lightning.config import compose
-from glr_lightning.estimators import Backprop, Estimate, LikelihoodRatio, LocalExpectation, NoisyBackprop
+from glr_lightning.estimators import Backprop, Bound, Estimate, LikelihoodRatio, LocalExpectation, NoisyBackprop
 from glr_lightning.reporting.runs import read_metrics
 from glr_lightning.sampling import Independent
 from glr_lightning.schedules import Geometric
@@ -55,13 +55,13 @@ def test_a_run_follows_its_schedules_logs_them_and_resumes_bit_for_bit(
     name = {LikelihoodRatio: "likelihood_ratio", LocalExpectation: "local_expectation"}[estimator]
     config = compose([f"estimator={name}", *options, "batch_size=128", "epochs=3", "progress=false"])
     seen: list[tuple[int, object]] = []
-    estimate = estimator.estimate
+    estimate = Bound.estimate
 
-    def watched(self: Any, *args: object, **kwargs: object) -> Estimate:
-        seen.append((self.copies, self.sigma))
-        return estimate(self, *args, **kwargs)
+    def watched(self: Any, *args: Any) -> Estimate:
+        seen.append((self.estimator.copies, self.estimator.sigma))
+        return estimate(self, *args)
 
-    monkeypatch.setattr(estimator, "estimate", watched)
+    monkeypatch.setattr(Bound, "estimate", watched)
     train(config, tmp_path / "whole")
     assert list(dict.fromkeys(seen)) == [(4, 0.5), (8, 0.25), (16, 0.125)]
     metrics = read_metrics(tmp_path / "whole/metrics.csv").values()

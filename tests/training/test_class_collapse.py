@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -10,7 +11,7 @@ from torch import nn
 
 from glr_lightning.cli.train import main
 from glr_lightning.config import compose
-from glr_lightning.estimators import LocalExpectation
+from glr_lightning.estimators import Bound
 from glr_lightning.reporting.runs import read_metrics
 from glr_lightning.runs.trained_run import LAST, load_checkpoint, load_run
 from glr_lightning.training import fit as train_module
@@ -65,17 +66,17 @@ def test_a_class_that_is_driven_to_death_comes_back_with_revival_only(
         "progress=false",
     ]
     config = compose([*options, "data.validation=0"])
-    right = LocalExpectation.estimate
+    right = Bound.estimate
     steps = 0
 
-    def at_first_dead(self: LocalExpectation, network: nn.Sequential, *args: object, **kwargs: object) -> object:
+    def at_first_dead(self: Any, *args: Any) -> Any:
         nonlocal steps
         if steps == 0:
-            network[-1].bias.data[3] = -10.0
+            self.network[-1].bias.data[3] = -10.0
         steps += 1
-        return right(self, network, *args, **kwargs)  # type: ignore[arg-type]
+        return right(self, *args)
 
-    monkeypatch.setattr(LocalExpectation, "estimate", at_first_dead)
+    monkeypatch.setattr(Bound, "estimate", at_first_dead)
     result = train(config, tmp_path / "run")
     assert result["dead_classes"] == ([3] if revive is None else [])
     metrics = (tmp_path / "run/metrics.csv").read_text()
