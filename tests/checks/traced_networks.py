@@ -98,9 +98,28 @@ class Tied(nn.Module):
         return logits
 
 
+class Tokens(nn.Module):
+    """Linear layers over the two tokens that x holds, one after another."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.act = nn.Linear(3, 2), nn.Linear(2, 1), nn.Linear(2, 2), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.a(x.view(x.shape[0], 2, 3)))
+        logits: Tensor = self.c(self.act(self.b(h)).flatten(1))
+        return logits
+
+
 Make = Callable[[nn.Module], nn.Module]
-NETWORKS: dict[str, Make] = {"residual": Residual, "branches": Branches, "recurrent": Recurrent, "tied": Tied}
-SEEDS: dict[Make, int] = {Residual: 19, Branches: 19, Recurrent: 21, Tied: 57}
+NETWORKS: dict[str, Make] = {
+    "residual": Residual,
+    "branches": Branches,
+    "recurrent": Recurrent,
+    "tied": Tied,
+    "tokens": Tokens,
+}
+SEEDS: dict[Make, int] = {Residual: 19, Branches: 19, Recurrent: 21, Tied: 57, Tokens: 49}
 """Weights for which the gradient of no layer is small, whatever is noisy."""
 
 
@@ -170,11 +189,12 @@ class Patterns(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         pattern, scale = self.parts[self.calls], self.scales[self.calls]
         self.calls += 1
-        sign = 2 * pattern - 1
+        sign, shape = 2 * pattern - 1, v.shape[1:]
         noisy = isinstance(scale, Tensor) or scale > 0
+        v = v.flatten(1)
         each = torch.special.ndtr(sign * v / scale) if noisy else ((v > 0) == (pattern > 0)).to(v.dtype)
         self.probability = self.probability * each.prod(1)
-        return pattern
+        return pattern.view(-1, *shape)
 
 
 NODES, WEIGHTS = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(80))

@@ -46,7 +46,7 @@ class Beyond:
             target: [copies, batch, *site], where each unit moves to.
             chosen: [m, copies, batch] int64, the units to move.
         """
-        reader = next_linear(self.graph, at.site)
+        reader = self._reader(at)
         if reader is None:
             v = at.v.flatten(2).repeat(len(chosen), 1, 1, 1)
             v.scatter_(3, chosen[..., None], of_units(target, chosen)[..., None])
@@ -54,6 +54,14 @@ class Beyond:
         else:
             u = self._logits(reader, self._pushed(at, reader, target, chosen))
         return self.output_loss.values(u).view(chosen.shape)
+
+    def _reader(self, at: NoisySite) -> int | None:
+        """The site of the linear layer that reads each unit by one column; none if it is applied to several places."""
+        reader = next_linear(self.graph, at.site)
+        if reader is None:
+            return None
+        above = next(other for other in self.noisy.seen if other.site == reader)
+        return reader if above.v.dim() == 3 else None
 
     def _pushed(self, at: NoisySite, reader: int, target: Tensor, chosen: Tensor) -> Tensor:
         """The pre-activations [m, copies, batch, units] of the linear layer that reads a site."""
@@ -69,7 +77,7 @@ class Beyond:
 
     def widest_above(self, at: NoisySite) -> int:
         """The most pre-activations of a sample in a layer that runs again when a unit moves."""
-        reader = next_linear(self.graph, at.site)
+        reader = self._reader(at)
         first = at.site if reader is None else reader
         return max(other.v[0, 0].numel() for other in self.noisy.seen[first:])
 
