@@ -6,7 +6,7 @@ It needs torch and the sources of this package, nothing else is imported:
 
 1. Every estimator takes one step on the CPU and one on the device, from the same weights and the same noise, in
    float64 and in float32; the gradients are compared.
-2. A step must not wait for the device (torch's own check), and its kernels are counted.
+2. A step must not wait for the device (torch's own check), and its kernels are counted; `whole`: with draw and Adam.
 3. The published formula, ours and backpropagation are timed by events of the device, each step with its draw and
    Adam: eager, replayed as a CUDA graph, and compiled.
 
@@ -208,16 +208,16 @@ def median_ms(run: Callable[[], object], device: torch.device, rounds: int, call
 
 def prepared_step(network: nn.Module, estimator: Estimator, loss: Loss, x: Tensor, y: Tensor, mode: str) -> Any:
     """A step whose pure part is compiled, or captured as a CUDA graph; the noise is drawn into the same tensors."""
-    bound, optimizer = estimator.bind(network, loss), adam(network)
+    bound, optimizer = estimator.bind(network, loss, compile=mode == "compiled"), adam(network)
     generator = torch.Generator(x.device).manual_seed(0)
     noise = bound.draw(x, generator)
     if len(noise) > MOST_PARTS:
         raise NotImplementedError(f"{len(noise)} parts of noise, over {MOST_PARTS}")
+    estimator.bind(network, loss).step(x, y, noise)  # what a network keeps is made outside of the compiler
     if mode == "compiled":
-        function = torch.compile(bound.step, fullgraph=True)
 
         def step() -> None:
-            write(network, function(x, y, bound.draw(x, generator)))
+            write(network, bound.step(x, y, bound.draw(x, generator)))
             optimizer.step()
 
         return step
@@ -339,7 +339,14 @@ def main() -> None:
     device, began = torch.device(options.device), time.monotonic()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     sizes = LARGE if device.type == "cuda" else SMALL
-    found: dict[str, Any] = {"environment": environment(device), "agreement": {}, "steps": {}, "ms": {}, "skipped": {}}
+    found: dict[str, Any] = {
+        "environment": environment(device),
+        "agreement": {},
+        "steps": {},
+        "whole": {},
+        "ms": {},
+        "skipped": {},
+    }
 
     def done(part: str, name: str, value: Any) -> None:
         found[part][name] = value
@@ -350,12 +357,12 @@ def main() -> None:
     torch.manual_seed(0)
     for name, case in cases().items():
         for dtype in (torch.float64, torch.float32):
-            part = f"{name}, {str(dtype).removeprefix('torch.')}"
+            what = f"{name}, {str(dtype).removeprefix('torch.')}"
             try:
                 difference = agreement(case, 16, device, dtype)
-                done("agreement", part, {"difference": difference, "within": difference <= TOLERANCE[dtype]})
+                done("agreement", what, {"difference": difference, "within": difference <= TOLERANCE[dtype]})
             except Exception as error:  # what the device does not know; the other estimators go on
-                done("agreement", part, {"failed": words(error), "within": False})
+                done("agreement", what, {"failed": words(error), "within": False})
     for name, (network, estimator, loss) in cases().items():
         try:
             done("steps", name, examined(network, estimator, loss, sizes["batch"], device))
@@ -366,7 +373,9 @@ def main() -> None:
             done("skipped", name, f"{options.seconds:g} seconds were over")
             continue
         try:
-            done("ms", name, round(median_ms(make(), device, options.rounds, options.calls), 4))
+            step = make()
+            done("ms", name, round(median_ms(step, device, options.rounds, options.calls), 4))
+            done("whole", name, kernels(step, device))
         except Exception as error:  # out of memory, not to be captured, ...: the other arms go on
             done("skipped", name, words(error))
         if device.type == "cuda":
