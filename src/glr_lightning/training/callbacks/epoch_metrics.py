@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from glr_lightning.training.callbacks.base import Recent, Sums, training_callbacks
 from glr_lightning.training.module import glr_module
@@ -26,8 +27,14 @@ class EpochMetrics(Callback):
 
     def __init__(self) -> None:
         self._train = Means("train_loss", "train_accuracy", "grad_norm")
-        self._val = Means("val_loss", "val_accuracy")
+        # "disable": else each batch would wait for the device, to look for NaNs
+        self._val = {name: MeanMetric(nan_strategy="disable") for name in ("val_loss", "val_accuracy")}
         self._recent = Recent()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring the metrics to the device of the module."""
+        for metric in self._val.values():
+            metric.to(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,11 +60,14 @@ class EpochMetrics(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add a batch of validation images."""
-        self._val.add(val_loss=outputs["loss"], val_accuracy=accuracy_of(outputs["logits"], batch[1]))
+        self._val["val_loss"].update(outputs["loss"])
+        self._val["val_accuracy"].update(accuracy_of(outputs["logits"], batch[1]))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the validation's metrics."""
-        _publish(trainer, self._val.take(trainer))
+        _publish(trainer, {name: float(metric.compute()) for name, metric in self._val.items()})
+        for metric in self._val.values():
+            metric.reset()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row of the epoch."""
@@ -67,7 +77,7 @@ class EpochMetrics(Callback):
             self._update(left)
         row = self._train.take(trainer)
         _publish(trainer, row)
-        row |= {name: float(trainer.callback_metrics.get(name, math.nan)) for name in self._val.names}
+        row |= {name: float(trainer.callback_metrics.get(name, math.nan)) for name in self._val}
         row |= {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
         for callback in training_callbacks(trainer):
             row |= callback.end_epoch(trainer, module)
@@ -76,7 +86,7 @@ class EpochMetrics(Callback):
 
 
 class Means:
-    """Means over the steps of an epoch and over ranks, by name; torchmetrics' own cost as much as a small epoch."""
+    """Means over the steps of an epoch and over ranks, by name; a torchmetrics one costs as much as a short epoch."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
