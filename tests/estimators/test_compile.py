@@ -9,9 +9,10 @@ from torch import nn
 
 from glr_lightning.activations import HardThreshold
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators import Estimator, LikelihoodRatio
+from glr_lightning.estimators import Estimator, LikelihoodRatio, Tiered
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.training.module import GLRModule
+from tests.checks.convolutional_cases import CLASS, PIXELS, pooled
 from tests.checks.estimator_cases import X, Y, network_for, small_network
 from tests.checks.groups import configured, options
 from tests.checks.refusals import refused
@@ -43,6 +44,19 @@ def test_generated_code_gives_the_eager_step_within_rounding() -> None:
     eager, compiled = steps(LikelihoodRatio(copies=4), small_network(HardThreshold()))
     for parameter, gradient in eager.gradients.items():
         torch.testing.assert_close(compiled.gradients[parameter], gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [LikelihoodRatio(copies=4), Tiered(copies=4)], ids=["joint", "tiered"])
+def test_the_first_step_may_be_a_compiled_one(estimator: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", EAGER)
+    compiled, eager = (
+        estimator.bind(pooled(HardThreshold()), CrossEntropy(), compile=compiles) for compiles in (True, False)
+    )
+    noise = compiled.draw(PIXELS, torch.Generator().manual_seed(0))
+    got, expected = (bound.step(PIXELS, CLASS, noise) for bound in (compiled, eager))
+    for parameter, gradient in expected.gradients.items():
+        torch.testing.assert_close(got.gradients[parameter], gradient, rtol=1e-12, atol=1e-12)
 
 
 class Breaking(LikelihoodRatio):

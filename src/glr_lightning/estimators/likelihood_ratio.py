@@ -209,6 +209,8 @@ class LikelihoodRatio(Estimator):
         """Draw the noise of a pass over a batch like x with noise at these sites, in parts that fit in memory."""
         shapes, count = graph.shapes(x).sites, self.copies_at(graph, sites)
         chunk = self._chunk_for(max(len(x) * shape.numel() for shape in shapes[sites[0] :]), count)
+        for site in sites if self.reach else ():  # a compiled step can look them up, and not find them
+            fields_of(graph, graph.shapes(x), site)
         for copies in self.parts(count, chunk):
             sampler = self.sampling.part(copies // self.sampling.group_size(count))
             yield Part(noise_at(graph, sites, x, self.noise, sampler, copies, generator))

@@ -7,6 +7,7 @@ they implement it or not, under a profiler that does nothing: more time than a s
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import pytorch_lightning as pl
@@ -131,7 +132,7 @@ def _parts_of(trainer: Any) -> _Parts | None:
     if not isinstance(module, GLRModule):
         return None
     known = (
-        pl.__version__.startswith(TESTED)
+        version("pytorch-lightning").startswith(TESTED)
         and type(module).training_step is GLRModule.training_step
         and not any(getattr(type(module), name) is not getattr(pl.LightningModule, name) for name in OF_MODULES)
         and isinstance(data, LightningImages)
