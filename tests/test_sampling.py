@@ -49,12 +49,6 @@ def test_copies_come_in_groups_of_the_stated_size(sampler: Sampler) -> None:
     assert draws.group.bincount().tolist() == [sampler.group_size(16)] * (16 // sampler.group_size(16))
 
 
-@pytest.mark.parametrize("sampler", [Independent(), Antithetic()])
-def test_the_groups_of_a_number_of_copies_are_made_once(sampler: Sampler) -> None:
-    assert sampler.group(16, CPU) is sampler.group(16, CPU)
-    assert sampler.group(16, CPU) is not sampler.group(8, CPU)
-
-
 @every_sampler
 def test_a_part_of_the_copies_is_whole_groups_of_the_same_size(sampler: Sampler) -> None:
     size = sampler.group_size(16)

@@ -33,6 +33,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "score": ("auto", "plain", "conditional", "coupled"),
     "reach": (True, False),
     "units": (32, None, 3, 40, 50),
+    "choice": ("uniform", "weighted"),
     "chunk": (None, 3, 4, 5, 6, 7, 8, 100),
 }
 

@@ -86,13 +86,11 @@ class Bound:
         if x.shape[1:] in self._looked_at:
             return
         if "graph" in vars(self):
-            new = x.shape[1:] not in self.graph.known_shapes
-            if new:
+            if x.shape[1:] not in self.graph.checked:
                 self.graph.settle()  # facts that were probed on random numbers may be others on these
             self.estimator._require(self)
-            if new:
-                require_rows(self.network, self.graph, x)
-                self.graph.shapes(x)
+            require_rows(self.network, self.graph, x)
+            self.graph.shapes(x)
         _ = self.prepared
         self._looked_at.add(x.shape[1:])
 

@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.networks import Standardise
 from glr_lightning.noise import Gaussian, Noise
+from glr_lightning.propagation.entrance import is_entrance
 from glr_lightning.propagation.function_call import FunctionCall
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of
@@ -201,7 +202,7 @@ def _votes(
 def _require_affine_start(graph: Graph) -> None:
     """Refuse a network whose first layer is not an affine function of the image, image by image, or is bypassed."""
     require_separate_samples(graph.named_modules)
-    if not graph.is_entrance(0):
+    if not is_entrance(graph, 0):
         raise ConfigurationError(
             "a certificate needs a first layer that all of the image goes through, and other calls than "
             f"{graph.nodes[graph.sites[0]].what} read the image as well, as in a residual block; put a layer before "

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.propagation import narrow_linear
 from glr_lightning.propagation.function_call import aligned
 from glr_lightning.propagation.layer_vjp import has_weights, weight_vjp
 from glr_lightning.propagation.module_facts import facts_of
@@ -128,11 +129,6 @@ class Graph:
                 found.update(self.nodes[earlier].inputs)
         return sorted(found)
 
-    def is_entrance(self, site: int) -> bool:
-        """Whether all that is computed from the input goes through this site, or leads to it."""
-        before = {0, *self.ancestors(self.sites[site])}
-        return all(set(self.users[earlier]) <= before | {self.sites[site]} for earlier in before)
-
     def is_exit(self, site: int) -> bool:
         """Whether everything that the logits take from the input goes through this site."""
         after = set(self.behind([site])) - {self.sites[site]}
@@ -216,21 +212,17 @@ class Graph:
 
     def clean(self, x: Tensor) -> CleanPass:
         """Run without noise, keeping all values. x [batch, ...]."""
-        values = self._run(x, range(1, len(self.nodes)))
+        values = self.run(x, range(1, len(self.nodes)))
         inputs = [values[self.nodes[number].inputs[0]] for number in self.sites]
         preactivations = [values[number] for number in self.sites]
         return CleanPass(values, inputs, preactivations, values[self.readout], values[self.output])
 
-    def preactivation(self, x: Tensor, site: int) -> Tensor:
-        """The noise-free pre-activation at a site, [batch, *site]; nothing else is computed."""
-        number = self.sites[site]
-        return self._run(x, [*self.ancestors(number)[1:], number])[number]  # type: ignore[no-any-return]
-
-    def _run(self, x: Tensor, numbers: Iterable[int]) -> list[Any]:
+    def run(self, x: Tensor, numbers: Iterable[int]) -> list[Any]:
+        """The values of these nodes, ascending, for an input x [batch, ...]; None for the others."""
         values: list[Any] = [x, *[None] * (len(self.nodes) - 1)]
         for number in numbers:
             node = self.nodes[number]
-            values[number] = node.module(*[values[i] for i in node.inputs])
+            values[number] = narrow_linear.call(node.module, *[values[i] for i in node.inputs])
         return values
 
     def noisy(
@@ -259,7 +251,7 @@ class Graph:
                 continue
             x = values[node.inputs[0]]
             # noise and scores need the parameters' precision, which autocast may have lowered
-            v0 = values[number] if x is clean.inputs[site] else node.module(x)
+            v0 = values[number] if x is clean.inputs[site] else narrow_linear.call(node.module, x)
             v0 = v0.to(self.weight_dtype(site)).unflatten(0, (-1, batch))
             scale, z = sigma[site], noise[site]
             if isinstance(scale, Tensor) and scale.dim() > v0.dim() - 2:  # it would broadcast along the copies
@@ -279,7 +271,7 @@ class Graph:
         given = [values[i] for i in node.inputs]
         if len(given) > 1:
             given = aligned(given, [self.has_rows(i) for i in node.inputs])
-        return node.module(*given)
+        return narrow_linear.call(node.module, *given)
 
 
 _traced: WeakKeyDictionary[nn.Module, tuple[State, Graph]] = WeakKeyDictionary()

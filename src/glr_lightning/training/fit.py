@@ -170,14 +170,15 @@ def _naming(added: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with all root keys. Raises ConfigurationError unless it has them, `trusted` aside."""
-    missing = sorted({key.name for key in dataclasses.fields(TrainConfig)} - {"trusted", *config})
+    """Return a configuration with all root keys. Raises ConfigurationError unless it has them; some may be left out."""
+    optional: dict[str, Any] = {"trusted": [], "compile": False}
+    missing = sorted({key.name for key in dataclasses.fields(TrainConfig)} - {*optional, *config})
     if missing:
         raise ConfigurationError(
             f"the configuration has no {', '.join(missing)}; it is damaged, or of an earlier glr-train. Train "
             "again, or go on with the version that began."
         )
-    return {"trusted": [], **config}
+    return optional | dict(config)
 
 
 def _check_callbacks(trainer: pl.Trainer, module: GLRModule) -> None:

@@ -17,6 +17,7 @@ from glr_lightning.estimators.settings import even_parts
 from glr_lightning.estimators.straight_through import with_slopes
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.noise import Gaussian, Noise
+from glr_lightning.propagation.entrance import is_entrance, preactivation
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.graph_module import GraphModule
 from glr_lightning.propagation.layer_vjp import unit_norms
@@ -136,7 +137,7 @@ def likelihood_ratio_gradient(
         return torch.cat([part(*piece) for piece in pieces])
     density = noise if noise is not None and noise.admissible else Gaussian()
     estimator = LikelihoodRatio(copies=copies, sampling=Antithetic(), noise=density)
-    if not graph.is_entrance(0):
+    if not is_entrance(graph, 0):
         raise ConfigurationError(
             f"the likelihood-ratio gradient of an image needs a first layer that all of the image goes through, and "
             f"other calls than {graph.nodes[graph.sites[0]].what} read the image as well, as in a residual block; use "
@@ -158,7 +159,7 @@ def likelihood_ratio_gradient(
     signal = (weight * score).sum(0) / at_sites[0]
     with torch.enable_grad():
         image = x.detach().clone().requires_grad_()
-        v0 = graph.preactivation(image, 0)
+        v0 = preactivation(graph, image, 0)
         if not v0.requires_grad:
             return torch.zeros_like(x)
         (gradient,) = torch.autograd.grad(v0, image, signal)
