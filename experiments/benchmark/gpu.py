@@ -32,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import NoBaseline
+from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import (
     Backprop,
     Estimator,
@@ -212,7 +213,7 @@ def prepared_step(network: nn.Module, estimator: Estimator, loss: Loss, x: Tenso
     generator = torch.Generator(x.device).manual_seed(0)
     noise = bound.draw(x, generator)
     if len(noise) > MOST_PARTS:
-        raise NotImplementedError(f"{len(noise)} parts of noise, over {MOST_PARTS}")
+        raise ConfigurationError(f"{len(noise)} parts of noise are more than are held at once here, {MOST_PARTS}.")
     estimator.bind(network, loss).step(x, y, noise)  # what a network keeps is made outside of the compiler
     if mode == "compiled":
 
