@@ -15,6 +15,7 @@ from glr_lightning.training.callbacks.gradient_quality import GradientQuality
 from glr_lightning.training.callbacks.layer_rates import LayerRates
 from glr_lightning.training.callbacks.learned_sigma import LearnedSigma
 from glr_lightning.training.callbacks.progress import TrainingProgress
+from glr_lightning.training.callbacks.weight_averaging import WeightAveraging
 
 __all__ = [
     "Annealing",
@@ -30,4 +31,5 @@ __all__ = [
     "RunCheckpoint",
     "TrainingCallback",
     "TrainingProgress",
+    "WeightAveraging",
 ]

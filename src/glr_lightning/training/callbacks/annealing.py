@@ -10,7 +10,7 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators import Estimator
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.schedules import Schedule
-from glr_lightning.training.callbacks.base import TrainingCallback
+from glr_lightning.training.callbacks.base import TrainingCallback, epochs_of
 from glr_lightning.training.module import GLRModule, glr_module
 from glr_lightning.validation import checked
 
@@ -98,7 +98,7 @@ class Annealing(TrainingCallback):
                 "out: ~callbacks.annealing",
                 option="callbacks.annealing",
             )
-        initial, epochs = module.estimator, _epochs(trainer)
+        initial, epochs = module.estimator, epochs_of(trainer, "annealing")
         self.check_epochs(initial, epochs)
         changed: Any = initial
         dataclasses.replace(changed, **self.at(initial, epochs - 1, epochs)).check(module.network, module.loss)
@@ -111,7 +111,7 @@ class Annealing(TrainingCallback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the module the estimator of the epoch."""
-        self._set(pl_module, trainer.current_epoch, _epochs(trainer))
+        self._set(pl_module, trainer.current_epoch, epochs_of(trainer, "annealing"))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the module its first estimator back."""
@@ -125,18 +125,9 @@ class Annealing(TrainingCallback):
     def end_epoch(self, trainer: pl.Trainer, module: GLRModule) -> dict[str, float]:
         """Return the values of the epoch."""
         assert self._initial is not None  # since `setup`
-        values = self.at(self._initial, trainer.current_epoch, _epochs(trainer))
+        values = self.at(self._initial, trainer.current_epoch, epochs_of(trainer, "annealing"))
         sigma = values.pop("sigma", None)
         if isinstance(sigma, tuple):
             names = Graph.of(module.network).layers
             return values | {f"sigma_{name}": scale for name, scale in zip(names, sigma, strict=True)}
         return values if sigma is None else values | {"sigma": sigma}
-
-
-def _epochs(trainer: pl.Trainer) -> int:
-    epochs = trainer.max_epochs
-    if epochs is None or epochs < 1:
-        raise ConfigurationError(
-            f"annealing needs to know the number of epochs; give max_epochs, got {epochs}.", option="trainer.max_epochs"
-        )
-    return epochs

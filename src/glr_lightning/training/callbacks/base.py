@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from glr_lightning.errors import ConfigurationError
 from glr_lightning.training.module import GLRModule
 
 TOGETHER = 50
@@ -37,6 +38,16 @@ def training_callbacks(trainer: pl.Trainer) -> list[TrainingCallback]:
     """The trainer's callbacks that take part in the training, in their order."""
     found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
     return [callback for callback in found if isinstance(callback, TrainingCallback)]
+
+
+def epochs_of(trainer: pl.Trainer, what: str) -> int:
+    """The number of epochs of a training. Raises ConfigurationError if it has none, since `what` needs to know it."""
+    epochs = trainer.max_epochs
+    if epochs is None or epochs < 1:
+        raise ConfigurationError(
+            f"{what} needs to know the number of epochs; give max_epochs, got {epochs}.", option="trainer.max_epochs"
+        )
+    return epochs
 
 
 class Recent:
