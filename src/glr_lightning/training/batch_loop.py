@@ -28,6 +28,7 @@ OF_MODULES = (*IN_BATCHES, "on_before_batch_transfer", "transfer_batch_to_device
 """The hooks of modules that it calls at a step."""
 TESTED = "2.6."
 """The releases of Lightning whose loop this mirrors, by the tests; with others it is Lightning's own."""
+RELEASE = version("pytorch-lightning")
 Hook = Callable[..., Any]
 
 
@@ -132,7 +133,7 @@ def _parts_of(trainer: Any) -> _Parts | None:
     if not isinstance(module, GLRModule):
         return None
     known = (
-        version("pytorch-lightning").startswith(TESTED)
+        RELEASE.startswith(TESTED)
         and type(module).training_step is GLRModule.training_step
         and not any(getattr(type(module), name) is not getattr(pl.LightningModule, name) for name in OF_MODULES)
         and isinstance(data, LightningImages)

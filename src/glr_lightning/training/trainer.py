@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import pytorch_lightning as pl
 import torch
 from annotated_types import Interval
+from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
@@ -16,6 +17,7 @@ from pytorch_lightning.loggers import Logger
 from glr_lightning.data import ImageDataModule
 from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.training.batch_loop import BatchLoop
+from glr_lightning.training.callbacks.checkpoints import LocalCheckpoints
 from glr_lightning.validation import checked_arguments
 from glr_lightning.validation.words import closest
 
@@ -93,6 +95,8 @@ def make_trainer(
         given = " ".join(f"trainer.{key}={value}" for key, value in options.items())
         raise ConfigurationError(f"Lightning cannot start with {given}: {words_of(error)}") from None
     trainer.fit_loop.epoch_loop = BatchLoop(trainer)
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = LocalCheckpoints()
     return trainer
 
 

@@ -5,9 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from glr_lightning.runs.trained_run import BEST, LAST
+from glr_lightning.storage import replacing
+
+
+class LocalCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, as Lightning's own does, which looks for remote file systems first."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint. Raises OSError if it cannot be written; the one before is kept."""
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class InitialCheckpoint(Callback):
