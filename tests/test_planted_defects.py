@@ -359,7 +359,7 @@ def reach_of_the_neighbours(patch: pytest.MonkeyPatch) -> None:
 def sum_of_branches_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
     """The rows of what has no noise yet are repeated one by one and not as a whole."""
 
-    def wrong(values: list[Tensor], with_rows: Any) -> list[Tensor]:
+    def wrong(values: list[Tensor], layouts: Any, *, sizes: bool) -> list[Tensor]:
         rows = max(map(len, values))
         return [value.repeat_interleave(rows // len(value), dim=0) for value in values]
 
@@ -370,9 +370,9 @@ def a_path_beside_the_noise_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     """A pass that starts in a block goes on without what the shortcut carries."""
     right = graphs.aligned
 
-    def wrong(values: list[Tensor], with_rows: Any) -> list[Tensor]:
+    def wrong(values: list[Tensor], layouts: Any, *, sizes: bool) -> list[Tensor]:
         rows = max(map(len, values))
-        return right([v if len(v) == rows else torch.zeros_like(v) for v in values], with_rows)
+        return right([v if len(v) == rows else torch.zeros_like(v) for v in values], layouts, sizes=sizes)
 
     patch.setattr(graphs, "aligned", wrong)
 

@@ -3,6 +3,7 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar, TypeAlias, TypeVar, final
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from glr_lightning.estimators.batch import checked_batch, require_kinds, require_labels
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.losses import Loss
+from glr_lightning.propagation.asked_values import UnseenError
 from glr_lightning.propagation.module_facts import named, observe, probed
 from glr_lightning.validation import Checked
 
@@ -109,11 +111,13 @@ class Estimator(Checked, ABC):
         bound = self.bind(network, loss)
         if x is not None:
             bound.look_at(x)
+        elif bound.late:
+            return
         self._require_effects(bound, x)
 
     @final
     def bind(self, network: nn.Module, loss: Loss, *, compile: bool = False) -> Bound:
-        """Trace and check a network once, for many steps.
+        """Trace and check a network once, for many steps; where its code asks for shapes, at the first batch.
 
         Args:
             network: the network; its parameters may change afterwards, its modules and their train mode may not.
@@ -125,7 +129,10 @@ class Estimator(Checked, ABC):
         """
         require_kinds(network, loss)
         bound = Bound(self, network, loss, compile)
-        self._require(bound)
+        try:
+            self._require(bound)
+        except UnseenError:
+            return replace(bound, late=True)
         return bound
 
     @final

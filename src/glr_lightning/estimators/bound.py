@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.losses import Loss
+from glr_lightning.propagation.asked_values import like
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import observe
 from glr_lightning.propagation.rows import require_rows
@@ -58,12 +59,14 @@ class Bound:
         loss: the per-sample loss.
         compile: whether `step` runs as one graph of `torch.compile`. It is compiled by its first call, and again for
             a batch of another shape. What cannot be compiled as a whole is an error; nothing falls back.
+        late: whether the network is traced and checked by the first batch, since its code asks for the batch's shape.
     """
 
     estimator: "Estimator"
     network: nn.Module
     loss: Loss
     compile: bool = False
+    late: bool = False
     _looked_at: set[torch.Size] = field(default_factory=set, init=False, repr=False)
 
     @functools.cached_property
@@ -85,7 +88,8 @@ class Bound:
         observe(self.network, x)
         if x.shape[1:] in self._looked_at:
             return
-        if "graph" in vars(self):
+        if self.late or "graph" in vars(self):
+            self._require_shape(x)
             if x.shape[1:] not in self.graph.checked:
                 self.graph.settle()  # facts that were probed on random numbers may be others on these
             self.estimator._require(self)
@@ -93,6 +97,16 @@ class Bound:
             self.graph.shapes(x)
         _ = self.prepared
         self._looked_at.add(x.shape[1:])
+
+    def _require_shape(self, x: Tensor) -> None:
+        """Refuse a batch unlike the one for which a network's code that asks for it was traced."""
+        made_for = self.graph.made_for
+        if made_for not in (None, like(x)):
+            raise ConfigurationError(
+                f"the code of {type(self.network).__name__} asks for the shape of its input, and was traced for "
+                f"{made_for.dtype} {list(made_for.shape)}, got {x.dtype} {list(x.shape[1:])}; bind again for these.",
+                option="x",
+            )
 
     def draw(self, x: Tensor, generator: torch.Generator) -> list[Any]:
         """Draw all randomness of a step.

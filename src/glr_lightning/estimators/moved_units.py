@@ -89,14 +89,15 @@ class Beyond:
             v: [moves, copies, batch, *site].
         """
         values = list(self.noisy.values)
-        values[self.graph.sites[site]] = v.flatten(0, 2)
+        values[self.graph.sites[site]] = self.graph.layouts.put_back(self.graph.sites[site], v.flatten(0, 2))
         drawn = {self.graph.sites[other.site]: other for other in self.noisy.seen}
         for number in self.graph.behind((site,))[1:]:
             value = self.graph.call(number, values)
             if number in drawn and number != self.graph.output:
                 other = drawn[number]
-                value = value.unflatten(0, (len(v), -1)) + (self.sigma[other.site] * other.z).flatten(0, 1)
-                value = value.flatten(0, 1)
+                value = self.graph.layouts.in_front(number, value).unflatten(0, (len(v), -1))
+                value = value + (self.sigma[other.site] * other.z).flatten(0, 1)
+                value = self.graph.layouts.put_back(number, value.flatten(0, 1))
             values[number] = value
         logits: Tensor = values[self.graph.output].unflatten(0, (len(v), -1))
         return logits

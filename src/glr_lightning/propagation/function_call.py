@@ -28,6 +28,8 @@ CURVES, STEPS, SHAPES, OTHERS, DRAWS = (
 )
 """Names of torch's functions and tensors' methods: elementwise and continuous; elementwise with steps; those that keep
 every number of a sample; other continuous ones; random ones. What is in none of them is probed, or not known."""
+SIZED = SHAPES | {"expand", "repeat", "zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_full"}
+"""Those that take the sizes of what they return."""
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "div")
 
 
@@ -123,15 +125,3 @@ def facts_of_function(
         if name in OTHERS and "rounding_mode" not in options:
             return ModuleFacts()
     return None if values == 1 else ModuleFacts(jumps=True, found="not known here")
-
-
-def aligned(values: list[Any], with_rows: list[bool]) -> list[Any]:
-    """Repeat tensors whose rows are common to all copies of others, copy-major (Law 5)."""
-    tensors = [value for value, has in zip(values, with_rows, strict=True) if has and isinstance(value, Tensor)]
-    rows = max(map(len, tensors), default=0)
-    return [
-        value.repeat(rows // len(value), *[1] * (value.dim() - 1))
-        if has and isinstance(value, Tensor) and len(value) != rows
-        else value
-        for value, has in zip(values, with_rows, strict=True)
-    ]

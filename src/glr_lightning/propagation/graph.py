@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.propagation import narrow_linear
-from glr_lightning.propagation.function_call import aligned
+from glr_lightning.propagation.asked_values import Like, seen
+from glr_lightning.propagation.function_call import SIZED, FunctionCall
 from glr_lightning.propagation.layer_vjp import has_weights, weight_vjp
 from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.propagation.network_state import State, is_same, state_of
 from glr_lightning.propagation.requirements import require_own_output, require_own_parameters
+from glr_lightning.propagation.row_layout import Layouts, Rows, aligned
 from glr_lightning.propagation.tracing import Node, trace
 from glr_lightning.propagation.values import CleanPass, NoisyPass, NoisySite, Shapes
 
@@ -43,7 +45,9 @@ class Graph:
         parameters: for each "layer.parameter" the network's name of it, which is another where layers share one.
         fields: the receptive fields that were asked for; see `receptive_field.py`.
         known_shapes: what `shapes` was asked for.
+        layouts: where the nodes' values have their rows, as far as `shapes` was asked.
         checked: shapes of samples for which `rows.py` has found nothing wrong.
+        made_for: the inputs whose shape the network's code asks for; None: it asks for none.
     """
 
     nodes: tuple[Node, ...]
@@ -56,22 +60,26 @@ class Graph:
     fields: dict[Any, Any] = field(default_factory=dict, repr=False)
     known_shapes: dict[torch.Size, Shapes] = field(default_factory=dict, repr=False)
     checked: set[torch.Size] = field(default_factory=set, repr=False)
-    _without_rows: set[int] = field(default_factory=set, repr=False)
+    layouts: Layouts = field(default_factory=Layouts, repr=False)
+    made_for: Like | None = None
 
     @staticmethod
     def of(network: nn.Module) -> "Graph":
-        """Trace a network; the same network, unchanged, is traced once.
+        """Trace a network; the same network, unchanged, is traced once for inputs of one shape.
 
         Raises:
             ConfigurationError: the network cannot be traced, has no site, or holds parameters that are not those of
-                its layers.
+                its layers. UnseenError: it asks for the shape of its input, and `asked_values.see` was not called.
         """
         own = getattr(network, "graph", None)
         if isinstance(own, Graph):
             return own
         state = state_of(network)
-        if network not in _traced or not is_same(_traced[network][0], state):
-            _traced[network] = (state, _graph(network))
+        if network in _traced and is_same(_traced[network][0], state):
+            known = _traced[network][1]
+            if known.made_for in (None, seen(network)):
+                return known
+        _traced[network] = (state, _graph(network))
         return _traced[network][1]
 
     def layer(self, site: int) -> nn.Module:
@@ -118,7 +126,7 @@ class Graph:
 
     def weight_vjp(self, site: int, x: Tensor, signal: Tensor) -> dict[str, Tensor]:
         """`layer_vjp.weight_vjp` of the layer at a site, by the network's names of its parameters."""
-        gradients = weight_vjp(self.layer(site), x, signal)
+        gradients = weight_vjp(self.layer(site), *self.layouts.as_called(self.sites[site], x, signal))
         return {self.parameter_name(site, name): gradient for name, gradient in gradients.items()}
 
     def ancestors(self, number: int) -> list[int]:
@@ -170,9 +178,9 @@ class Graph:
         """The nodes that rest on the input: their tensors have a row for each sample."""
         return frozenset(self._reached({0}))
 
-    def has_rows(self, number: int) -> bool:
-        """Whether a node's value has a row for each sample, as far as passes that were run tell."""
-        return number in self.with_rows and number not in self._without_rows
+    def rows_of(self, number: int) -> Rows | None:
+        """Where a node's value has its rows; None: it has none."""
+        return self.layouts.of(number) if number in self.with_rows else None
 
     @functools.cached_property
     def _spent(self) -> dict[int, list[int]]:
@@ -203,18 +211,20 @@ class Graph:
         if x.shape[1:] not in self.known_shapes:
             with torch.no_grad():  # one row alone could be squeezed away
                 values, others = (self.clean(torch.cat([x[:1]] * rows)).values for rows in (2, 3))
-            pairs = zip(values, others, strict=True)
-            same = [isinstance(one, Tensor) and one.shape == other.shape for one, other in pairs]
-            self._without_rows.update(number for number, whether in enumerate(same) if whether)
-            of_nodes = tuple(value.shape[1:] if isinstance(value, Tensor) else None for value in values)
-            self.known_shapes[x.shape[1:]] = Shapes(of_nodes, tuple(values[number].shape[1:] for number in self.sites))
+            self.layouts.find(values, others)
+            samples = [
+                self.layouts.in_front(number, value).shape[1:] if isinstance(value, Tensor) else None
+                for number, value in enumerate(values)
+            ]
+            sites = [self.layouts.in_front(number, values[number]).shape[1:] for number in self.sites]
+            self.known_shapes[x.shape[1:]] = Shapes(tuple(samples), tuple(sites))
         return self.known_shapes[x.shape[1:]]
 
     def clean(self, x: Tensor) -> CleanPass:
         """Run without noise, keeping all values. x [batch, ...]."""
         values = self.run(x, range(1, len(self.nodes)))
         inputs = [values[self.nodes[number].inputs[0]] for number in self.sites]
-        preactivations = [values[number] for number in self.sites]
+        preactivations = [self.layouts.in_front(number, values[number]) for number in self.sites]
         return CleanPass(values, inputs, preactivations, values[self.readout], values[self.output])
 
     def run(self, x: Tensor, numbers: Iterable[int]) -> list[Any]:
@@ -252,7 +262,7 @@ class Graph:
             x = values[node.inputs[0]]
             # noise and scores need the parameters' precision, which autocast may have lowered
             v0 = values[number] if x is clean.inputs[site] else narrow_linear.call(node.module, x)
-            v0 = v0.to(self.weight_dtype(site)).unflatten(0, (-1, batch))
+            v0 = self.layouts.in_front(number, v0).to(self.weight_dtype(site)).unflatten(0, (-1, batch))
             scale, z = sigma[site], noise[site]
             if isinstance(scale, Tensor) and scale.dim() > v0.dim() - 2:  # it would broadcast along the copies
                 raise ConfigurationError(
@@ -262,7 +272,7 @@ class Graph:
                 )
             v = v0 + scale * z if isinstance(scale, Tensor) else torch.add(v0, z, alpha=scale)
             seen.append(NoisySite(site, x, v0, v, z))
-            values[number] = v.flatten(0, 1)
+            values[number] = self.layouts.put_back(number, v.flatten(0, 1))
         return NoisyPass(values[self.output], seen, values[self.readout], values)
 
     def call(self, number: int, values: Sequence[Any]) -> Any:
@@ -270,7 +280,8 @@ class Graph:
         node = self.nodes[number]
         given = [values[i] for i in node.inputs]
         if len(given) > 1:
-            given = aligned(given, [self.has_rows(i) for i in node.inputs])
+            sizes = isinstance(node.module, FunctionCall) and node.module.name in SIZED
+            given = aligned(given, [self.rows_of(i) for i in node.inputs], sizes=sizes)
         return narrow_linear.call(node.module, *given)
 
 
@@ -279,7 +290,7 @@ _traced: WeakKeyDictionary[nn.Module, tuple[State, Graph]] = WeakKeyDictionary()
 
 
 def _graph(network: nn.Module) -> Graph:
-    nodes, output = trace(network)
+    nodes, output, asked = trace(network)
     require_own_output((node.name, node.module) for node in nodes)
     sites = tuple(number for number, node in enumerate(nodes) if has_weights(node.module))
     if not sites:
@@ -293,4 +304,5 @@ def _graph(network: nn.Module) -> Graph:
         for layer in layers
         for name, parameter in network.get_submodule(layer).named_parameters(recurse=False)
     }
-    return Graph(tuple(nodes), output, sites, layers, tuple(map(layers.index, names)), parameters)
+    made_for = seen(network) if asked else None
+    return Graph(nodes, output, sites, layers, tuple(map(layers.index, names)), parameters, made_for=made_for)

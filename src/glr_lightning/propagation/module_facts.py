@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.networks.modules import Recurrence, Residual, Shift, Sine, Standardise
+from glr_lightning.propagation.asked_values import see
 from glr_lightning.propagation.probing import NOT_FOUND, ModuleFacts, probe
 
 ELEMENTWISE: frozenset[type[nn.Module]] = frozenset(
@@ -81,8 +82,9 @@ def facts_of(module: nn.Module) -> ModuleFacts:
 def observe(network: nn.Module, x: Tensor) -> None:
     """Probe the modules of a network that are neither declared nor known, on their inputs for a batch [batch, ...].
 
-    Nothing is written to the network or to the global generator.
+    Nothing is written to the network or to the global generator. What the inputs are like is kept for a trace.
     """
+    see(network, x)
     if network.training in _observed.get(network, ()):
         return
     _observed.setdefault(network, set()).add(network.training)

@@ -15,6 +15,7 @@ from glr_lightning.propagation.function_call import FunctionCall
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of
 from glr_lightning.propagation.requirements import require_separate_samples
+from glr_lightning.propagation.row_layout import repeated
 from glr_lightning.propagation.values import CleanPass
 
 SAMPLES, TOLERANCE, SHARE = 4, 1e-3, 0.01
@@ -43,6 +44,7 @@ def require_rows(network: nn.Module, graph: Graph, x: Tensor) -> None:
     facts = [facts_of(module) for module in modules]
     if not any(fact.draws or fact.couples for fact in facts):  # of modules, where an estimator allows them
         with torch.autocast(x.device.type, enabled=False):  # its rounding is another for other rows
+            graph.shapes(x)  # which finds where the values have their rows
             clean = graph.clean(x)
             _require_same(network(x), clean.logits, network)
             if any(_may_move_rows(node.module) for node in graph.nodes):
@@ -68,9 +70,8 @@ def _require_same(own: Any, logits: Any, network: nn.Module) -> None:
 
 
 def _require_rows(graph: Graph, x: Tensor, clean: CleanPass) -> None:
-    _require_separate(graph, clean.values, graph.clean(torch.cat([x[:1], 1 - x[1:]])).values)
-    shapes = graph.shapes(x).sites
-    noise = {site: x.new_zeros(2, len(x), *shape) for site, shape in enumerate(shapes)}
+    _require_separate(graph, clean.values, graph.clean(torch.cat([x[:1], _mirrored(x)[1:]])).values)
+    noise = {site: torch.zeros_like(torch.stack([v, v])) for site, v in enumerate(clean.preactivations)}
     try:
         twice = graph.noisy(clean, noise, [1.0] * len(noise), keep=True).values
     except ConfigurationError:
@@ -85,8 +86,8 @@ def _require_rows(graph: Graph, x: Tensor, clean: CleanPass) -> None:
         once, both = clean.values[number], twice[number]
         if not isinstance(once, Tensor):
             continue
-        expected = torch.cat([once, once]) if graph.has_rows(number) else once
-        if _differ(expected, both):
+        rows = graph.rows_of(number)
+        if _differ(once if rows is None else repeated(once, rows, 2), both):
             raise ConfigurationError(
                 f"{graph.nodes[number].what} returns another value for noise copies of a batch, which are rows of one "
                 "tensor; take the number of rows from the tensor that is reshaped (h.flatten(1), or h.shape[0]), and "
@@ -94,16 +95,24 @@ def _require_rows(graph: Graph, x: Tensor, clean: CleanPass) -> None:
             )
 
 
+def _mirrored(x: Tensor) -> Tensor:
+    """Other inputs in the range of these: numbers of words stay such."""
+    low, high = x.aminmax()
+    return low + high - x if low < high else 1 - x
+
+
 def _require_separate(graph: Graph, values: list[Any], others: list[Any]) -> None:
     """Refuse a node whose first sample changed with the other samples."""
     for number in sorted(graph.with_rows - {0}):
-        one, other = values[number], others[number]
+        one, other, rows = values[number], others[number], graph.rows_of(number)
         if not isinstance(one, Tensor):
             continue
-        if not one.dim() or one.shape != other.shape or _differ(one[:1], other[:1]):
+        if rows is not None and one.dim() and one.shape == other.shape:
+            one, other = (value.narrow(rows.axis, 0, rows.each) for value in (one, other))
+        if _differ(one, other):
             raise ConfigurationError(
-                f"{graph.nodes[number].what} couples the samples of a batch, or moves them from the first axis, which "
-                "breaks an estimate from each sample's own loss; let it work sample by sample, rows first."
+                f"{graph.nodes[number].what} couples the samples of a batch, or mixes them with another axis, which "
+                "breaks an estimate from each sample's own loss; let it work sample by sample."
             )
 
 

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -16,6 +16,8 @@ from torch import fx, nn
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.networks.modules import Recurrence, Residual
+from glr_lightning.propagation import asked_values
+from glr_lightning.propagation.asked_values import AnsweringTracer, recorded
 from glr_lightning.propagation.function_call import FunctionCall, Slot, facts_of_function
 from glr_lightning.propagation.layer_vjp import has_weights
 from glr_lightning.propagation.module_facts import without_probe
@@ -53,13 +55,28 @@ class Node:
         return f"'{self.name}' ({type(self.module).__name__})"
 
 
-def trace(network: nn.Module) -> tuple[list[Node], int]:
-    """Return the calls that a network makes and the number of the one that returns the logits; node 0 is its input.
+class Trace(NamedTuple):
+    """The calls that a network makes.
+
+    Attributes:
+        nodes: the calls; node 0 is the input.
+        output: the number of the one that returns the logits.
+        asked: whether the calls rest on the shape of the input.
+    """
+
+    nodes: tuple[Node, ...]
+    output: int
+    asked: bool
+
+
+def trace(network: nn.Module) -> Trace:
+    """Return the calls that a network makes.
 
     Modules that hold layers with weights, or piecewise-constant activations, are looked into; others are called.
 
     Raises:
-        ConfigurationError: what cannot be traced, with the line.
+        ConfigurationError: what cannot be traced, with the line. UnseenError: the network asks for the shape of its
+            input, and none was seen (`asked_values.see`).
     """
     if not _is_entered(network):
         raise ConfigurationError(
@@ -69,8 +86,9 @@ def trace(network: nn.Module) -> tuple[list[Node], int]:
         )
     _require_one_input(network)
     try:
-        with unchanged(network) as made:
-            graph = _Tracer().trace(network)
+        tracer = _Tracer()
+        with unchanged(network) as made, recorded(tracer):
+            graph = tracer.trace(network)
     except ConfigurationError:
         raise
     except Exception as error:  # of the tracer, or of the network's own code on a stand-in for a tensor
@@ -83,10 +101,10 @@ def trace(network: nn.Module) -> tuple[list[Node], int]:
     for node in graph.nodes:
         _require_own_output(node)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    return _nodes(network, graph, made)
+    return Trace(*_nodes(network, graph, made), tracer.asked)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(AnsweringTracer):
     proxy_buffer_attributes = True  # a buffer is read in every pass
 
     def __init__(self) -> None:
@@ -145,7 +163,7 @@ def _require_own_output(node: fx.Node) -> None:
         )
 
 
-def _nodes(network: nn.Module, graph: fx.Graph, made: dict[str, Any]) -> tuple[list[Node], int]:
+def _nodes(network: nn.Module, graph: fx.Graph, made: dict[str, Any]) -> tuple[tuple[Node, ...], int]:
     number: dict[fx.Node, int] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -157,7 +175,7 @@ def _nodes(network: nn.Module, graph: fx.Graph, made: dict[str, Any]) -> tuple[l
                     "the logits alone.",
                     option="network",
                 )
-            return nodes, number[value]
+            return tuple(nodes), number[value]
         if node.op == "placeholder":
             nodes.append(Node("x", nn.Identity(), (), node.meta["line"]))
         else:
@@ -232,22 +250,24 @@ def _read(owner: "weakref.ref[nn.Module]", name: str) -> Any:
     return getattr(owner(), name)
 
 
+_OWN = (__file__, asked_values.__file__)
+
+
 def _line() -> str:
     """Where a network makes the present call: the innermost line that is neither torch's nor of this file."""
     for frame, number in traceback.walk_stack(None):
         file = frame.f_code.co_filename
         if file == __file__ and frame.f_code.co_name == trace.__name__:
             break
-        if not _is_torchs(file) and file != __file__:
+        if not _is_torchs(file) and file not in _OWN:
             return f"{Path(file).name}:{number}"
     return "a line of torch"
 
 
 def _line_of(error: Exception) -> str:
     """Where in a network's code an error was raised, with the code."""
-    own = Path(__file__)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_torchs(f.filename)]
-    frames = [frame for frame in frames if Path(frame.filename) != own]
+    frames = [frame for frame in frames if frame.filename not in _OWN]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} ({frames[-1].line})" if frames else "its first line"
 
 
