@@ -74,7 +74,7 @@ def test_answers_that_need_no_network_do_not_wait_for_torch(command: str, argume
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("start_up")
-    missing = {"pandas", "tensorboard", "onnx", "onnxruntime", "IPython", "glr_lightning.reporting"}
+    missing = {"sklearn", "pandas", "tensorboard", "onnx", "onnxruntime", "IPython", "glr_lightning.reporting"}
     return folder, at_the_end_of("train", [*TRAINING, "run_dir=run"], IMPORTED.format(missing), folder)
 
 

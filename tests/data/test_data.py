@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import logging
 import pickle
 import socket
@@ -10,16 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, final
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import torchvision
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from glr_lightning.config import build
-from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, base, batches, mnist, resident
+from glr_lightning.data import MNIST, Digits, FashionMNIST, ImageDataModule, base, batches, digits, mnist, resident
 from glr_lightning.data.batches import Shuffled
 from glr_lightning.errors import DataError
 from glr_lightning.training import LightningImages
@@ -216,6 +219,21 @@ def test_resize_keeps_mean_and_range() -> None:
     assert float(resized.max()) <= 1
     assert abs(float(resized.mean() - images.mean())) < 0.01
     assert torch.equal(Digits(batch_size=4, resize=8).split("test")[0], images)
+
+
+def test_digits_are_those_that_scikit_learn_reads() -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    assert np.array_equal(digits._rows(), np.column_stack([pixels, labels]))
+    expected = torch.from_numpy(pixels).view(-1, 1, 8, 8).mul(255 / 16).round().div(255).float()
+    ours = torch.cat([Digits(batch_size=4).split(part)[0] for part in ("train", "test")])
+    torch.testing.assert_close(ours.sum(0), expected.sum(0))
+
+
+def test_digits_without_scikit_learn_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits._rows.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="Install scikit-learn"):
+        Digits(batch_size=4).setup()
 
 
 def test_digits_has_a_fixed_stratified_test_set() -> None:
