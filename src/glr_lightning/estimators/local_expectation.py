@@ -11,7 +11,7 @@ from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
-from glr_lightning.estimators.moved_units import Beyond, of_units
+from glr_lightning.estimators.moved_units import Beyond
 from glr_lightning.estimators.output_loss import density_at_0, drawn, needs_slopes
 from glr_lightning.estimators.passes import Part, full_precision, noise_at, started
 from glr_lightning.estimators.settings import check_sites, even_parts, per_site, require_defaults
@@ -19,6 +19,7 @@ from glr_lightning.estimators.unit_choice import Choice, by_weight, draw_choice
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
 from glr_lightning.propagation.graph import Graph
+from glr_lightning.propagation.moves import moves
 from glr_lightning.propagation.readout import is_under_the_logits, readout_weight
 from glr_lightning.propagation.requirements import require_separate_samples
 from glr_lightning.propagation.values import NoisySite, Shapes
@@ -52,9 +53,9 @@ class LocalExpectation(Estimator):
 
     Cost. A moved unit of the last hidden layer, also of a convolutional one, is a rank-one change of the logits: all
     units together cost about one more matrix product per copy (`OutputLoss.after_jumps`). A unit of a deeper layer
-    costs a forward pass of the layers above; `units` evaluates that many at random for each sample and divides by their
-    probability. Most units of a sharp threshold are far from it, and their own noise does nothing: choice="weighted"
-    chooses by the weights P_c', which leaves a small part of the variance.
+    costs a forward pass through what it changes above (`moves.py`); `units` evaluates that many at random for each
+    sample and divides by their probability. Most units of a sharp threshold are far from it, and their own noise does
+    nothing: choice="weighted" chooses by the weights P_c', which leaves a small part of the variance.
 
     At the logits the same holds with phi the identity; 0-1 loss is piecewise constant in each logit, and its noise is
     integrated out exactly (`ZeroOneOutput`).
@@ -154,6 +155,7 @@ class LocalExpectation(Estimator):
             slopes, chosen = {}, {}
             for site in z:
                 if self._is_sampled(graph, site):
+                    moves(graph, site, graph.shapes(x))  # found before the first step, which may be a compiled one
                     chosen[site] = draw_choice(self.choice, z[site], self.units, generator)
                 if self.reads_slopes(graph, site, bound.loss):
                     slopes[site] = self.noise.sample_slope(z[site].shape, generator=generator, dtype=z[site].dtype)
@@ -269,19 +271,18 @@ class LocalExpectation(Estimator):
             for weight, target in self._branches(beyond.graph.follower(at.site), at, beyond.sigma[at.site], slopes)
         ]
         n, m = at.v[0, 0].numel(), chosen.shape[2]
-        counts = at.v.new_full((), n / m).expand(chosen.shape)  # each with probability m / n
+        count: float | Tensor = n / m  # each with probability m / n
         if chosen.is_floating_point():
-            weights = torch.stack([weight.abs() for weight, _ in branches]).sum(0)
-            chosen, counts = by_weight(chosen, weights.flatten(2))
-        chosen, counts = chosen.permute(2, 0, 1), counts.permute(2, 0, 1)
-        signal = at.v.new_zeros(n, *at.v.shape[:2])
+            weights = [weight.abs().flatten(2) for weight, _ in branches]
+            chosen, count = by_weight(chosen, weights[0] if len(weights) == 1 else torch.stack(weights).sum(0))
         numbers = CACHED_ELEMENTS if at.v.device.type == "cpu" else MOVED_ELEMENTS
         at_once = max(1, numbers // (at.v.shape[:2].numel() * beyond.widest_above(at)))
+        signal = torch.zeros_like(at.v).flatten(2)
         for weight, target in branches:
-            for some, count in zip(chosen.split(at_once), counts.split(at_once), strict=True):
-                change = beyond.after_moves(at, target, some) - beyond.losses.view(at.v.shape[:2])
-                signal.scatter_add_(0, some, of_units(weight, some) * change * count)
-        return signal.permute(1, 2, 0).reshape(at.v.shape), len(branches) * chosen.numel()
+            losses = [beyond.after_moves(at, target, some) for some in chosen.permute(2, 0, 1).split(at_once)]
+            change = torch.cat(losses).permute(1, 2, 0) - beyond.losses.view(*at.v.shape[:2], 1)
+            signal = signal.scatter_add(2, chosen, weight.flatten(2).gather(2, chosen) * change * count)
+        return signal.view(at.v.shape), len(branches) * chosen.numel()
 
 
 def require_logits_of_a_layer(graph: Graph) -> None:

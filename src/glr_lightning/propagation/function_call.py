@@ -31,6 +31,8 @@ every number of a sample; other continuous ones; random ones. What is in none of
 SIZED = SHAPES | {"expand", "repeat", "zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_full"}
 """Those that take the sizes of what they return."""
 _ARITHMETIC = ("add", "sub", "mul", "truediv", "div")
+_BY_NUMBER = (*_ARITHMETIC, *STEPS, "where", "masked_fill", "maximum", "minimum", "add_branches")
+_CATS = ("cat", "concat", "concatenate")
 
 
 class Slot(NamedTuple):
@@ -62,7 +64,10 @@ class FunctionCall(nn.Module):
         line: str = "",
     ) -> None:
         super().__init__()
-        self.name, self.function, self.args, self.options, self.line = name, function, tuple(args), options, line
+        self.name, self.function, self.line = name, function, line
+        self.args, self.options = tuple(_plain(part) for part in args), {k: _plain(part) for k, part in options.items()}
+        self._open_args = tuple((place, part) for place, part in enumerate(self.args) if _is_open(part))
+        self._open_options = {key: part for key, part in self.options.items() if _is_open(part)}
         if facts is not None:
             self.facts = facts
 
@@ -73,11 +78,33 @@ class FunctionCall(nn.Module):
 
     def forward(self, *values: Any) -> Any:
         """Call the function with these values in the slots."""
-        return self.function(*_filled(self.args, values), **_filled(self.options, values))
+        args = list(self.args)
+        for place, part in self._open_args:
+            args[place] = _filled(part, values)
+        return self.function(*args, **(self.options | _filled(self._open_options, values)))
 
     def extra_repr(self) -> str:
         """Return the function's name."""
         return self.name
+
+
+def _plain(template: Any) -> Any:
+    """A template with Python's own lists in place of the tracer's, which the compiler does not take."""
+    if isinstance(template, list):
+        return [_plain(part) for part in template]
+    if type(template) is tuple:
+        return tuple(_plain(part) for part in template)
+    return {key: _plain(part) for key, part in template.items()} if isinstance(template, dict) else template
+
+
+def _is_open(template: Any) -> bool:
+    """Whether a template holds a `Slot`."""
+    if isinstance(template, Slot):
+        return True
+    if isinstance(template, slice):
+        template = (template.start, template.stop, template.step)
+    parts = template.values() if isinstance(template, dict) else template
+    return isinstance(template, list | tuple | dict) and any(map(_is_open, parts))
 
 
 def _filled(template: Any, values: Sequence[Any]) -> Any:
@@ -105,9 +132,7 @@ def facts_of_function(
         options: its arguments by keyword, likewise.
         values: the number of slots.
     """
-    if function is add_branches or any(
-        getattr(place, name, None) is function for place in (torch, functional, operator, torch._C._nn, Tensor)
-    ):
+    if _is_torchs(name, function):
         given = [*args, *options.values()]
         once = values == 1 and sum(isinstance(part, Slot) for part in given) == 1  # h * h is not affine
         if name in CURVES:
@@ -125,3 +150,44 @@ def facts_of_function(
         if name in OTHERS and "rounding_mode" not in options:
             return ModuleFacts()
     return None if values == 1 else ModuleFacts(jumps=True, found="not known here")
+
+
+def _is_torchs(name: str, function: Callable[..., Any]) -> bool:
+    """Whether a function is one of torch, of Python's operators or of this package that has this name."""
+    places = (torch, functional, operator, torch._C._nn, Tensor)
+    return function is add_branches or any(getattr(place, name, None) is function for place in places)
+
+
+def works_by_number(call: FunctionCall) -> bool:
+    """Whether each number of the result rests on those at its place in the values alone; smaller ones broadcast."""
+    return call.name in _BY_NUMBER and _is_torchs(call.name, call.function)
+
+
+def adds(call: FunctionCall) -> bool:
+    """Whether a call adds two values to each other, or a constant to one, and no multiples of them."""
+    if call.name not in ("add", "sub", "add_branches") or not _is_torchs(call.name, call.function):
+        return False
+    if call.options or len(call.args) != 2:
+        return False
+    one, other = call.args
+    if isinstance(one, Slot) and isinstance(other, Slot):
+        return one != other and call.name != "sub"
+    return isinstance(one, Slot) or call.name != "sub"
+
+
+def keeps_order(module: nn.Module) -> bool:
+    """Whether the numbers of a sample stay as they are, in the same order, in another shape."""
+    if isinstance(module, FunctionCall):
+        return module.name in SHAPES and _is_torchs(module.name, module.function)
+    return type(module) in (nn.Flatten, nn.Unflatten)
+
+
+def parts_of_cat(call: FunctionCall) -> tuple[int, ...]:
+    """Which values a call of `torch.cat` puts side by side along the first axis of a sample; none if it is another."""
+    if call.name not in _CATS or not _is_torchs(call.name, call.function):
+        return ()
+    given = dict(zip(("tensors", "dim"), call.args, strict=False)) | call.options
+    parts = given.get("tensors")
+    if given.get("dim") not in (1, -1) or not isinstance(parts, list | tuple):
+        return ()
+    return tuple(part.number for part in parts) if all(isinstance(part, Slot) for part in parts) else ()

@@ -44,6 +44,7 @@ class Graph:
         layer_of: of each site, the number of its layer.
         parameters: for each "layer.parameter" the network's name of it, which is another where layers share one.
         fields: the receptive fields that were asked for; see `receptive_field.py`.
+        moves: what moved units change, as far as it was asked for; see `moves.py`.
         known_shapes: what `shapes` was asked for.
         layouts: where the nodes' values have their rows, as far as `shapes` was asked.
         checked: shapes of samples for which `rows.py` has found nothing wrong.
@@ -58,6 +59,7 @@ class Graph:
     parameters: dict[str, str]
     _behind: dict[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict, repr=False)
     fields: dict[Any, Any] = field(default_factory=dict, repr=False)
+    moves: dict[Any, Any] = field(default_factory=dict, repr=False)
     known_shapes: dict[torch.Size, Shapes] = field(default_factory=dict, repr=False)
     checked: set[torch.Size] = field(default_factory=set, repr=False)
     layouts: Layouts = field(default_factory=Layouts, repr=False)
@@ -171,6 +173,7 @@ class Graph:
         """Find again what rests on facts about modules, and all that a pass looks up."""
         _ = vars(self).pop("end", None), vars(self).pop("_spent", None)
         self.fields.clear()
+        self.moves.clear()
         _ = self.end, self._spent, self.with_rows
 
     @functools.cached_property
@@ -202,7 +205,7 @@ class Graph:
     def with_modules(self, modules: Mapping[int, nn.Module]) -> "Graph":
         """The graph with other modules at some nodes."""
         nodes = [replace(node, module=modules.get(number, node.module)) for number, node in enumerate(self.nodes)]
-        graph = replace(self, nodes=tuple(nodes), fields={})
+        graph = replace(self, nodes=tuple(nodes), fields={}, moves={})
         graph.settle()
         return graph
 

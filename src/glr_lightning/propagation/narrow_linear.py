@@ -21,6 +21,19 @@ def call(module: nn.Module, *values: Any) -> Any:
     return module(*values)
 
 
+def columns_of(weight: Tensor) -> Tensor:
+    """The transposed weight [in, out] of a linear layer, for `product`; contiguous, unless it is narrow."""
+    return weight.T if len(weight) <= MOST_OUTPUTS else weight.T.contiguous()
+
+
+def product(x: Tensor, columns: Tensor) -> Tensor:
+    """The product of x [rows, in] with columns [in, out], in their type; a narrow one transposed."""
+    x = x.to(columns.dtype)
+    if columns.shape[1] <= MOST_OUTPUTS and len(x) >= FEWEST_ROWS and x.device.type == "cpu":
+        return torch.mm(columns.t(), x.t()).t()
+    return x @ columns
+
+
 def _transposed(layer: nn.Linear, x: Tensor) -> Tensor:
     if layer.bias is None:
         return torch.mm(layer.weight, x.t()).t()

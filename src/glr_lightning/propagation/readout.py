@@ -34,24 +34,6 @@ def is_under_the_logits(graph: Graph, site: int) -> bool:
     return user is not None and user == graph.readout and facts_of(graph.nodes[user].module).elementwise
 
 
-def next_linear(graph: Graph, site: int) -> int | None:
-    """The site of the linear layer that alone reads the units of a site, each by a column of its weight.
-
-    None if there is none: if another module than the units' own activation, shifts and flattening lies between.
-    """
-    number = graph.only_user(graph.sites[site])
-    if number is None or len(graph.nodes[number].inputs) != 1 or not facts_of(graph.nodes[number].module).elementwise:
-        return None
-    while (user := graph.only_user(number)) is not None:
-        module = graph.nodes[user].module
-        if isinstance(module, nn.Linear):
-            return graph.sites.index(user) if user in graph.sites else None
-        if not _only_moves(module):
-            return None
-        number = user
-    return None
-
-
 def _only_moves(module: nn.Module) -> bool:
     """Whether a module's derivative is the identity but for shapes."""
     return type(module) in (Shift, nn.Flatten, nn.Identity)
