@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
-from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, local_expectation, output_loss
+from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, Tiered, local_expectation, output_loss
 from glr_lightning.estimators.local_expectation import Beyond
 from glr_lightning.estimators.output_loss import (
     CrossEntropyOutput,
@@ -54,7 +54,7 @@ from tests.checks.local_expectation import (
 )
 from tests.checks.oracles import TOLERANCE
 from tests.checks.refusals import refused
-from tests.checks.zscores import repetitions
+from tests.checks.zscores import assert_gradient, repetitions
 
 TERNARY = PiecewiseConstant(cuts=(-0.4, 0.5), levels=(-1.0, 0.2, 1.5))
 
@@ -435,3 +435,46 @@ def test_a_form_that_integrates_noise_out_is_not_used_without_noise() -> None:
     z, labels = torch.zeros(1, 3), torch.tensor([0])
     assert type(noise_free_output(ZeroOne(), Gaussian(), z, labels)) is OutputLoss
     assert type(noise_free_output(CrossEntropy(), Gaussian(), z, labels)) is CrossEntropyOutput
+
+
+# ---- which layers are on top -----------------------------------------------------------------------------------------
+
+
+class CalledTwice(nn.Module):
+    """Logits of a layer that is called before as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.b(torch.tanh(self.c(torch.tanh(self.a(x))))))
+        return self.c(h)  # type: ignore[no-any-return]
+
+
+def test_words_of_tiered_are_those_of_the_layers_as_they_are_called() -> None:
+    ratio = "likelihood ratio, from loss values"
+    assert Tiered().plan(CalledTwice(), CrossEntropy()) == {
+        "a": ratio,
+        "c": ratio,
+        "b": "local expectation, from loss values: all units at once",
+    }
+    shallow = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
+    assert Tiered().plan(shallow, CrossEntropy()) == {
+        "0": "local expectation, from loss values: all units at once",
+        "2": "local expectation at the logits, from loss values (CrossEntropy)",
+    }
+
+
+def test_a_normalisation_at_the_end_is_not_taken_for_an_affine_readout() -> None:
+    """A move of a unit below it is no column of a matrix; the path derivative of many copies is the reference."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.LayerNorm(3)).double()
+    network[2].weight.data.copy_(torch.tensor([1.0, 2.0, -1.0]))
+    x, y, sigma, copies = torch.rand(2, 4, dtype=torch.float64), torch.tensor([0, 1]), 0.5, 20_000
+    z = torch.randn(copies, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits = network[2](torch.tanh(network[0](x) + sigma * z)).flatten(0, 1)
+    loss = CrossEntropy()(logits, y.repeat(copies)).mean()
+    (expected,) = torch.autograd.grad(loss, [network[0].bias])
+    samples = repetitions(Tiered(sigma=sigma, copies=16), network, CrossEntropy(), x, y, number=800)["0.bias"]
+    assert_gradient(samples, expected, resolution=0.3, tolerance=0.01)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glr_lightning.errors import ConfigurationError
-from glr_lightning.estimators import Hybrid, LikelihoodRatio, NoisyBackprop
+from glr_lightning.estimators import Backprop, Hybrid, LikelihoodRatio, NoisyBackprop
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.propagation.function_call import FunctionCall
 from glr_lightning.propagation.graph import Graph
@@ -242,8 +242,15 @@ TRACED: dict[str, Any] = {
     "dtype_of_a_weight": lambda n, x: residual(n, n.a(x.to(n.a.weight.dtype))),
     "new_like": lambda n, x: residual(n, n.a(x) @ torch.eye(5, dtype=x.dtype) + n.a(x) * x.new_ones(5)),
     "made_by_type": lambda n, x: residual(n, (h := n.a(x)) @ torch.eye(5, dtype=h.dtype)),
+    "attention_to_itself": lambda n, x: residual(n, attention(n.a(x)[:, None].unflatten(2, (5, 1)))),
+    "module_made_in_forward": lambda n, x: residual(n, nn.Softplus(beta=2.0)(n.a(x))),
+    "part_of_a_sequence": lambda n, x: residual(n, nn.Sequential(n.a, nn.Tanh(), n.b)[:2](x)),
     "lambda_module": lambda n, x: residual(n, n.lambda_(n.a(x))),
 }
+
+
+def attention(q: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, q, q).flatten(1)
 
 
 def _added(h: Tensor, n: Any) -> Tensor:
@@ -332,6 +339,45 @@ def test_no_trace_keeps_a_network_alive() -> None:
         del network
         gc.collect()
         assert gone() is None
+
+
+def through_a_cut(n: Any, x: Tensor) -> Tensor:
+    return residual(n, torch.tanh(n.a(x)).detach())
+
+
+def test_a_path_that_the_network_cuts_is_an_error_of_ours_or_a_bias() -> None:
+    for estimator in (Backprop(), NoisyBackprop(copies=4)):
+        with pytest.raises(ConfigurationError, match=r"no derivative of the loss reaches 'a\.weight', 'a\.bias'"):
+            estimate(estimator, Written(through_a_cut), CrossEntropy(), X, Y)
+    estimate(LikelihoodRatio(copies=4), Written(through_a_cut), CrossEntropy(), X, Y)
+    half_cut = Written(lambda n, x: n.c((h := torch.tanh(n.a(x))) + torch.tanh(n.b(h.detach()))))
+    assert re.match(r"detach \(test_tracing\.py:\d+\) hides", NoisyBackprop().bias(half_cut))
+    assert not NoisyBackprop().bias(Written(TRACED["residual"]))
+
+
+def test_a_layer_that_is_made_in_forward_is_refused() -> None:
+    network = Written(lambda n, x: residual(n, nn.Linear(5, 5)(n.a(x))))
+    with pytest.raises(ConfigurationError, match=r"forward makes a layer, Linear \(test_tracing\.py:\d+\); make it in"):
+        LikelihoodRatio(copies=4).bind(network, CrossEntropy())
+
+
+class Words(nn.Module):
+    """The mean of frozen vectors of words, and two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.a, self.c = nn.Embedding(10, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+        self.words.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.tanh(self.a(self.words(x.long()).mean(1))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_inputs_may_be_numbers_of_words(dtype: torch.dtype) -> None:
+    network, x = Words(), torch.tensor([[1, 2, 3], [9, 0, 4], [4, 5, 5]]).to(dtype)
+    for estimator in (LikelihoodRatio(copies=4), NoisyBackprop(copies=4)):
+        torch.testing.assert_close(estimate(estimator, network, CrossEntropy(), x, Y).logits, network(x))
 
 
 # ---- facts about functions ------------------------------------------------------------------------------------------

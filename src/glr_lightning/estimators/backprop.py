@@ -1,6 +1,6 @@
 """Backpropagation, the control."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,5 +57,20 @@ class Backprop(Estimator):
 def differentiate(network: nn.Module, mean_loss: Tensor, logits: Tensor, forwards: int) -> Estimate:
     """Reverse-mode derivatives of a scalar loss with respect to every trainable parameter."""
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    gradients = dict(zip(parameters, torch.autograd.grad(mean_loss, list(parameters.values())), strict=True))
+    gradients = derivatives(mean_loss, parameters)
     return Estimate(gradients, mean_loss.detach(), logits.detach(), {"forwards": forwards})
+
+
+def derivatives(value: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor | None = None) -> dict[str, Tensor]:
+    """Reverse-mode derivatives by name. Raises ConfigurationError: none reaches some parameter."""
+    found: Sequence[Tensor | None] = [None] * len(parameters)
+    if value.requires_grad and parameters:
+        found = torch.autograd.grad(value, list(parameters.values()), cotangent, allow_unused=True)
+    reached = {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
+    if len(reached) < len(parameters):
+        missed = ", ".join(f"'{name}'" for name in parameters if name not in reached)
+        raise ConfigurationError(
+            f"no derivative of the loss reaches {missed}: the network cuts the path, as h.detach() does; remove "
+            "that, freeze these (requires_grad=False), or use estimator=likelihood_ratio, which needs no path."
+        )
+    return reached

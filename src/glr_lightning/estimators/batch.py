@@ -35,7 +35,8 @@ def require_batch(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, generato
         )
     if x.dim() < 2 or not len(x):
         _refuse("x", f"a batch [batch, ...] of at least one input, got shape {list(x.shape)}")
-    if x.dtype != parameter.dtype:
+    embeds = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in network.modules())
+    if x.dtype != parameter.dtype and not (embeds and x.dtype in (torch.int64, torch.int32)):
         _refuse("x", f"{parameter.dtype} as the network's weights are, got {x.dtype}; convert it with x.to(...)")
     if y.dtype != torch.int64 or y.shape != x.shape[:1]:
         _refuse("y", f"int64 [{len(x)}], a label for each of x, got {y.dtype} {list(y.shape)}")

@@ -91,10 +91,10 @@ class Bound:
         if self.late or "graph" in vars(self):
             self._require_shape(x)
             if x.shape[1:] not in self.graph.checked:
+                self.graph.shapes(x)
                 self.graph.settle()  # facts that were probed on random numbers may be others on these
             self.estimator._require(self)
             require_rows(self.network, self.graph, x)
-            self.graph.shapes(x)
         _ = self.prepared
         self._looked_at.add(x.shape[1:])
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from glr_lightning.baselines import Baseline, LeaveOneOut
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.estimators.backprop import derivatives
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
@@ -139,14 +140,14 @@ class Hybrid(Estimator):
                 for s, at in zip(signals, seen, strict=True)
             ]
 
-        names, parameters = _parameters(graph, range(_below(graph), len(graph.sites)))
+        parameters = _parameters(graph, range(_below(graph), len(graph.sites)))  # all of these may be frozen
         if loss.differentiable:
             top, cotangent = losses.mean(), None
         else:
             at = seen.pop()
             top, cotangent = at.v0, signals.pop().sum_to_size(at.v0.shape)
-        above = torch.autograd.grad(top, parameters, cotangent) if parameters else ()  # all of these may be frozen
-        total = Total(losses.detach().mean(), (self.copies + 1) * len(y), dict(zip(names, above, strict=True)))
+        above = derivatives(top, parameters, cotangent)
+        total = Total(losses.detach().mean(), (self.copies + 1) * len(y), above)
         with torch.no_grad():
             for at, signal in zip(seen, signals, strict=True):
                 total.add(graph.weight_vjp(at.site, at.x.detach(), signal))
@@ -169,8 +170,7 @@ def _names(graph: Graph, sites: range) -> list[str]:
     return [graph.parameter_name(site, name) for site in sites for name, _ in graph.layer(site).named_parameters()]
 
 
-def _parameters(graph: Graph, sites: range) -> tuple[list[str], list[nn.Parameter]]:
+def _parameters(graph: Graph, sites: range) -> dict[str, Tensor]:
     """The trainable parameters of the layers at some sites, by the network's names."""
     named = {graph.parameter_name(site, n): p for site in sites for n, p in graph.layer(site).named_parameters()}
-    trainable = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    return list(trainable), list(trainable.values())
+    return {name: parameter for name, parameter in named.items() if parameter.requires_grad}

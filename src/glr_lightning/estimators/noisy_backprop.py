@@ -14,6 +14,7 @@ from glr_lightning.estimators.passes import Part, noise_at, of_copies
 from glr_lightning.estimators.settings import check_sites, per_site
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
+from glr_lightning.propagation.function_call import FunctionCall
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import Count, ScalePerLayer
@@ -47,6 +48,12 @@ class NoisyBackprop(Estimator):
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
         """Every layer is backpropagated through, under noise."""
         return dict.fromkeys(Graph.of(network).layers, "pathwise: backpropagation through the noisy network")
+
+    def bias(self, network: nn.Module) -> str:
+        """Biased where the network cuts the path."""
+        nodes = (node.module for node in Graph.of(network).nodes)
+        cuts = [module.line for module in nodes if isinstance(module, FunctionCall) and module.name == "detach"]
+        return f"detach ({', '.join(cuts)}) hides from the derivative what the loss depends on" if cuts else ""
 
     def _require(self, bound: Bound) -> None:
         require_derivatives(bound.network, bound.loss)

@@ -90,13 +90,16 @@ class Tiered(Estimator):
         return self._ratio(max(counts)).parts(copies, chunk)
 
     def plan(self, network: nn.Module, loss: Loss) -> dict[str, str]:
-        """Local expectation for the last two layers, likelihood ratio for those below."""
+        """Local expectation for the last two layers where they are called once, likelihood ratio for the others."""
         graph = Graph.of(network)
-        words = ["likelihood ratio, from loss values"] * len(graph.layers)
-        words[-1] = f"local expectation at the logits, from loss values ({type(loss).__name__})"
-        if len(words) > 1 and _is_on_top(graph, len(words) - 2):
-            words[-2] = "local expectation, from loss values: all units at once"
-        return dict(zip(graph.layers, words, strict=True))
+        words = {True: f"local expectation at the logits, from loss values ({type(loss).__name__})"}
+        words[False] = "local expectation, from loss values: all units at once"
+        return {
+            name: words[graph.sites_of([layer])[0] == len(graph.sites) - 1]
+            if _is_on_top(graph, layer)
+            else "likelihood ratio, from loss values"
+            for layer, name in enumerate(graph.layers)
+        }
 
     def _require(self, bound: Bound) -> None:
         graph = bound.graph

@@ -89,11 +89,12 @@ class AnsweringTracer(fx.Tracer):
 
     Attributes:
         asked: whether an answer rested on the shape of the input.
+        is_answering: whether calls are made for an answer, and not recorded.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = self._answering = False
+        self.asked = self.is_answering = False
 
     def proxy(self, node: fx.Node) -> StandIn:
         """Return the stand-in for a node."""
@@ -125,11 +126,11 @@ class AnsweringTracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record the call of a module, or make it for an answer."""
-        return forward(*args, **kwargs) if self._answering else super().call_module(m, forward, args, kwargs)
+        return forward(*args, **kwargs) if self.is_answering else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Record that an attribute is read, or read it for an answer."""
-        return attr_val if self._answering else super().getattr(attr, attr_val, parameter_proxy_cache)
+        return attr_val if self.is_answering else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     @torch.no_grad()
     def _values(self, node: fx.Node) -> list[Any]:
@@ -139,7 +140,7 @@ class AnsweringTracer(fx.Tracer):
                 f"{type(self.root).__name__} asks for the shape of its input ({node.meta['line']}), and none was seen "
                 "yet; give some: estimator.check(network, loss, x)."
             )
-        self.asked = self._answering = True
+        self.asked = self.is_answering = True
         try:
             needed = {node}
             for earlier in reversed(node.graph.nodes):
@@ -149,7 +150,7 @@ class AnsweringTracer(fx.Tracer):
                 if earlier in needed and "values" not in earlier.meta:
                     earlier.meta["values"] = [self._value(earlier, number) for number in range(len(ROWS))]
         finally:
-            self._answering = False
+            self.is_answering = False
         return node.meta["values"]  # type: ignore[no-any-return]
 
     def _value(self, node: fx.Node, number: int) -> Any:

@@ -141,6 +141,8 @@ def facts_of_function(
             return ModuleFacts(elementwise=True, jumps=True, flat=True)
         if name in SHAPES:
             return ModuleFacts(affine=True, isometry=True)
+        if name == "scaled_dot_product_attention":
+            return ModuleFacts(draws=bool(options.get("dropout_p", args[4] if len(args) > 4 else 0.0)))
         if name in DRAWS and options.get("training", True):
             return ModuleFacts(draws=True)
         if name in ("truediv", "div") and isinstance(args[-1], Slot):

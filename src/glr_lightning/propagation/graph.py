@@ -21,10 +21,10 @@ from glr_lightning.propagation import narrow_linear
 from glr_lightning.propagation.asked_values import Like, seen
 from glr_lightning.propagation.function_call import SIZED, FunctionCall
 from glr_lightning.propagation.layer_vjp import has_weights, weight_vjp
-from glr_lightning.propagation.module_facts import facts_of
+from glr_lightning.propagation.module_facts import facts_of, observe_calls
 from glr_lightning.propagation.network_state import State, is_same, state_of
 from glr_lightning.propagation.requirements import require_own_output, require_own_parameters
-from glr_lightning.propagation.row_layout import Layouts, Rows, aligned
+from glr_lightning.propagation.row_layout import FIRST, Layouts, Rows, aligned
 from glr_lightning.propagation.tracing import Node, trace
 from glr_lightning.propagation.values import CleanPass, NoisyPass, NoisySite, Shapes
 
@@ -212,9 +212,14 @@ class Graph:
     def shapes(self, x: Tensor) -> Shapes:
         """The shapes of one sample's values, for inputs like x [batch, ...]; found once for each shape of x."""
         if x.shape[1:] not in self.known_shapes:
-            with torch.no_grad():  # one row alone could be squeezed away
+            devices = [x.device] if x.device.type == "cuda" else []
+            with torch.no_grad(), torch.random.fork_rng(devices):  # one row alone could be squeezed away
                 values, others = (self.clean(torch.cat([x[:1]] * rows)).values for rows in (2, 3))
             self.layouts.find(values, others)
+            rows_first = (
+                node for node in self.nodes if len(node.inputs) == 1 and self.rows_of(node.inputs[0]) == FIRST
+            )
+            observe_calls((node.module, values[node.inputs[0]]) for node in rows_first)
             samples = [
                 self.layouts.in_front(number, value).shape[1:] if isinstance(value, Tensor) else None
                 for number, value in enumerate(values)

@@ -13,6 +13,7 @@ or by deriving from `glr_lightning.activations.PiecewiseConstant`.
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -97,6 +98,20 @@ def observe(network: nn.Module, x: Tensor) -> None:
     for module in unknown:
         own = twins[module].train(module.training)
         _found.setdefault(module, {})[module.training] = (True, probe(own, seen.get(own)))
+
+
+def observe_calls(calls: Iterable[tuple[nn.Module, Any]]) -> None:
+    """Probe functions that are neither declared nor known, on what they are given; what is no tensor is passed over."""
+    for module, x in calls:
+        if (
+            isinstance(x, Tensor)
+            and x.is_floating_point()
+            and without_probe(module) is None
+            and not _is_observed(module)
+        ):
+            twin = _twin(module)
+            found = NOT_FOUND if twin is None else probe(twin, x.detach())
+            _found.setdefault(module, {})[module.training] = (True, found)
 
 
 def probed(network: nn.Module) -> dict[str, nn.Module]:

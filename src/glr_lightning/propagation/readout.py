@@ -30,8 +30,9 @@ def readout_weight(graph: Graph, like: Tensor) -> Tensor:
 
 def is_under_the_logits(graph: Graph, site: int) -> bool:
     """Whether nothing but its own activation and affine modules lies between a unit of this layer and the logits."""
-    user = graph.only_user(graph.sites[site])
-    return user is not None and user == graph.readout and facts_of(graph.nodes[user].module).elementwise
+    user, last = graph.only_user(graph.sites[site]), graph.nodes[graph.sites[-1]].module
+    elementwise = user is not None and user == graph.readout and facts_of(graph.nodes[user].module).elementwise
+    return elementwise and (isinstance(last, nn.Linear | nn.Conv2d) or facts_of(last).affine)
 
 
 def _only_moves(module: nn.Module) -> bool:

@@ -44,7 +44,6 @@ def require_rows(network: nn.Module, graph: Graph, x: Tensor) -> None:
     facts = [facts_of(module) for module in modules]
     if not any(fact.draws or fact.couples for fact in facts):  # of modules, where an estimator allows them
         with torch.autocast(x.device.type, enabled=False):  # its rounding is another for other rows
-            graph.shapes(x)  # which finds where the values have their rows
             clean = graph.clean(x)
             _require_same(network(x), clean.logits, network)
             if any(_may_move_rows(node.module) for node in graph.nodes):

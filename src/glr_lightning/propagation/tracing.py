@@ -125,8 +125,28 @@ class _Tracer(AnsweringTracer):
             )
         return node
 
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.submodule_paths is None or m in self.submodule_paths:
+            return super().call_module(m, forward, args, kwargs)
+        if self.is_answering or _is_entered(m):  # made by `forward`, as self.layers[:2] is
+            return forward(*args, **kwargs)
+        if next(m.parameters(), None) is not None:
+            raise ConfigurationError(f"forward makes a layer, {type(m).__name__} ({_line()}); make it in __init__.")
+        return self.create_proxy("call_function", _Made(m), args, kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not _is_entered(m)
+
+
+class _Made:
+    """A module that a network makes in its forward pass, as a function."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.__name__ = type(module).__name__
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.module(*args, **options)
 
 
 def _is_entered(module: nn.Module) -> bool:
@@ -222,6 +242,8 @@ def _call(network: nn.Module, node: fx.Node, number: dict[fx.Node, int], made: d
         function = _OUT_OF_PLACE.get(node.target, node.target)
         name = function.__name__
     facts = facts_of_function(name, function, args, options, len(inputs))
+    if isinstance(node.target, _Made):
+        function, facts = node.target.module, without_probe(node.target.module)
     return Node(name, FunctionCall(name, function, args, options, facts, line), places, line)
 
 
