@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from glr_lightning.errors import CheckpointError
-from glr_lightning.evaluation.row import FIELDS, Row, read_rows, write_rows
+from glr_lightning.evaluation.row import ADDED, FIELDS, Row, read_rows, write_rows
 from tests.checks.harness_cases import CLEAN, evaluate, images, linear, white_box
 
 
@@ -40,7 +40,7 @@ class TestTable:
         write_rows(tmp_path / "new.csv", rows)
         assert read_rows(tmp_path / "new.csv") == rows
         with old.open(newline="") as before, (tmp_path / "new.csv").open(newline="") as after:
-            written = [{k: v for k, v in row.items() if k != "searches"} for row in csv.DictReader(after)]
+            written = [{k: v for k, v in row.items() if k not in ADDED} for row in csv.DictReader(after)]
             assert written == list(csv.DictReader(before))
 
     def test_what_an_attack_of_version_0_4_followed_is_known_by_its_name(self, rows: list[Row], tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ class TestTable:
             (lambda text: text.replace(",60,", ",sixty,", 1), "line 2: n cannot be 'sixty'"),
             (lambda text: re.sub(r"(,60,\d+,)[0-9.]+", r"\1nan", text, count=1), "line 2: accuracy cannot be 'nan'"),
             (lambda text: re.sub(r"(,60,\d+,)[0-9.]+", r"\1-inf", text, count=1), "line 2: accuracy cannot be '-inf'"),
-            (lambda text: text.splitlines()[0] + "\na,b,c\n", "37 cells expected, got 3"),
+            (lambda text: text.splitlines()[0] + "\na,b,c\n", "38 cells expected, got 3"),
             (lambda text: text[: text.rindex('"')], "cannot be read"),
         ],
     )

@@ -73,6 +73,8 @@ class Row:
     """The maximum over images of the L-infinity norm."""
     target_reached: float | None = None
     """The share of images that are predicted as their target, None for an untargeted attack."""
+    proved: int | None = None
+    """The number of images that are proved to stay right within the budget; None where no proof was sought."""
     abstained: float | None = None
     """The share of images for which a certificate was refused, None for other kinds."""
     queries: float | None = None
@@ -99,7 +101,8 @@ class Row:
 
 FIELDS = tuple(field.name for field in fields(Row))
 """The header of the table."""
-FIELDS_0_4 = tuple(name for name in FIELDS if name != "searches")
+ADDED = ("searches", "proved")
+"""Columns that tables of version 0.4 have not."""
 
 DISTANCES = ("mean_l2", "max_l2", "mean_linf", "max_linf")
 """What is not finite where an image left the finite numbers."""
@@ -132,7 +135,7 @@ def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
 def read_rows(path: str | Path) -> list[Row]:
     """Read the rows that `write_rows` wrote, with their types.
 
-    A table of version 0.4 has no column `searches`; it follows from the others.
+    A table of version 0.4 has no column `searches`, which follows from the others, and none that are `ADDED`.
 
     Raises:
         CheckpointError: the file is missing or malformed.
@@ -141,7 +144,7 @@ def read_rows(path: str | Path) -> list[Row]:
         with Path(path).open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            if tuple(header) not in (FIELDS, FIELDS_0_4):
+            if tuple(header) != tuple(name for name in FIELDS if name in header or name not in ADDED):
                 raise CheckpointError(
                     f"{path} is no table of results of this version: its header is {','.join(header)}, not "
                     f"{','.join(FIELDS)}. {AGAIN}"
@@ -155,12 +158,17 @@ def _optional_float(text: str) -> float | None:
     return float(text) if text else None
 
 
+def _optional_int(text: str) -> int | None:
+    return int(text) if text else None
+
+
 PARSERS: Mapping[Any, Callable[[str], Any]] = {
     str: str,
     int: int,
     float: float,
     bool: {"True": True, "False": False}.__getitem__,
     float | None: _optional_float,
+    int | None: _optional_int,
 }
 """How the text of a cell becomes the value of a field, by the field's type."""
 

@@ -158,6 +158,7 @@ def measure(attempt: Attempt, inputs: Inputs, batch: Batch, perturbed: Perturbed
         inside=inside,
         budget=budget,
         zero_gradient=query.count.zero_gradient,
+        proved=query.count.proved,
         queries=query.count.queries,
         reached=None if target is None else prediction == target,
     )

@@ -26,6 +26,7 @@ class Measured:
         l2, linf: norms of x' - x.
         finite, inside, budget: bool, whether x' has finite numbers only, lies in [0, 1], and within epsilon.
         zero_gradient: float, 1 where the first gradient was exactly zero, NaN where none was asked for.
+        proved: float, 1 where it is proved that nothing within the budget fools, 0 where not, NaN without proofs.
         queries: int64, forward passes that the attack made.
         reached: bool, whether the prediction is the target; None without targets.
     """
@@ -38,6 +39,7 @@ class Measured:
     inside: Tensor
     budget: Tensor
     zero_gradient: Tensor
+    proved: Tensor
     queries: Tensor
     reached: Tensor | None
 
@@ -104,6 +106,7 @@ def summarise(
         "transfer attack from a surrogate: no white-box claim" if is_transfer else "",
         _averaged(attempt, shared),
         masked,
+        _bounds(measured),
         _broken_rules(measured),
         attempt.remark,
     )
@@ -124,6 +127,7 @@ def summarise(
         max_l2=float(l2.max()),
         mean_linf=float(linf.mean()),
         max_linf=float(linf.max()),
+        proved=None if measured.proved.isnan().all() else int(measured.proved.sum()),
         target_reached=None if measured.reached is None else float(measured.reached.double().mean()),
         queries=own_queries if threat.kind == "attack" else None,
         seconds=seconds,
@@ -156,6 +160,17 @@ def _masked(source: str, share: float) -> str:
     if math.isnan(share) and source != "none":
         return f"the attack declares the {source} gradient but asked for no input gradient"
     return ""
+
+
+def _bounds(measured: Measured) -> str:
+    """Say between which bounds the accuracy lies under the strongest attack there can be; "" without proofs."""
+    if measured.proved.isnan().all():
+        return ""
+    proved, right, n = int(measured.proved.sum()), int(measured.correct.sum()), len(measured.correct)
+    return (
+        f"exact: {proved} images proved, {n - right} wrong or broken, {right - proved} undecided; "
+        f"the accuracy under any attack lies between {100 * proved / n:.2f} and {100 * right / n:.2f} %"
+    )
 
 
 def _broken_rules(measured: Measured) -> str:

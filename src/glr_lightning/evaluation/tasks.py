@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
@@ -50,6 +50,11 @@ class AttemptTask(Task):
 
     attempt: Attempt
     surrogates: Surrogates
+
+    def __post_init__(self) -> None:
+        most = self.attempt.threat.images_at_once
+        if most is not None and most < self.inputs.batch_size:
+            object.__setattr__(self, "inputs", replace(self.inputs, batch_size=most))
 
     @property
     def words(self) -> str:

@@ -26,7 +26,8 @@ WORST_CASE = "worst_case"
 SIGNIFICANT = 3.0  # standard errors; a false alarm in 700 comparisons
 SHOWN_UP = "a black-box attack"  # how the notes about it begin
 UNCHECKED = "no black-box attack"
-COMPARISONS = (SHOWN_UP, UNCHECKED)
+SOLVED = "the exact attack"
+COMPARISONS = (SHOWN_UP, UNCHECKED, SOLVED)
 
 Hits = Mapping[str, NDArray[Any]]
 
@@ -53,7 +54,10 @@ def cross_check(rows: Sequence[Row], correct: Hits) -> list[Row]:
         for level in sorted({_level(row) for row in group}):
             members = [row for row in group if _level(row) <= level]
             if len(members) > 1:
-                worst.append(_worst_case(level, members, clean, correct))
+                exact = [row for row in group if row.proved is not None and _level(row) >= level]
+                worst.append(
+                    _worst_case(level, members, clean, correct, max((r.proved or 0 for r in exact), default=None))
+                )
     return compared + worst
 
 
@@ -100,15 +104,19 @@ def _compared(row: Row, rows: Sequence[Row], correct: Hits) -> Row:
     notes = [] if black_boxes else [f"{UNCHECKED} at this budget checks its gradients"]
     if found:
         most, strongest = max(found, key=lambda pair: pair[0])
+        which = SHOWN_UP if strongest.proved is None else SOLVED
         notes.append(
-            f"{SHOWN_UP}, {_name(strongest)}, succeeds on {most} images where {row.gradient_source} gradients fail"
+            f"{which}, {_name(strongest)}, succeeds on {most} images where {row.gradient_source} gradients fail"
         )
     note = "; ".join(filter(None, [row.note, *notes]))
     return replace(row, note=note, black_box_stronger=bool(found), unreliable=row.unreliable or bool(found))
 
 
-def _worst_case(level: float, members: Sequence[Row], clean: Iterable[Row], correct: Hits) -> Row:
-    """The row of the images that survive all members, and are classified correctly without an attack too."""
+def _worst_case(level: float, members: Sequence[Row], clean: Iterable[Row], correct: Hits, proved: int | None) -> Row:
+    """The row of the images that survive all members, and are classified correctly without an attack too.
+
+    proved: of these the number that nothing within this level, or a larger one, breaks; None where no proof was sought.
+    """
     found = [correct[row.fingerprint] for row in (*members, *clean) if row.fingerprint in correct]
     survives = np.logical_and.reduce(found)
     hits, n = int(survives.sum()), len(survives)
@@ -118,6 +126,8 @@ def _worst_case(level: float, members: Sequence[Row], clean: Iterable[Row], corr
     note = f"right under each of {len(names)} attacks: {', '.join(names)}"
     if not believable:
         note += "; none of them followed the network's own gradients or scores: this row says nothing about robustness"
+    if proved is not None:
+        note += f"; {proved} images are proved: the accuracy under any attack is at least {100 * proved / n:.2f} %"
     first = members[0]
     return Row(
         run=first.run,
@@ -135,6 +145,7 @@ def _worst_case(level: float, members: Sequence[Row], clean: Iterable[Row], corr
         n=n,
         correct=hits,
         accuracy=hits / n,
+        proved=proved,
         wilson_low=low,
         wilson_high=high,
         seconds=sum(row.seconds for row in members),

@@ -48,6 +48,7 @@ class Threat(ABC):
         targeted: whether the function is given a wrong class of each image as `target`, int64 [B].
         recorded: whether the function looks up images that were made before, and needs no surrogate any more.
         searches: see `AttackFacts`.
+        images_at_once: see `AttackFacts`.
         options: how gradients are computed.
 
     Raises:
@@ -64,6 +65,7 @@ class Threat(ABC):
     targeted: bool = field(default=False, init=False)
     recorded: bool = field(default=False, init=False)
     searches: bool = field(default=False, init=False)
+    images_at_once: int | None = field(default=None, init=False)
     options: GradientOptions = field(default_factory=GradientOptions, init=False)
 
     @property
@@ -121,6 +123,7 @@ class Attack(Threat):
     targeted: bool = False
     recorded: bool = False
     searches: bool = True
+    images_at_once: int | None = None
     options: GradientOptions = field(default_factory=GradientOptions)
 
     @property
@@ -220,6 +223,7 @@ def attack(
         "surrogates": (surrogates,) if isinstance(surrogates, str) else tuple(surrogates),
         "targeted": targeted,
         "searches": facts.searches,
+        "images_at_once": facts.images_at_once,
         "options": GradientOptions(**checked_arguments(GradientOptions, gradient or {}, "gradient")),
     }
     checked_arguments(found, parameters)

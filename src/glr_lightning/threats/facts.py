@@ -65,6 +65,7 @@ class AttackFacts:
         searches: whether it follows the gradients or scores of the network it is given. Random points do not, and
             say nothing about robustness.
         requires: a package that has to be installed for it and is an extra of this one.
+        images_at_once: the most images of a batch, for one that takes long over each; None for any number.
 
     Raises:
         ConfigurationError: an unknown norm or gradient source.
@@ -74,6 +75,7 @@ class AttackFacts:
     gradient_sources: tuple[str, ...] = ("none",)
     searches: bool = True
     requires: str = ""
+    images_at_once: int | None = None
 
     def __post_init__(self) -> None:
         for norm in self.norms:

@@ -30,10 +30,13 @@ class QueryCount:
 
     queries: int64 [B], forward passes of each image.
     zero_gradient: float [B], 1 where the image's first gradient was exactly zero, or NaN, 0 where not, NaN before it.
+    proved: float [B], 1 where the attack has proved that there is no adversarial image, 0 where not, NaN for an attack
+        that proves nothing.
     """
 
     queries: Tensor
     zero_gradient: Tensor
+    proved: Tensor
 
 
 @final
@@ -68,9 +71,8 @@ class Query:
         batch, device = len(images), images.device
         self.options = GradientOptions() if options is None else options
         self.source = source
-        self.count = QueryCount(
-            torch.zeros(batch, dtype=torch.int64, device=device), torch.full((batch,), torch.nan, device=device)
-        )
+        unknown = torch.full((batch,), torch.nan, device=device)
+        self.count = QueryCount(torch.zeros(batch, dtype=torch.int64, device=device), unknown, unknown.clone())
         self._network = network
         self._random = ImageRandom(0, torch.arange(batch, device=device)) if random is None else random
         self._rows = torch.arange(batch, device=device)
@@ -83,6 +85,11 @@ class Query:
     def of(model: "Scores | Query", images: Tensor) -> "Query":
         """An attack's first line: a `Query` as it is, and a bare network with the gradient of autograd."""
         return model if isinstance(model, Query) else Query(model, images)
+
+    @property
+    def network(self) -> Scores:
+        """The network itself, for attacks that read its weights."""
+        return self._network
 
     def take(self, rows: Tensor) -> "Query":
         """The same network for some of its images. rows: int64 or bool, over the images of this one."""
@@ -123,6 +130,10 @@ class Query:
         """Write into the count, where nothing is written yet, whose gradient was exactly zero; bool or float [B]."""
         known = self.count.zero_gradient[self._rows]
         self.count.zero_gradient[self._rows] = torch.where(known.isnan(), zero.to(known.dtype), known)
+
+    def note_proved(self, proved: Tensor) -> None:
+        """Write into the count for which images it is proved that nothing within the budget fools; bool [B]."""
+        self.count.proved[self._rows] = proved.to(self.count.proved.dtype)
 
     def _one_gradient(self, x: Tensor, y: Tensor, loss: AttackLoss) -> Tensor:
         if self.source != "likelihood_ratio":
