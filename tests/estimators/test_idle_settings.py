@@ -34,6 +34,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "reach": (True, False),
     "units": (32, None, 3, 40, 50),
     "choice": ("uniform", "weighted"),
+    "windows": (None, 2, 3),
     "chunk": (None, 3, 4, 5, 6, 7, 8, 100),
 }
 
