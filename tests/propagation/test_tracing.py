@@ -106,9 +106,13 @@ def by_type(n: Any, x: Tensor) -> Tensor:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "control_flow": (branching, r"test_tracing\.py:\d+ \(return residual\(n, h if h\.sum\(\) > 0 .*do not depend on"),
-    "own_parameter": (
-        lambda n, x: residual(n, functional.linear(x, n.a.weight) + n.a(x)),
-        r"reads its parameter 'a\.weight' by itself \(test_tracing\.py:\d+\).*freeze it",
+    "step_at_a_parameter": (
+        lambda n, x: residual(n, n.a(x) * (n.a(x) > n.b.bias)),
+        r"reads its parameter 'b\.bias' by itself \(test_tracing\.py:\d+\), and 'gt' is no function.*freeze it",
+    ),
+    "rows_of_a_parameter": (
+        lambda n, x: residual(n, n.a(x) + n.b.bias.expand(x.shape[0], -1)),
+        r"reads its parameter 'b\.bias' by itself .*'expand' .* takes other than one tensor beside it",
     ),
     "relu_": (in_place, r"'relu_' \(test_tracing\.py:\d+\) writes into its input.*returns a new tensor"),
     "inplace": (

@@ -20,7 +20,7 @@ from glr_lightning.propagation.function_call import FunctionCall
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of, named
 from glr_lightning.propagation.probing import ModuleFacts
-from glr_lightning.propagation.tracing import Node
+from glr_lightning.propagation.traced_nodes import Node
 from glr_lightning.validation import ScalePerLayer
 
 

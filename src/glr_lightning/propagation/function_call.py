@@ -30,8 +30,8 @@ CURVES, STEPS, SHAPES, OTHERS, DRAWS = (
 every number of a sample; other continuous ones; random ones. What is in none of them is probed, or not known."""
 SIZED = SHAPES | {"expand", "repeat", "zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_full"}
 """Those that take the sizes of what they return."""
-_ARITHMETIC = ("add", "sub", "mul", "truediv", "div")
-_BY_NUMBER = (*_ARITHMETIC, *STEPS, "where", "masked_fill", "maximum", "minimum", "add_branches")
+ARITHMETIC = ("add", "sub", "mul", "truediv", "div")
+_BY_NUMBER = (*ARITHMETIC, *STEPS, "where", "masked_fill", "maximum", "minimum", "add_branches")
 _CATS = ("cat", "concat", "concatenate")
 
 
@@ -80,8 +80,8 @@ class FunctionCall(nn.Module):
         """Call the function with these values in the slots."""
         args = list(self.args)
         for place, part in self._open_args:
-            args[place] = _filled(part, values)
-        return self.function(*args, **(self.options | _filled(self._open_options, values)))
+            args[place] = filled(part, values)
+        return self.function(*args, **(self.options | filled(self._open_options, values)))
 
     def extra_repr(self) -> str:
         """Return the function's name."""
@@ -107,16 +107,16 @@ def _is_open(template: Any) -> bool:
     return isinstance(template, list | tuple | dict) and any(map(_is_open, parts))
 
 
-def _filled(template: Any, values: Sequence[Any]) -> Any:
-    """The template with each `Slot` replaced by its value."""
+def filled(template: Any, values: Sequence[Any]) -> Any:
+    """Return the template with each `Slot` replaced by its value."""
     if isinstance(template, Slot):
         return values[template.number]
     if isinstance(template, list | tuple):
-        return type(template)([_filled(part, values) for part in template])
+        return type(template)([filled(part, values) for part in template])
     if isinstance(template, dict):
-        return {key: _filled(part, values) for key, part in template.items()}
+        return {key: filled(part, values) for key, part in template.items()}
     if isinstance(template, slice):
-        return slice(*(_filled(part, values) for part in (template.start, template.stop, template.step)))
+        return slice(*(filled(part, values) for part in (template.start, template.stop, template.step)))
     return template
 
 
@@ -147,7 +147,7 @@ def facts_of_function(
             return ModuleFacts(draws=True)
         if name in ("truediv", "div") and isinstance(args[-1], Slot):
             return ModuleFacts(elementwise=once, jumps=True)  # a / x, at 0
-        if name in _ARITHMETIC and all(isinstance(part, Slot | int | float) for part in given):
+        if name in ARITHMETIC and all(isinstance(part, Slot | int | float) for part in given):
             return ModuleFacts(elementwise=values == 1, affine=once)
         if name in OTHERS and "rounding_mode" not in options:
             return ModuleFacts()

@@ -23,9 +23,10 @@ from glr_lightning.propagation.function_call import SIZED, FunctionCall
 from glr_lightning.propagation.layer_vjp import has_weights, weight_vjp
 from glr_lightning.propagation.module_facts import facts_of, observe_calls
 from glr_lightning.propagation.network_state import State, is_same, state_of
-from glr_lightning.propagation.requirements import require_own_output, require_own_parameters
+from glr_lightning.propagation.requirements import require_own_output, require_own_parameters, require_rows_first
 from glr_lightning.propagation.row_layout import FIRST, Layouts, Rows, aligned
-from glr_lightning.propagation.tracing import Node, trace
+from glr_lightning.propagation.traced_nodes import Node
+from glr_lightning.propagation.tracing import trace
 from glr_lightning.propagation.values import CleanPass, NoisyPass, NoisySite, Shapes
 
 
@@ -216,6 +217,7 @@ class Graph:
             with torch.no_grad(), torch.random.fork_rng(devices):  # one row alone could be squeezed away
                 values, others = (self.clean(torch.cat([x[:1]] * rows)).values for rows in (2, 3))
             self.layouts.find(values, others)
+            require_rows_first((self.nodes[number], self.layouts.of(number)) for number in self.sites)
             rows_first = (
                 node for node in self.nodes if len(node.inputs) == 1 and self.rows_of(node.inputs[0]) == FIRST
             )
@@ -309,8 +311,8 @@ def _graph(network: nn.Module) -> Graph:
     by_parameter = {parameter: name for name, parameter in network.named_parameters()}
     parameters = {
         f"{layer}.{name}": by_parameter[parameter]
-        for layer in layers
-        for name, parameter in network.get_submodule(layer).named_parameters(recurse=False)
+        for layer, number in zip(names, sites, strict=True)
+        for name, parameter in nodes[number].module.named_parameters(recurse=False)
     }
     made_for = seen(network) if asked else None
     return Graph(nodes, output, sites, layers, tuple(map(layers.index, names)), parameters, made_for=made_for)

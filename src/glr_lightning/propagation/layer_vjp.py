@@ -134,6 +134,8 @@ def unit_norms(layer: nn.Module) -> Tensor:
     The units of a convolution, or of a group normalisation of images, are its channels.
     """
     weight = weight_of(layer).detach()
+    if not isinstance(layer, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm):
+        return weight.square().sum().sqrt()  # which of its numbers belong to a unit is not known
     norms = weight.flatten(1).norm(dim=1) if isinstance(layer, nn.Linear | nn.Conv2d) else weight.abs()
     places = 2 if isinstance(layer, nn.Conv2d | nn.GroupNorm) else 0
     return norms[(...,) + (None,) * places]

@@ -12,10 +12,9 @@ from glr_lightning.propagation.module_facts import facts_of
 def readout_weight(graph: Graph, like: Tensor) -> Tensor:
     """The matrix by which the last layer reads the readout, [classes, ...]; like: the readout, [rows, ...]."""
     *before, last = (graph.nodes[number] for number in graph.end)
-    weight = weight_of(last.module).detach()
     if isinstance(last.module, nn.Linear) and all(_only_moves(node.module) for node in before):
+        weight = weight_of(last.module).detach()
         return weight.view(len(weight), *like.shape[1:])
-    at = like.detach().new_zeros(len(weight), *like.shape[1:])
 
     def end(h: Tensor) -> Tensor:
         for node in (*before, last):
@@ -23,8 +22,10 @@ def readout_weight(graph: Graph, like: Tensor) -> Tensor:
         return h
 
     # one layer deep, and affine: row c of the pull-back of the identity is the gradient of logit c
+    classes = end(like.detach()[:1]).shape[1]
+    at = like.detach().new_zeros(classes, *like.shape[1:])
     pull = torch.func.vjp(end, at)[1]
-    matrix: Tensor = pull(torch.eye(len(weight), dtype=at.dtype, device=at.device))[0]
+    matrix: Tensor = pull(torch.eye(classes, dtype=at.dtype, device=at.device))[0]
     return matrix
 
 

@@ -9,6 +9,9 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.propagation.function_call import FunctionCall
 from glr_lightning.propagation.layer_vjp import has_weight_vjp
 from glr_lightning.propagation.module_facts import facts_of, named
+from glr_lightning.propagation.parameter_call import ParameterCall
+from glr_lightning.propagation.row_layout import FIRST, Rows
+from glr_lightning.propagation.traced_nodes import Node
 
 Modules = Iterable[tuple[str, nn.Module]]
 """Modules with their names in the network."""
@@ -52,6 +55,16 @@ def require_own_output(modules: Modules) -> None:
             )
 
 
+def require_rows_first(sites: Iterable[tuple[Node, Rows | None]]) -> None:
+    """Refuse calls that read a parameter by themselves, of which the rows are not in front."""
+    for node, rows in sites:
+        if isinstance(node.module, ParameterCall) and rows != FIRST:
+            raise ConfigurationError(
+                f"the network reads its parameter '{node.name}' by itself ({node.line}) in a tensor whose first axis "
+                "is not its rows; move them there, or put the parameter into a layer."
+            )
+
+
 def require_own_parameters(network: nn.Module, calls: Iterable[tuple[str, nn.Module]]) -> None:
     """Refuse parameters whose gradient would be missing or incomplete.
 
@@ -67,7 +80,8 @@ def require_own_parameters(network: nn.Module, calls: Iterable[tuple[str, nn.Mod
     for name, module in calls:
         kind = f"module '{name}' ({module.kind if isinstance(module, FunctionCall) else type(module).__name__})"
         own = {parameter_name for parameter_name, _ in module.named_parameters(recurse=False)}
-        if is_parametrized(module) or (has_weight_vjp(module) and not own <= {"weight", "bias"}):
+        usual = isinstance(module, ParameterCall) or own <= {"weight", "bias"}
+        if is_parametrized(module) or (has_weight_vjp(module) and not usual):
             raise ConfigurationError(
                 f"{kind} computes its weight from other parameters, whose gradient is not estimated; remove that "
                 "(torch.nn.utils.parametrize.remove_parametrizations)."

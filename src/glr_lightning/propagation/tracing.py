@@ -1,12 +1,8 @@
 """Trace a network by torch.fx into the calls that it makes, in order."""
 
-import functools
 import inspect
-import operator
 import traceback
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,41 +14,10 @@ from glr_lightning.errors import ConfigurationError, words_of
 from glr_lightning.networks.modules import Recurrence, Residual
 from glr_lightning.propagation import asked_values
 from glr_lightning.propagation.asked_values import AnsweringTracer, recorded
-from glr_lightning.propagation.function_call import FunctionCall, Slot, facts_of_function
 from glr_lightning.propagation.layer_vjp import has_weights
 from glr_lightning.propagation.module_facts import without_probe
 from glr_lightning.propagation.network_state import unchanged
-from glr_lightning.propagation.probing import ModuleFacts
-
-_OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
-    getattr(operator, f"i{name}"): getattr(operator, name)
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
-}
-"""`h += g` of a traced network, as h = h + g: the value that was there may be a pre-activation that a pass keeps."""
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """A call that a network makes.
-
-    Attributes:
-        name: of the module in the network, or of the function.
-        module: what is called; a function is a `FunctionCall`.
-        inputs: the numbers of the nodes whose values it takes.
-        line: where the network calls it, "file:line", for errors.
-    """
-
-    name: str
-    module: nn.Module
-    inputs: tuple[int, ...]
-    line: str
-
-    @property
-    def what(self) -> str:
-        """The call in an error."""
-        if isinstance(self.module, FunctionCall):
-            return f"'{self.module.name}' ({self.line})"
-        return f"'{self.name}' ({type(self.module).__name__})"
+from glr_lightning.propagation.traced_nodes import OUT_OF_PLACE, Made, Node, nodes_of
 
 
 class Trace(NamedTuple):
@@ -101,7 +66,7 @@ def trace(network: nn.Module) -> Trace:
     for node in graph.nodes:
         _require_own_output(node)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    return Trace(*_nodes(network, graph, made), tracer.asked)
+    return Trace(*nodes_of(network, graph, made), tracer.asked)
 
 
 class _Tracer(AnsweringTracer):
@@ -132,21 +97,10 @@ class _Tracer(AnsweringTracer):
             return forward(*args, **kwargs)
         if next(m.parameters(), None) is not None:
             raise ConfigurationError(f"forward makes a layer, {type(m).__name__} ({_line()}); make it in __init__.")
-        return self.create_proxy("call_function", _Made(m), args, kwargs)
+        return self.create_proxy("call_function", Made(m), args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not _is_entered(m)
-
-
-class _Made:
-    """A module that a network makes in its forward pass, as a function."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.__name__ = type(module).__name__
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return self.module(*args, **options)
 
 
 def _is_entered(module: nn.Module) -> bool:
@@ -172,7 +126,7 @@ def _require_one_input(network: nn.Module) -> None:
 
 def _require_own_output(node: fx.Node) -> None:
     """Refuse a call that writes into its input. Raises ConfigurationError."""
-    if node.op not in ("call_function", "call_method") or node.target in _OUT_OF_PLACE:
+    if node.op not in ("call_function", "call_method") or node.target in OUT_OF_PLACE:
         return
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     writes = node.kwargs.get("inplace") or node.kwargs.get("out") is not None or name == "setitem"
@@ -181,95 +135,6 @@ def _require_own_output(node: fx.Node) -> None:
             f"'{name}' ({node.meta['line']}) writes into its input, which may be the pre-activation that noise is "
             "added to; use its form that returns a new tensor."
         )
-
-
-def _nodes(network: nn.Module, graph: fx.Graph, made: dict[str, Any]) -> tuple[tuple[Node, ...], int]:
-    number: dict[fx.Node, int] = {}
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        if node.op == "output":
-            (value,) = node.args
-            if not isinstance(value, fx.Node):
-                raise ConfigurationError(
-                    f"the network must return logits [batch, classes], got {type(value).__name__} of values; return "
-                    "the logits alone.",
-                    option="network",
-                )
-            return tuple(nodes), number[value]
-        if node.op == "placeholder":
-            nodes.append(Node("x", nn.Identity(), (), node.meta["line"]))
-        else:
-            nodes.append(_call(network, node, number, made))
-        number[node] = len(nodes) - 1
-    raise AssertionError("a graph ends with its output")
-
-
-def _constant(value: Any) -> Any:
-    return value
-
-
-def _call(network: nn.Module, node: fx.Node, number: dict[fx.Node, int], made: dict[str, Any]) -> Node:
-    """The node of a module, function, method or attribute."""
-    line: str = node.meta["line"]
-    if node.op == "get_attr" and node.target in made:
-        constant = FunctionCall(str(node.target), _constant, (made[str(node.target)],), {}, ModuleFacts(), line)
-        return Node(str(node.target), constant, (), line)
-    if node.op == "get_attr":
-        return _attribute(network, node, line)
-    inputs: list[fx.Node] = []
-
-    def slot(value: fx.Node) -> Slot:
-        if value not in inputs:
-            inputs.append(value)
-        return Slot(inputs.index(value))
-
-    args: Any = fx.node.map_arg(node.args, slot)
-    options: Any = fx.node.map_arg(node.kwargs, slot)
-    places = tuple(number[value] for value in inputs)
-    if node.op == "call_module":
-        module = network.get_submodule(str(node.target))
-        if [*args, *options.values()] == [Slot(0)]:
-            return Node(str(node.target), module, places, line)
-        own = without_probe(module) or ModuleFacts(jumps=True, found="not known here")
-        return Node(str(node.target), FunctionCall(str(node.target), module, args, options, own, line), places, line)
-    if node.op == "call_method":
-        name = str(node.target)
-        function = getattr(torch.Tensor, name, None)
-        if not callable(function):  # of a tuple, say; an unbound method of whatever the value is
-            function = functools.partial(_method, name)
-    else:
-        assert callable(node.target)
-        function = _OUT_OF_PLACE.get(node.target, node.target)
-        name = function.__name__
-    facts = facts_of_function(name, function, args, options, len(inputs))
-    if isinstance(node.target, _Made):
-        function, facts = node.target.module, without_probe(node.target.module)
-    return Node(name, FunctionCall(name, function, args, options, facts, line), places, line)
-
-
-def _method(name: str, value: Any, *args: Any, **options: Any) -> Any:
-    return getattr(value, name)(*args, **options)
-
-
-def _attribute(network: nn.Module, node: fx.Node, line: str) -> Node:
-    """A tensor of a module that the network reads itself."""
-    owner, _, name = str(node.target).rpartition(".")
-    module = network.get_submodule(owner)
-    value = getattr(module, name)
-    facts = ("dtype", "device", "shape", "ndim")
-    asked = all(user.target is getattr and user.args[1] in facts for user in node.users)
-    if isinstance(value, nn.Parameter) and value.requires_grad and not asked:
-        raise ConfigurationError(
-            f"the network reads its parameter '{node.target}' by itself ({line}), and a gradient is estimated for the "
-            "parameters of layers alone; put it into a layer, or freeze it (requires_grad=False)."
-        )
-    # a reference to the owner would keep a network alive that knows its graph
-    read = functools.partial(_read, weakref.ref(module), name)
-    return Node(str(node.target), FunctionCall(str(node.target), read, (), {}, ModuleFacts(), line), (), line)
-
-
-def _read(owner: "weakref.ref[nn.Module]", name: str) -> Any:
-    return getattr(owner(), name)
 
 
 _OWN = (__file__, asked_values.__file__)
