@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.activations import PiecewiseConstant
+from glr_lightning.activations import PiecewiseConstant, is_above
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
@@ -218,7 +218,10 @@ class LocalExpectation(Estimator):
 
         Each broadcasts to [copies, batch, *site].
         """
-        if isinstance(activation, PiecewiseConstant):
+        if isinstance(activation, PiecewiseConstant) and len(activation.levels) == 2:
+            side = 1 - 2 * is_above(at.v, activation.cuts[0])  # of the other cell
+            yield self._edge(activation.cuts[0], at, sigma) * side, side + activation.cuts[0]
+        elif isinstance(activation, PiecewiseConstant):
             edges = [self._edge(cut, at, sigma) for cut in activation.cuts]
             zero = torch.zeros_like(edges[0])
             slopes = [low - high for low, high in zip([zero, *edges], [*edges, zero], strict=True)]
