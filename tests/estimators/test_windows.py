@@ -181,6 +181,34 @@ def test_what_is_no_reader_keeps_the_likelihood_ratio() -> None:
     assert reader(above=nn.Sequential(HardThreshold(), nn.Conv2d(4, 4, 1), HardThreshold())) is None
 
 
+class Written(nn.Module):
+    """Shifts and other shapes in plain torch."""
+
+    def __init__(self, time_first: bool = False) -> None:
+        super().__init__()
+        self.layer, self.reader, self.logits = nn.Linear(8, 5), nn.Linear(45, 6), nn.Linear(6, 2)
+        self.threshold, self.time_first = HardThreshold(), time_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.threshold(self.layer(x.transpose(0, 1) if self.time_first else x)) - 0.5
+        h = h.transpose(0, 1) if self.time_first else h
+        return self.logits(self.threshold(self.reader(h.flatten(1))))
+
+
+def test_networks_may_be_written_in_plain_torch() -> None:
+    torch.manual_seed(5)
+    written, x = Written().double(), PIXELS[:, 0]
+    parts = [written.layer, HardThreshold(), Shift(-0.5), nn.Flatten(), written.reader, HardThreshold(), written.logits]
+    estimator = Tiered(copies=4, windows=9)
+    got, expected = (
+        estimate(estimator, network, CrossEntropy(), x, CLASS) for network in (written, nn.Sequential(*parts))
+    )
+    assert got.gradients["layer.weight"].norm() > 0
+    torch.testing.assert_close(got.gradients["layer.weight"], expected.gradients["0.weight"], rtol=1e-12, atol=0)
+    with refused("estimator.windows", "no convolution or linear layer", error=IdleSettingError):
+        estimator.check(Written(time_first=True).double(), CrossEntropy(), x)
+
+
 def test_the_plan_names_the_layer() -> None:
     plan = Tiered(windows=9).plan(strided(HardThreshold(), channels=[4, 4, 4]), CrossEntropy())
     assert [source.split(",")[0] for source in plan.values()] == [

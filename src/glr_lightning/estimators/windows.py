@@ -27,7 +27,7 @@ from glr_lightning.estimators.settings import even_parts
 from glr_lightning.estimators.unit_choice import by_weight
 from glr_lightning.networks.modules import Shift
 from glr_lightning.noise import Noise
-from glr_lightning.propagation.function_call import keeps_order
+from glr_lightning.propagation.function_call import FunctionCall, adds, keeps_order
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.layer_vjp import weight_of
 from glr_lightning.propagation.readout import is_under_the_logits, readout_weight
@@ -86,7 +86,8 @@ def _next_layer(graph: Graph, site: int) -> int | None:
             return None
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1 and is_map):
             return graph.sites.index(user) if user in graph.sites else None
-        if type(module) not in (Shift, nn.Identity):
+        shifts = isinstance(module, FunctionCall) and adds(module) and len(graph.nodes[user].inputs) == 1
+        if type(module) not in (Shift, nn.Identity) and not shifts:
             if not keeps_order(module):
                 return None
             is_map = False
