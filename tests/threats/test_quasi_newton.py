@@ -1,8 +1,11 @@
 """The inverse Hessian of many problems at once, against the recursion for one, written out."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glr_lightning.threats.attacks.quasi_newton import InverseHessian
 
@@ -56,6 +59,32 @@ def test_pairs_are_not_copied_while_most_rows_stay() -> None:
     assert hessian._pairs[0] is before
     hessian.take(torch.arange(9) < 5)
     assert len(hessian._pairs[0][0]) == 5
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the tensors [rows, N] that operations make anew."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        known = {id(each) for each in (*args, *(kwargs or {}).values())}
+        self.count += isinstance(result, Tensor) and result.shape[-1] == N and id(result) not in known
+        return result
+
+
+def test_a_product_makes_no_more_tensors_for_more_pairs_and_leaves_its_argument() -> None:
+    counts, gradient = [], torch.randn(5, N)
+    for pairs in (1, 4):
+        hessian = InverseHessian(history=4)
+        for _ in range(pairs):
+            hessian.update(torch.rand(5, N), torch.rand(5, N))
+        before = gradient.clone()
+        with Allocations() as allocations:
+            assert not torch.equal(hessian @ gradient, before)
+        assert torch.equal(gradient, before)
+        counts.append(allocations.count)
+    assert counts == [2, 2]
 
 
 def test_without_pairs_it_is_the_identity() -> None:

@@ -8,7 +8,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, final, get_type_hints
 
@@ -117,7 +117,7 @@ def table_text(rows: Sequence[Row], extra: Sequence[Mapping[str, Any]] = ()) -> 
         rows: the rows.
         extra: for each row, values by column. They replace fields or stand in further columns behind them.
     """
-    records = [asdict(row) | dict(more) for row, more in zip(rows, extra or [{}] * len(rows), strict=True)]
+    records = [vars(row) | dict(more) for row, more in zip(rows, extra or [{}] * len(rows), strict=True)]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys([*FIELDS, *(key for record in records for key in record)])))
     writer.writeheader()
