@@ -73,7 +73,7 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-def test_a_product_makes_no_more_tensors_for_more_pairs_and_leaves_its_argument() -> None:
+def test_a_product_makes_no_more_tensors_for_more_pairs() -> None:
     counts, gradient = [], torch.randn(5, N)
     for pairs in (1, 4):
         hessian = InverseHessian(history=4)
