@@ -114,6 +114,25 @@ class WithSlope(nn.Module):
         return value + smoothed_slope(self.activation, self.noise, self.sigma, at) * (v - at)
 
 
+class Mean(nn.Module):
+    """phi_bar(v) = E phi(v + sigma z), the activation's mean under noise, forwards and backwards."""
+
+    facts = ModuleFacts(elementwise=True)
+
+    def __init__(self, activation: PiecewiseConstant, noise: Noise, sigma: float | Tensor) -> None:
+        super().__init__()
+        self.activation = activation
+        self.noise = noise
+        self.sigma = sigma
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Map v to level_0 + sum_i (level_{i+1} - level_i) F((v - cut_i) / sigma), F of a symmetric density."""
+        value = torch.full_like(v, self.activation.levels[0])
+        for cut, (below, above) in zip(self.activation.cuts, itertools.pairwise(self.activation.levels), strict=True):
+            value = value + (above - below) * self.noise.cdf((v - cut) / self.sigma)
+        return value
+
+
 def smoothed_slope(activation: PiecewiseConstant, noise: Noise, sigma: float | Tensor, v: Tensor) -> Tensor:
     """phi_bar'(v) = sum_i (level_{i+1} - level_i) f((cut_i - v) / sigma) / sigma, like v."""
     slope = torch.zeros_like(v)
@@ -122,8 +141,16 @@ def smoothed_slope(activation: PiecewiseConstant, noise: Noise, sigma: float | T
     return slope
 
 
-def with_slopes(graph: Graph, noise: Noise, sigma: float | Sequence[float | Tensor]) -> Graph:
+def with_slopes(
+    graph: Graph, noise: Noise, sigma: float | Sequence[float | Tensor], kind: type[WithSlope | Mean] = WithSlope
+) -> Graph:
     """The graph with a slope at every piecewise-constant activation; an input that is thresholded needs none.
+
+    Args:
+        graph: the network.
+        noise: the density that smooths.
+        sigma: its scale, one or one per layer.
+        kind: what takes the activations' place.
 
     Raises:
         ConfigurationError: a list of scales that is not one per layer; an activation inside another module, or a module
@@ -135,7 +162,7 @@ def with_slopes(graph: Graph, noise: Noise, sigma: float | Sequence[float | Tens
         if isinstance(node.module, PiecewiseConstant):
             site = _last_site_before(graph, number)
             if site is not None:
-                slopes[number] = WithSlope(node.module, noise, scales[site])
+                slopes[number] = kind(node.module, noise, scales[site])
         elif any(isinstance(inner, PiecewiseConstant) for inner in node.module.modules()):
             raise ConfigurationError(
                 f"module {node.what} holds a piecewise-constant activation inside, where no slope can be given to it; "

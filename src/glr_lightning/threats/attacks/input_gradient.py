@@ -14,7 +14,7 @@ from glr_lightning.baselines import LeaveOneOut
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
 from glr_lightning.estimators.settings import even_parts
-from glr_lightning.estimators.straight_through import with_slopes
+from glr_lightning.estimators.straight_through import Mean, with_slopes
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.noise import Gaussian, Noise
 from glr_lightning.propagation.entrance import is_entrance, preactivation
@@ -85,6 +85,15 @@ def straight_through(network: nn.Module, smoothing: float) -> nn.Module:
     """
     graph = Graph.of(network)
     return GraphModule(with_slopes(graph, Gaussian(), scales(graph, smoothing))).eval()
+
+
+def smoothed(network: nn.Module, smoothing: float) -> nn.Module:
+    """The network with the mean under Gaussian noise of `scales` in place of every piecewise-constant activation.
+
+    A network without such activations computes what it did. Raises ConfigurationError for one that cannot be traced.
+    """
+    graph = Graph.of(network)
+    return GraphModule(with_slopes(graph, Gaussian(), scales(graph, smoothing), Mean)).eval()
 
 
 def is_piecewise_constant(network: nn.Module) -> bool:

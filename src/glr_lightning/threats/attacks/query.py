@@ -1,6 +1,7 @@
 """What an attack is given in place of a network: its scores and its gradients, both counted and watched."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,6 +17,7 @@ from glr_lightning.threats.attacks.input_gradient import (
     cross_entropy,
     input_gradient,
     likelihood_ratio_gradient,
+    smoothed,
     straight_through,
 )
 from glr_lightning.threats.facts import GradientOptions
@@ -79,7 +81,8 @@ class Query:
         self.randomized = randomized
         self.draws = -(-self.options.eot // passes_of(network)) if randomized else 1
         self._calls = [0]  # shared by all `take`n from this one, so that no noise is drawn twice
-        self._smooth = with_slopes(network, self.options.smoothing) if source == "straight_through" else network
+        slopes = source == "straight_through"
+        self._smooth = _replaced(network, straight_through, self.options.smoothing) if slopes else network
 
     @staticmethod
     def of(model: "Scores | Query", images: Tensor) -> "Query":
@@ -96,6 +99,12 @@ class Query:
         part = copy.copy(self)
         part._rows = self._rows[rows]
         return part
+
+    def smoothed(self, smoothing: float) -> "Query":
+        """The same network, with gradients through `input_gradient.smoothed` in place of slopes."""
+        other = copy.copy(self)
+        other._smooth = _replaced(self._network, smoothed, smoothing)
+        return other
 
     def __call__(self, x: Tensor) -> Tensor:
         """Scores [m * B, classes]."""
@@ -197,12 +206,12 @@ def passes_of(network: object) -> int:
     return network.passes if isinstance(network, NoiseAveraged) else 1
 
 
-def with_slopes(network: Scores, smoothing: float) -> Scores:
-    """Return `straight_through` of the network; also of one that averages over noise."""
+def _replaced(network: Scores, change: Callable[[nn.Module, float], nn.Module], smoothing: float) -> Scores:
+    """What a change makes of the network; also of one that averages over noise."""
     if isinstance(network, NoiseAveraged):
-        return network.around(straight_through(network.network, smoothing))
+        return network.around(change(network.network, smoothing))
     if not isinstance(network, nn.Module):
         raise ConfigurationError(
-            "gradient_source=straight_through needs an nn.Sequential; use autograd.", option="gradient_source"
+            "gradient_source=straight_through needs a torch module; use autograd.", option="gradient_source"
         )
-    return straight_through(network, smoothing)
+    return change(network, smoothing)
