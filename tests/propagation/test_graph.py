@@ -129,7 +129,11 @@ BATCH_NORM = nn.BatchNorm2d(2, affine=False)
         (nn.Dropout(0.5), r"'2\.body\.1' \(Dropout\) draws noise of its own .*remove it"),
         (nn.Dropout2d(0.5), r"'2\.body\.1' \(Dropout2d\) draws noise of its own"),
         (nn.PReLU(), r"'2\.body\.1' \(PReLU\) holds parameters"),
-        (Attention(), r"'2\.body\.1\.attention' \(MultiheadAttention\) holds parameters"),
+        (
+            Attention(),
+            r"'2\.body\.1\.attention' \(MultiheadAttention\) holds parameters of several layers.*with nn\.Linear",
+        ),
+        (nn.GRUCell(5, 5), r"'2\.body\.1' \(GRUCell\) holds parameters of several layers.*networks\.Recurrence"),
         (nn.ReLU(inplace=True), r"'2\.body\.1' \(ReLU\) writes into its input.*use inplace=False"),
         (nn.Sequential(nn.Tanh(), nn.ReLU(inplace=True)), r"'2\.body\.1\.1' \(ReLU\) writes into its input"),
     ],

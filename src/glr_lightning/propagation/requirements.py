@@ -15,6 +15,7 @@ from glr_lightning.propagation.traced_nodes import Node
 
 Modules = Iterable[tuple[str, nn.Module]]
 """Modules with their names in the network."""
+_SEVERAL_LAYERS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 def require_separate_samples(modules: Modules) -> None:
@@ -87,6 +88,12 @@ def require_own_parameters(network: nn.Module, calls: Iterable[tuple[str, nn.Mod
                 "(torch.nn.utils.parametrize.remove_parametrizations)."
             )
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        called = module.function if isinstance(module, FunctionCall) else module
+        if trainable and isinstance(called, _SEVERAL_LAYERS):
+            raise ConfigurationError(
+                f"{kind} holds parameters of several layers, where no noise can enter; write it in forward with "
+                "nn.Linear (networks.Recurrence calls a cell at every step), or freeze it (requires_grad=False)."
+            )
         if trainable and not has_weight_vjp(module):
             raise ConfigurationError(
                 f"{kind} holds parameters, and no weight gradient is registered for it; replace it, freeze it "
