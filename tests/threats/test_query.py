@@ -298,3 +298,33 @@ def test_gradient_sources_that_need_layers_say_so() -> None:
         Query(Other(), x, source="straight_through")
     with refused("network", "got Other alone; put it into an nn.Sequential"):
         Query(Other(), x, source="likelihood_ratio").gradient(x, y)
+
+
+class AsksForShapes(nn.Module):
+    """A threshold network whose code asks for the shape of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.jump, self.last = nn.Linear(6, HIDDEN), HardThreshold(), nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores of x [batch, 1, 2, 3]."""
+        if x.shape[1:] != SHAPE:
+            raise ValueError(f"images {list(SHAPE)}, got {list(x.shape)}")
+        return self.last(self.jump(self.first(x.flatten(1))))  # type: ignore[no-any-return]
+
+
+def test_a_network_that_asks_for_shapes_is_attacked_as_its_plain_twin() -> None:
+    """In a process that has trained nothing, the attack is the first to show it an image."""
+    x, y = batch()
+    own = AsksForShapes().double().eval()
+    plain = nn.Sequential(nn.Flatten(), own.first, own.jump, own.last).eval()
+    for source in ("straight_through", "likelihood_ratio"):
+        asking, twin = (Query(net, x, source=source).gradient(x, y) for net in (own, plain))
+        assert torch.equal(asking, twin)
+        assert asking.any()
+    random = ImageRandom(0, torch.arange(3))
+    noisy = [
+        NoiseAveraged(net, Gaussian(), (0.5, 0.5), 3).eval()(x, random) for net in (AsksForShapes().double(), plain)
+    ]
+    assert noisy[0].shape == noisy[1].shape

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.noise import Noise
+from glr_lightning.propagation.asked_values import see
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.randomness import ImageRandom
 
@@ -44,6 +45,7 @@ class NoiseAveraged(nn.Module):
 
     def forward(self, x: Tensor, random: ImageRandom) -> Tensor:
         """[B, classes]; random: the randomness of these images."""
+        see(self.network, x)
         graph = Graph.of(self.network)
         sigma = self.sigma_of(x)
         clean = graph.clean(x)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from glr_lightning.config import TRUSTED, build, load_yaml, trusted_prefixes
 from glr_lightning.data import ImageDataModule
 from glr_lightning.errors import CheckpointError, ConfigurationError
+from glr_lightning.propagation.asked_values import see
 from glr_lightning.runs.upgrade import upgrade
 from glr_lightning.storage import write_atomically
 from glr_lightning.validation import checked
@@ -182,6 +183,7 @@ def build_network(
         raise ConfigurationError("the configuration has no section 'network'; it is damaged or not of glr-train.")
     facts = {"image_shape": data.image_shape, "classes": data.classes}
     network: nn.Module = build(section, where="network", trusted=trusted, kind=nn.Module, **facts)
+    see(network, torch.zeros(1, *data.image_shape))  # its code may ask for the shape
     return network
 
 

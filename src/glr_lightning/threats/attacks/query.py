@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.propagation.asked_values import see
 from glr_lightning.propagation.noise_averaged import NoiseAveraged
 from glr_lightning.randomness import ImageRandom
 from glr_lightning.threats.attacks.input_gradient import (
@@ -71,6 +72,8 @@ class Query:
         randomized: bool = False,
     ) -> None:
         batch, device = len(images), images.device
+        if isinstance(network, nn.Module):
+            see(network, images)
         self.options = GradientOptions() if options is None else options
         self.source = source
         unknown = torch.full((batch,), torch.nan, device=device)

@@ -11,6 +11,7 @@ from torch import nn
 
 from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.errors import ConfigurationError
+from glr_lightning.propagation.asked_values import see
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of
 
@@ -41,6 +42,7 @@ def stages_of(network: nn.Module, shape: torch.Size) -> list[Stage]:
         ConfigurationError: the network is no chain of affine layers with piecewise-constant or ReLU activations.
     """
     network = copy.deepcopy(network).cpu().double().eval()
+    see(network, torch.zeros(1, *shape, dtype=torch.float64))
     graph = Graph.of(network)
     stages: list[Stage] = []
     start, size = 0, shape
