@@ -75,7 +75,6 @@ def test_answers_that_need_no_network_do_not_wait_for_torch(command: str, argume
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("start_up")
     missing = {"sklearn", "pandas", "tensorboard", "onnx", "onnxruntime", "IPython", "glr_lightning.reporting"}
-    missing |= {"matplotlib", "scipy", "torchvision"}
     return folder, at_the_end_of("train", [*TRAINING, "run_dir=run"], IMPORTED.format(missing), folder)
 
 
@@ -84,37 +83,6 @@ def test_a_training_looks_for_no_garbage_among_modules(trained: tuple[Path, Any]
     assert imported == []
     assert enabled
     assert permanent > 100_000
-
-
-USERS = """
-from pytorch_lightning.callbacks import Callback
-from torchmetrics.utilities import plot
-from torchmetrics.utilities.imports import _MATPLOTLIB_AVAILABLE
-
-class Plots(Callback):
-    def on_train_end(self, trainer, pl_module):
-        assert _MATPLOTLIB_AVAILABLE and plot.plt.subplots
-"""
-
-
-@pytest.mark.parametrize("given", [["+callbacks.plots._target_=mine.Plots", "run_dir=runs"], ["--multirun"]], ids=str)
-def test_what_code_of_the_users_may_need_is_imported(given: list[str], tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(USERS)
-    needed = {"matplotlib", "scipy.signal", "torchvision"}
-    command = [*TRAINING, "hydra.sweep.dir=runs", *given]
-    assert at_the_end_of("train", command, IMPORTED.format(needed), tmp_path)[0] == sorted(needed)
-    assert list(tmp_path.rglob("runs/**/result.json"))
-
-
-def test_requirements_are_told_as_they_are_after_the_imports() -> None:
-    script = (
-        "from glr_lightning.runs.optional_packages import without_optional_packages as without\n"
-        "with without({'_target_': 'torch.optim.Adam'}):\n    import torchmetrics\n"
-        "from lightning_utilities.core import imports\n"
-        "assert torchmetrics.utilities.imports._MATPLOTLIB_AVAILABLE and imports.package_available('scipy')\n"
-        "assert imports.RequirementCache('scipy>=1')\n"
-    )
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_a_report_needs_no_lightning(trained: tuple[Path, Any]) -> None:

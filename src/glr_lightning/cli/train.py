@@ -79,14 +79,10 @@ def _train(composed: DictConfig) -> tuple[Path, dict[str, Any]]:
         checked_root(TrainConfig, resolve(composed)) if composed.resume is None else None
     )  # before torch is imported
     with terminal.importing():
-        from glr_lightning.runs.optional_packages import without_optional_packages
-
-        # a later job of a sweep may need them
-        with without_optional_packages(None if terminal.is_multirun() else fresh):
-            from glr_lightning.runs.allocator import keep_freed_memory
-            from glr_lightning.runs.environment import cpu_threads
-            from glr_lightning.runs.trained_run import read_config
-            from glr_lightning.training.fit import train
+        from glr_lightning.runs.allocator import keep_freed_memory
+        from glr_lightning.runs.environment import cpu_threads
+        from glr_lightning.runs.trained_run import read_config
+        from glr_lightning.training.fit import train
 
     if fresh is None:
         run_dir = Path(composed.resume)

@@ -1,6 +1,6 @@
 """Configurations: composed by Hydra from conf/, identified by a hash, and built into objects."""
 
-from glr_lightning.config.building import TRUSTED, build, known_target, load_yaml, target_of, targets, trusted_prefixes
+from glr_lightning.config.building import TRUSTED, build, known_target, load_yaml, target_of, trusted_prefixes
 from glr_lightning.config.composition import compose, composing, experiment_name, keys_of, resolve
 from glr_lightning.config.groups import CONF_DIR, Groups, require_there, user_folders
 from glr_lightning.config.identity import config_hash, experiment_hash
@@ -36,7 +36,6 @@ __all__ = [
     "short_overrides",
     "store_root",
     "target_of",
-    "targets",
     "trusted_prefixes",
     "user_folders",
 ]

@@ -73,13 +73,6 @@ def target_of(node: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED) 
     return _found(name)
 
 
-def targets(node: Any) -> list[str]:
-    """The names of all that a configuration builds."""
-    parts = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
-    own = [str(node["_target_"])] if isinstance(node, Mapping) and "_target_" in node else []
-    return own + [target for part in parts for target in targets(part)]
-
-
 def known_target(node: Any) -> Any:
     """The class or function of this package or torch that a node calls, or None, as of another version's."""
     return _known(str(node["_target_"])) if isinstance(node, Mapping) and "_target_" in node else None

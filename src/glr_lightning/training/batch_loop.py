@@ -19,7 +19,6 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch.optim import Optimizer
 
-from glr_lightning.training.fused_adam import stepping
 from glr_lightning.training.images import LightningImages
 from glr_lightning.training.module import GLRModule
 
@@ -40,7 +39,6 @@ class _Parts:
     module: GLRModule
     data: LightningImages
     optimizer: Optimizer
-    step: Callable[[], Any]
     context: Callable[[], AbstractContextManager[Any]]
     starts: tuple[Hook, ...]
     before_steps: tuple[Hook, ...]
@@ -88,7 +86,7 @@ class BatchLoop(_TrainingEpochLoop):
             steps = self.manual_optimization.optim_step_progress
             steps.increment_ready()
             self._call("on_before_optimizer_step", parts.before_steps, parts.optimizer)
-            parts.step()
+            parts.optimizer.step()
             steps.increment_completed()
         progress.increment_processed()
         self._call("on_train_batch_end", parts.ends, outputs, batch, index)
@@ -149,8 +147,7 @@ def _parts_of(trainer: Any) -> _Parts | None:
     starts, before_steps, ends = (_implemented(trainer, name) for name in IN_BATCHES)
     plugin = trainer.precision_plugin
     context = nullcontext if type(plugin) is Precision else plugin.train_step_context  # that one's does nothing
-    optimizer = trainer.optimizers[0]
-    return _Parts(module, data, optimizer, stepping(optimizer), context, starts, before_steps, ends)
+    return _Parts(module, data, trainer.optimizers[0], context, starts, before_steps, ends)
 
 
 def _implemented(trainer: Any, name: str) -> tuple[Hook, ...]:

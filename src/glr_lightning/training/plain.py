@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glr_lightning.config import TrainConfig, build, checked_root, targets
+from glr_lightning.config import TrainConfig, build, checked_root
 from glr_lightning.data.base import scaled
 from glr_lightning.errors import ConfigurationError, DivergenceError, words_of
 from glr_lightning.estimators import Estimator
@@ -43,7 +43,7 @@ def needs_lightning(config: Mapping[str, Any]) -> bool:
         and not (data["validation"] or data["flip"] or data["crop"])
         and all(trainer[name] in TRAINER.get(name, ()) for name in trainer)
         and (trainer["accelerator"] == "cpu" or not torch.accelerator.is_available())
-        and all(target.startswith(OWN) for target in targets({**config, "logger": None}))
+        and all(target.startswith(OWN) for target in _targets({**config, "logger": None}))
         and _loss(config).differentiable
     )
     return not plain
@@ -134,6 +134,13 @@ def _optimization(
 def _loss(config: Mapping[str, Any]) -> Loss:
     loss: Loss = build(config["loss"], where="loss", trusted=None, kind=Loss)
     return loss
+
+
+def _targets(node: Any) -> list[str]:
+    """The names of all that a configuration builds."""
+    parts = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    own = [str(node["_target_"])] if isinstance(node, Mapping) and "_target_" in node else []
+    return own + [target for part in parts for target in _targets(part)]
 
 
 def _divergence(epoch: int) -> DivergenceError:
