@@ -98,6 +98,13 @@ class TimeFirst(nn.Module):
         return self.out(self.act(self.b(h.reshape(-1, 6))).view(-1, 4) - 0.5)  # type: ignore[no-any-return]
 
 
+def hooked(act: nn.Module) -> nn.Module:
+    """A layer whose hook returns another value than the layer."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(24, 4), act, nn.Linear(4, 4), act, nn.Linear(4, 3))
+    network[3].register_forward_hook(lambda _, __, v: v * v)
+    return network
+
+
 def recurrent(act: nn.Module, **options: Any) -> nn.Module:
     return rnn(image_shape=SHAPE, classes=3, rows=2, hidden=5, activation=act, centre=0.5, **options)
 
@@ -111,6 +118,7 @@ NETWORKS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "gated": Gated,
     "spiking": Spiking,
     "time first": TimeFirst,
+    "hooked": hooked,
     "perceptron": lambda act: (
         nn.Sequential(nn.Flatten(), nn.Linear(24, 4), act, Shift(1.0), nn.Linear(4, 4), nn.ReLU())
         + nn.Sequential(nn.Linear(4, 3))

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from glr_lightning.networks.modules import Shift
+from glr_lightning.propagation import narrow_linear
 from glr_lightning.propagation.function_call import FunctionCall, adds, keeps_order, parts_of_cat, works_by_number
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import facts_of
@@ -86,7 +87,7 @@ class _Moves:
         node = self.graph.nodes[number]
         changed = [i for i in node.inputs if i in self.forms]
         held = tuple(i for i in changed if self.forms[i] == "number")
-        if isinstance(node.module, nn.Linear) and self._is_vector(changed[0]):
+        if _is_linear(node.module) and self._is_vector(changed[0]):
             return Move(number, "whole", self._parts(changed[0], 0))
         if is_read_by_linear_layers and not (len(changed) > 1 and self._adds(number)):
             self.parts[number] = self._parts_of_call(number, changed)
@@ -100,7 +101,7 @@ class _Moves:
         found: set[int] = set()
         for number in reversed(numbers):
             users = self.graph.users[number]
-            linear = all(user in found or isinstance(self.graph.nodes[user].module, nn.Linear) for user in users)
+            linear = all(user in found or _is_linear(self.graph.nodes[user].module) for user in users)
             if linear and number != self.graph.output and (self._adds(number) or self._is_cat(number)):
                 found.add(number)
         return found
@@ -159,3 +160,8 @@ class _Moves:
         shape = self.shapes.nodes[number]
         assert shape is not None  # `_is_vector`
         return shape[0]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer of which nothing changes what it returns."""
+    return isinstance(module, nn.Linear) and narrow_linear.is_plain(module)

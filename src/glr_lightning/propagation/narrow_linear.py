@@ -14,7 +14,7 @@ MOST_OUTPUTS, FEWEST_ROWS = 16, 256
 
 def call(module: nn.Module, *values: Any) -> Any:
     """Call a module; a narrow linear layer as W x^T + b, transposed, [rows, out] with the rows next to each other."""
-    if type(module) is nn.Linear and module.out_features <= MOST_OUTPUTS and _is_plain(module):
+    if type(module) is nn.Linear and module.out_features <= MOST_OUTPUTS and is_plain(module):
         (x,) = values
         if x.dim() == 2 and len(x) >= FEWEST_ROWS and x.device.type == "cpu":
             return _transposed(module, x)
@@ -40,6 +40,6 @@ def _transposed(layer: nn.Linear, x: Tensor) -> Tensor:
     return torch.addmm(layer.bias[:, None], layer.weight, x.t()).t()
 
 
-def _is_plain(layer: nn.Linear) -> bool:
+def is_plain(layer: nn.Linear) -> bool:
     """Whether nothing but the layer's own forward pass is called."""
     return not layer._forward_hooks and not layer._forward_pre_hooks and "forward" not in vars(layer)
