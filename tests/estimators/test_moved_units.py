@@ -86,6 +86,18 @@ class Spiking(TwoLayers):
         return self.out(self.act(self.b(count / 3)))  # type: ignore[no-any-return]
 
 
+class Beside(TwoLayers):
+    """Two layers side by side, which nothing but the last layer reads."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__(act)
+        self.out = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        g, h = self.act(self.a(x.flatten(1))), self.act(self.c(x.flatten(1)[:, :12]))
+        return self.out(torch.cat([g - 0.5, h], 1))  # type: ignore[no-any-return]
+
+
 class TimeFirst(nn.Module):
     """Rows on the second axis, then several rows of a sample."""
 
@@ -118,6 +130,7 @@ NETWORKS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "gated": Gated,
     "spiking": Spiking,
     "time first": TimeFirst,
+    "beside": Beside,
     "hooked": hooked,
     "perceptron": lambda act: (
         nn.Sequential(nn.Flatten(), nn.Linear(24, 4), act, Shift(1.0), nn.Linear(4, 4), nn.ReLU())
@@ -133,8 +146,8 @@ NETWORKS: dict[str, Callable[[nn.Module], nn.Module]] = {
 def made(name: str, act: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     network = NETWORKS[name](act).double()
-    if isinstance(network, Gated | Spiking):
-        network.c.requires_grad_(False)  # not called
+    if isinstance(network, Gated | Spiking | Beside):
+        (network.b if isinstance(network, Beside) else network.c).requires_grad_(False)  # not called
     for parameter in network.parameters():
         parameter.data.mul_(2.0)
     return network
@@ -234,3 +247,32 @@ def test_steps_are_mapped_over_noise_and_weights() -> None:
     for name, expected in bound.step(X, Y, draws[1]).gradients.items():
         torch.testing.assert_close(by_noise[name][1], expected)
         torch.testing.assert_close(by_weight[name][0], expected)
+
+
+def gradients_by_unit(name: str) -> tuple[list[Tensor], Tensor]:
+    """For the same noise the gradient with each unit alone evaluated, and with all; every hidden layer has five."""
+    bound = LocalExpectation(sigma=SIGMA, units=1).bind(made(name, HardThreshold()), CrossEntropy())
+    (part,) = bound.draw(X, torch.Generator().manual_seed(0))
+
+    def gradient(units: Tensor) -> Tensor:
+        chosen = {site: units.expand(1, BATCH, len(units)) for site in part.chosen}
+        return torch.cat([g.flatten() for g in bound.step(X, Y, [part._replace(chosen=chosen)]).gradients.values()])
+
+    return [gradient(torch.tensor([unit])) for unit in range(5)], gradient(torch.arange(5))
+
+
+@pytest.mark.parametrize("name", ["all states", "beside", "last state"])
+def test_the_mean_over_the_units_is_the_gradient_with_all_of_them(name: str) -> None:
+    each, whole = gradients_by_unit(name)
+    torch.testing.assert_close(torch.stack(each).mean(0), whole, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["all states", "beside"])
+def test_what_the_last_layer_reads_of_a_unit_is_not_sampled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    each, whole = gradients_by_unit(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(Beyond, "direct_changes", lambda self, at: None)
+        others, same = gradients_by_unit(name)
+    torch.testing.assert_close(whole, same, rtol=1e-9, atol=1e-12)
+    spread, before = (float((torch.stack(some) - whole).square().sum()) for some in (each, others))
+    assert spread < (0.5 * before if name == "all states" else 1e-12 * before)

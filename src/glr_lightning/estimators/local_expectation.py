@@ -8,13 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import PiecewiseConstant, is_above
-from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.moved_units import Beyond
 from glr_lightning.estimators.output_loss import density_at_0, drawn, needs_slopes
 from glr_lightning.estimators.passes import Part, full_precision, noise_at, started
-from glr_lightning.estimators.settings import check_sites, even_parts, per_site, require_defaults
+from glr_lightning.estimators.settings import (
+    check_sites,
+    even_parts,
+    per_site,
+    require_defaults,
+    require_logits_of_a_layer,
+)
 from glr_lightning.estimators.unit_choice import Choice, by_weight, draw_choice
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -55,7 +60,9 @@ class LocalExpectation(Estimator):
     units together cost about one more matrix product per copy (`OutputLoss.after_jumps`). A unit of a deeper layer
     costs a forward pass through what it changes above (`moves.py`); `units` evaluates that many at random for each
     sample and divides by their probability. Most units of a sharp threshold are far from it, and their own noise does
-    nothing: choice="weighted" chooses by the weights P_c', which leaves a small part of the variance.
+    nothing: choice="weighted" chooses by the weights P_c', which leaves a small part of the variance. Where the last
+    layer itself reads such a unit, beside others (`torch.cat`), what the unit does by that alone is a rank-one change
+    again, known for all units, and only what it does besides is evaluated for some: a control variate.
 
     At the logits the same holds with phi the identity; 0-1 loss is piecewise constant in each logit, and its noise is
     integrated out exactly (`ZeroOneOutput`).
@@ -246,11 +253,8 @@ class LocalExpectation(Estimator):
         activation = beyond.graph.follower(at.site)
         columns = readout_weight(beyond.graph, at.v0[0]).flatten(1)
         if isinstance(activation, PiecewiseConstant) and len(activation.levels) == 2:
-            low, high = activation.levels
-            up = (at.v <= activation.cuts[0]).to(at.v.dtype)
-            losses = beyond.output_loss.after_jumps(beyond.u, up.flatten(0, 1).flatten(1), high - low, columns)
-            edge = self._edge(activation.cuts[0], at, beyond.sigma[at.site])
-            return edge * (2 * up - 1) * (losses - beyond.losses[:, None]).view_as(at.v)
+            ((weight, _),) = self._branches(activation, at, beyond.sigma[at.site], slopes)
+            return weight * beyond.changes_by_jumps(at, activation, columns)
         assert activation is not None
         signal = torch.zeros_like(at.v)
         h = activation(at.v)
@@ -280,18 +284,13 @@ class LocalExpectation(Estimator):
             chosen, count = by_weight(chosen, weights[0] if len(weights) == 1 else torch.stack(weights).sum(0))
         numbers = CACHED_ELEMENTS if at.v.device.type == "cpu" else MOVED_ELEMENTS
         at_once = max(1, numbers // (at.v.shape[:2].numel() * beyond.widest_above(at)))
+        direct = beyond.direct_changes(at)
         signal = torch.zeros_like(at.v).flatten(2)
         for weight, target in branches:
             losses = [beyond.after_moves(at, target, some) for some in chosen.permute(2, 0, 1).split(at_once)]
             change = torch.cat(losses).permute(1, 2, 0) - beyond.losses.view(*at.v.shape[:2], 1)
+            if direct is not None:  # of all units; what a unit does besides counts for those that are chosen
+                signal += (weight * direct).flatten(2)
+                change -= direct.flatten(2).gather(2, chosen)
             signal = signal.scatter_add(2, chosen, weight.flatten(2).gather(2, chosen) * change * count)
         return signal.view(at.v.shape), len(branches) * chosen.numel()
-
-
-def require_logits_of_a_layer(graph: Graph) -> None:
-    """Refuse a network in which something follows the last layer. Raises ConfigurationError."""
-    if graph.sites[-1] != graph.output:
-        raise ConfigurationError(
-            f"local expectation needs logits that are a layer's output, but {graph.nodes[graph.output].what} "
-            "follows the last layer; remove it, or use estimator=likelihood_ratio."
-        )

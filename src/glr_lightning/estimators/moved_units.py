@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from glr_lightning.activations import PiecewiseConstant
 from glr_lightning.estimators.output_loss import OutputLoss, output_loss_for
 from glr_lightning.estimators.passes import of_copies
 from glr_lightning.losses import Loss
@@ -13,8 +14,8 @@ from glr_lightning.noise import Noise
 from glr_lightning.propagation import narrow_linear
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.layer_vjp import weight_of
-from glr_lightning.propagation.moves import Move, Part, moves
-from glr_lightning.propagation.values import NoisyPass, NoisySite
+from glr_lightning.propagation.moves import Move, Part, direct_part, moves
+from glr_lightning.propagation.values import NoisyPass, NoisySite, Shapes
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,34 @@ class Beyond:
         moved = _Moved(self, at, target.expand_as(at.v).flatten(0, 1), chosen.flatten(1))
         return self.output_loss.values(moved.logits()).view(chosen.shape)
 
+    def changes_by_jumps(self, at: NoisySite, activation: PiecewiseConstant, columns: Tensor) -> Tensor:
+        """By how much the losses change if a unit of two levels jumps, for every unit, [copies, batch, *site].
+
+        Args:
+            at: the layer.
+            activation: its two levels.
+            columns: [classes, units], how the logits answer a unit; nothing else changes.
+        """
+        low, high = activation.levels
+        up = (at.v <= activation.cuts[0]).to(at.v.dtype).flatten(0, 1).flatten(1)
+        losses = self.output_loss.after_jumps(self.u, up, high - low, columns)
+        return (losses - self.losses[:, None]).view_as(at.v)
+
+    def direct_changes(self, at: NoisySite) -> Tensor | None:
+        """As `changes_by_jumps`, if of a unit's readers the last layer alone saw it jump; None if that is not one."""
+        part, activation = direct_part(self.graph, at.site, self.shapes), self.graph.follower(at.site)
+        if part is None or not isinstance(activation, PiecewiseConstant) or len(activation.levels) != 2:
+            return None
+        return self.changes_by_jumps(at, activation, part.of(self.columns(self.graph.output)).T)
+
     def moves(self, site: int) -> tuple[Move, ...]:
         """What changes behind a site."""
-        return moves(self.graph, site, self.graph.shapes(self.noisy.values[0]))
+        return moves(self.graph, site, self.shapes)
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shapes of one sample."""
+        return self.graph.shapes(self.noisy.values[0])
 
     def widest_above(self, at: NoisySite) -> int:
         """The most pre-activations of a sample in a layer that runs again when a unit moves."""

@@ -114,3 +114,12 @@ def even_parts(total: int, largest: int) -> list[int]:
     """Split a count into parts of at most `largest` (at least 1), as even as can be."""
     parts = -(-total // max(largest, 1))
     return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+def require_logits_of_a_layer(graph: Graph) -> None:
+    """Refuse a network in which something follows the last layer. Raises ConfigurationError."""
+    if graph.sites[-1] != graph.output:
+        raise ConfigurationError(
+            f"local expectation needs logits that are a layer's output, but {graph.nodes[graph.output].what} "
+            "follows the last layer; remove it, or use estimator=likelihood_ratio."
+        )

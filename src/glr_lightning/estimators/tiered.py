@@ -12,15 +12,19 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
-from glr_lightning.estimators.local_expectation import (
-    LocalExpectation,
-    require_logits_of_a_layer,
-)
+from glr_lightning.estimators.local_expectation import LocalExpectation
 from glr_lightning.estimators.moved_units import Beyond
 from glr_lightning.estimators.output_loss import noise_free_output, output_loss_for
 from glr_lightning.estimators.passes import Part, Prepared, Total, full_precision, noise_at, of_copies, started
 from glr_lightning.estimators.score import Score
-from glr_lightning.estimators.settings import check_sites, per_layer, per_site, require_defaults, require_small_chunk
+from glr_lightning.estimators.settings import (
+    check_sites,
+    per_layer,
+    per_site,
+    require_defaults,
+    require_logits_of_a_layer,
+    require_small_chunk,
+)
 from glr_lightning.estimators.windows import draw_windows, parts_of, places_of, reader_of, window_signal
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import Loss

@@ -67,6 +67,14 @@ def moves(graph: Graph, site: int, shapes: Shapes) -> tuple[Move, ...]:
     return found
 
 
+def direct_part(graph: Graph, site: int, shapes: Shapes) -> Part | None:
+    """The part of its input by which the last layer itself reads a site's units behind their activation; None: none."""
+    (parts,) = (move.parts for move in moves(graph, site, shapes) if move.node == graph.output)
+    numbers = [part for part in parts if part.is_number]
+    is_direct = len(numbers) == 1 and graph.nodes[numbers[0].node].inputs == (graph.sites[site],)
+    return numbers[0] if is_direct else None
+
+
 class _Moves:
     def __init__(self, graph: Graph, shapes: Shapes) -> None:
         self.graph, self.shapes = graph, shapes
