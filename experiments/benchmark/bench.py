@@ -133,10 +133,12 @@ def local_expectation(options: argparse.Namespace) -> tuple[Values, Values]:
 
 
 def convolutional(options: argparse.Namespace) -> tuple[Values, Values]:
-    """The convolutional network of experiment=conv/lrt, beside backpropagation through that of conv/bp."""
+    """experiment=conv/lrt with 16 and 32 channels, beside backpropagation through as many of conv/bp."""
     x, y = batch_of(compose(["experiment=conv/lrt", "data=mnist"])["batch_size"])
-    control = parts(["experiment=conv/bp"])[0]
-    arms = {"tiered": our_step(*parts(["experiment=conv/lrt"]), x, y), "backprop": backprop_step(control, x, y)}
+    channels = "network.channels=[16,32]"
+    control = parts(["experiment=conv/bp", channels])[0]
+    ours = our_step(*parts(["experiment=conv/lrt", channels]), x, y)
+    arms = {"tiered": ours, "backprop": backprop_step(control, x, y)}
     times = turns(arms, options.rounds, 0.2)
     return {"conv_over_backprop": ratio(times, "tiered", "backprop")}, milliseconds(times)
 

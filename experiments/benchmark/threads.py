@@ -20,8 +20,8 @@ from glr_lightning.runs.allocator import keep_freed_memory
 NETWORKS = {
     "784-50-10, lrtz": (["experiment=lrtz"], 64),
     "784-500-10, wide/lrt": (["experiment=wide/lrt"], 128),
-    "16-32 channels, conv/lrt": (["experiment=conv/lrt"], 64),
-    "resnet5, tiered": (["experiment=conv/lrt", "network=resnet5", "copies=8"], 64),
+    "16-32 channels, conv/lrt": (["experiment=conv/lrt", "network.channels=[16,32]"], 64),
+    "resnet5, tiered": (["experiment=conv/lrt", "network=resnet5", "network.channels=[16,32]", "copies=8"], 64),
 }
 
 

@@ -30,13 +30,15 @@ from tests.checks.refusals import refused
 
 OLD = json.loads((Path(__file__).parents[1] / "runs/v0_4_experiments.json").read_text(encoding="utf-8"))
 """What version 0.4 composed for its experiments: lrtz whole, of the others the sections that differ from it."""
+KEPT = [name for name in OLD if not name.startswith("conv/")]
+"""Experiments that train as they did in 0.4; the convolutional ones have been tuned anew."""
 SCORE_UNREAD = {f"paper/{folder}{name}" for folder in ("", "tiny/") for name in ("lrs", "lrsz")}
 """Experiments with smooth units, where `plain`, which 0.4 named, is what `auto` means."""
 VALUES = {"sigma": "0.7", "copies": "6", "chunk": "8", "noise": "laplace", "sampling": "independent"}
 VALUES |= {"baseline": "clean", "injection": "joint"}
 
 
-@pytest.mark.parametrize("name", OLD)
+@pytest.mark.parametrize("name", KEPT)
 def test_every_experiment_trains_what_version_0_4_trained(name: str) -> None:
     chosen = [f"experiment={name}"]
     if name.startswith("surrogate/"):  # a group of its own now
@@ -46,6 +48,8 @@ def test_every_experiment_trains_what_version_0_4_trained(name: str) -> None:
         expected["estimator"] = {**expected["estimator"], "score": "auto"}
     if expected["estimator"]["_target_"].endswith(".LocalExpectation"):
         expected["estimator"] = {**expected["estimator"], "choice": "uniform"}  # 0.4 had no other
+    if expected["estimator"]["_target_"].endswith(".Tiered"):
+        expected["estimator"] = {**expected["estimator"], "windows": None}  # likewise
     new = ("run_dir", "trusted", "compile")
     composed = {key: value for key, value in compose(chosen).items() if key not in new}
     assert set(composed) == set(expected)
