@@ -31,7 +31,7 @@ from glr_lightning.estimators import (
 )
 from glr_lightning.estimators import output_loss as output_losses
 from glr_lightning.estimators.moved_units import Beyond
-from glr_lightning.estimators.passes import Prepared, Total, started
+from glr_lightning.estimators.passes import CleanBatch, Total, started
 from glr_lightning.injection import Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, ZeroOne
 from glr_lightning.noise import Gaussian, Laplace, Logistic, Noise, StudentT
@@ -189,14 +189,14 @@ def signals_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
 
 
 def losses_in_sample_major_rows(patch: pytest.MonkeyPatch) -> None:
-    right = Prepared.run
+    right = CleanBatch.run
 
-    def wrong(self: Prepared, z: Any) -> Any:
+    def wrong(self: CleanBatch, z: Any) -> Any:
         noisy, losses = right(self, z)
         copies, batch = losses.shape
         return noisy, losses.flatten().unflatten(0, (batch, copies)).T
 
-    patch.setattr(Prepared, "run", wrong)
+    patch.setattr(CleanBatch, "run", wrong)
 
 
 def slope_without_its_division_by_sigma(patch: pytest.MonkeyPatch) -> None:
@@ -390,7 +390,7 @@ def copies_are_counted_as(number: Callable[[LikelihoodRatio, Graph], int], patch
     """The mean of each layer is taken over another number of copies than were drawn."""
     right = LikelihoodRatio.add
 
-    def wrong(self: LikelihoodRatio, total: Total, batch: Prepared, part: Any, shapes: Any) -> None:
+    def wrong(self: LikelihoodRatio, total: Total, batch: CleanBatch, part: Any, shapes: Any) -> None:
         own = started(batch.y)
         right(self, own, batch, part, shapes)
         factor = self.copies_at(batch.graph, part.sites) / number(self, batch.graph)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from glr_lightning.activations import HardThreshold
 from glr_lightning.baselines import LeaveOneOut
 from glr_lightning.estimators import LikelihoodRatio
-from glr_lightning.estimators.passes import Prepared
+from glr_lightning.estimators.passes import CleanBatch
 from glr_lightning.injection import Injection
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.networks import Residual, Shift, Sine, Standardise
@@ -208,7 +208,7 @@ def weights_of(
     clean, sigma, loss = graph.clean(PIXELS), (0.7,) * len(graph.sites), CrossEntropy()
     estimator = replace(estimator, sampling=Written(estimator.sampling, draws))
     sites = next(sites for sites in estimator.injection.passes(len(sigma)) if site in sites)
-    batch = Prepared(graph, clean, sigma, loss, CLASS)
+    batch = CleanBatch(graph, clean, sigma, loss, CLASS)
     (part,) = estimator.draws_of_pass(graph, PIXELS, sites, torch.Generator())
     noisy, losses = batch.run(part.z)
     found = fields_of(graph, graph.shapes(PIXELS), site)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold, PiecewiseConstant, Sign
 from glr_lightning.estimators import LikelihoodRatio, LocalExpectation, Tiered, local_expectation, output_loss
-from glr_lightning.estimators.local_expectation import Beyond
+from glr_lightning.estimators.local_expectation import Beyond, parts_for_moves
 from glr_lightning.estimators.output_loss import (
     CrossEntropyOutput,
     OutputLoss,
@@ -264,7 +264,7 @@ def test_copies_are_held_a_few_at_a_time_and_stay_unbiased(sampling: str, monkey
     monkeypatch.setattr(local_expectation, "MOVED_ELEMENTS", 2 * 2 * len(X) * 2)  # two copies of 2 units, 2 logits
     sampler = replace(member("sampling", sampling), **({"randomisations": 4} if sampling == "sobol" else {}))
     network, estimator = small_network(HardThreshold()), LocalExpectation(sigma=SIGMA, copies=8, sampling=sampler)
-    assert list(estimator.parts(Graph.of(network).shapes(X), len(X), 8, sampler.group_size(8))) == [2] * 4
+    assert parts_for_moves(Graph.of(network).shapes(X), len(X), 8, sampler.group_size(8)) == [2] * 4
     samples = repetitions(estimator, network, CrossEntropy(), X, Y, number=2000)
     check_gradient(samples, reference(network, GAUSSIAN, Joint(), CrossEntropy()), 0.3, TOLERANCE)
     assert estimate(estimator, network, CrossEntropy()).diagnostics["forwards"] == 9 * len(X)

@@ -43,3 +43,11 @@ def test_a_sample_without_any_weight_has_its_units_chosen_alike() -> None:
     chosen, counts = by_weight(points, torch.zeros(2, 3, 8))
     assert torch.equal(counts, torch.full_like(counts, 2.0))
     assert all(len(set(units)) == 4 for units in chosen.flatten(0, 1).tolist())
+
+
+def test_a_point_beyond_the_rounded_sum_falls_on_a_unit_with_weight() -> None:
+    weight = torch.tensor([100.0 / 3] * 11 + [0.0])
+    assert (weight / weight.sum()).cumsum(0)[-1] < 1  # else there is no such point
+    chosen, counts = by_weight(torch.full((1, 1, 1), 1 - 2.0**-24), weight.expand(1, 1, 12))
+    assert chosen.item() == 10
+    assert counts.item() == pytest.approx(11)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glr_lightning.activations import HardThreshold, Sign
 from glr_lightning.baselines import Clean, LeaveOneOut
 from glr_lightning.estimators import LikelihoodRatio, Tiered
-from glr_lightning.estimators.passes import Prepared
+from glr_lightning.estimators.passes import CleanBatch
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import CrossEntropy, Loss, ZeroOne
 from glr_lightning.networks import convnet
@@ -184,7 +184,7 @@ def test_under_bf16_autocast_the_baseline_has_the_parameters_precision() -> None
         clean = graph.clean(PIXELS.float())
         found = fields_of(graph, graph.shapes(PIXELS.float()), 0)
         assert found is not None
-        batch = Prepared(graph, clean, sigma, loss, CLASS)
+        batch = CleanBatch(graph, clean, sigma, loss, CLASS)
         (part,) = estimator.draws_of_pass(graph, PIXELS.float(), sites, generator)
         noisy, losses = batch.run(part.z)
         got = estimator._weight(batch, noisy, losses, estimator.sampling.group(len(losses), losses.device), found)

@@ -15,7 +15,7 @@ import torch
 from glr_lightning.cli.train import main
 from glr_lightning.config import CONF_DIR, compose, config_hash
 from glr_lightning.errors import ConfigurationError, DivergenceError
-from glr_lightning.estimators.passes import Prepared
+from glr_lightning.estimators.passes import CleanBatch
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.randomness import step_generator
 from glr_lightning.runs.trained_run import load_checkpoint, load_run
@@ -156,15 +156,15 @@ def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(
 ) -> None:
     config = compose([f"loss={loss}", *LIKELIHOOD_RATIO, *FAST, "batch_size=128", "epochs=3"])
     steps = 0
-    run = Prepared.run
+    run = CleanBatch.run
 
-    def poisoned(self: Prepared, z: Any) -> Any:
+    def poisoned(self: CleanBatch, z: Any) -> Any:
         nonlocal steps
         steps += 1
         noisy, losses = run(self, z)
         return noisy, (losses * float("nan") if steps == 14 else losses)
 
-    monkeypatch.setattr(Prepared, "run", poisoned)
+    monkeypatch.setattr(CleanBatch, "run", poisoned)
     with pytest.raises(DivergenceError) as caught:
         train(config, tmp_path / "run")
     message = str(caught.value)

@@ -118,7 +118,7 @@ class EvolutionStrategies(Estimator):
 
     def parts(self, copies: int, chunk: int) -> list[int]:
         """Split copies into parts of at most `chunk`, whole pairs together, as even as can be."""
-        return [2 * pairs for pairs in even_parts(copies // 2, chunk // 2)]
+        return even_parts(copies, chunk, group=2)
 
     def _chunk_for(self, parameters: dict[str, Tensor], x: Tensor) -> int:
         """The number of copies to hold at once; the inputs stand for activations, whose size is not known here."""

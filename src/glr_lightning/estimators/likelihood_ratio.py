@@ -13,9 +13,9 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.coupled_score import coupled_score
-from glr_lightning.estimators.passes import Part, Prepared, Total, full_precision, noise_at, started
+from glr_lightning.estimators.passes import CleanBatch, Part, Total, full_precision, noise_at, started
 from glr_lightning.estimators.score import Score, has_cells, mean_over_cell, require_cells_for
-from glr_lightning.estimators.settings import check_sites, per_layer, per_site, require_defaults, require_small_chunk
+from glr_lightning.estimators.settings import check_sites, even_parts, per_site, require_defaults, require_small_chunk
 from glr_lightning.injection import Injection, Joint, Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
@@ -164,7 +164,7 @@ class LikelihoodRatio(Estimator):
     def require_graph(self, graph: Graph) -> None:
         """Refuse a network that cannot be trained. Raises ConfigurationError."""
         check_sites(graph, self.sigma, self.sampling)
-        per_layer(self.copies, graph, "copies")
+        per_site(self.copies, graph, "copies")
         require_separate_samples(graph.named_modules)
         require_cells_for(self.score, graph, self._passes(graph))
 
@@ -209,8 +209,8 @@ class LikelihoodRatio(Estimator):
         """Draw the noise of a pass over a batch like x with noise at these sites, in parts that fit in memory."""
         shapes, count = graph.shapes(x).sites, self.copies_at(graph, sites)
         chunk = self._chunk_for(max(len(x) * shape.numel() for shape in shapes[sites[0] :]), count)
-        for site in sites if self.reach else ():  # a compiled step can look them up, and not find them
-            fields_of(graph, graph.shapes(x), site)
+        for site in sites if self.reach else ():
+            fields_of(graph, graph.shapes(x), site)  # found before the first step, which may be a compiled one
         for copies in self.parts(count, chunk):
             sampler = self.sampling.part(copies // self.sampling.group_size(count))
             yield Part(noise_at(graph, sites, x, self.noise, sampler, copies, generator))
@@ -219,14 +219,14 @@ class LikelihoodRatio(Estimator):
     def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[Part]) -> Estimate:
         """Add up the estimates from the parts of the noise."""
         graph = bound.graph
-        batch = Prepared(graph, graph.clean(x), per_site(self.sigma, graph), bound.loss, y)
+        batch = CleanBatch(graph, graph.clean(x), per_site(self.sigma, graph), bound.loss, y)
         total = started(y)
         for part in noise:
             self.add(total, batch, part, graph.shapes(x))
         log_sigma = total.log_sigma_of(graph, self._learned)
         return Estimate(total.gradients, total.mean_loss, batch.clean.logits, {"forwards": total.forwards}, log_sigma)
 
-    def add(self, total: Total, batch: Prepared, part: Part, shapes: Shapes) -> None:
+    def add(self, total: Total, batch: CleanBatch, part: Part, shapes: Shapes) -> None:
         """Add the estimates of the layers that are noisy together, from some copies of a pass."""
         graph, y = batch.graph, batch.y
         count = self.copies_at(graph, part.sites)
@@ -249,7 +249,7 @@ class LikelihoodRatio(Estimator):
         total.count(part, losses.sum() / (count * len(y)), part.copies * len(y))
 
     def _weight(
-        self, batch: Prepared, noisy: NoisyPass, losses: Tensor, group: Tensor, fields: Fields | None
+        self, batch: CleanBatch, noisy: NoisyPass, losses: Tensor, group: Tensor, fields: Fields | None
     ) -> Tensor:
         """L - b, by which the score of each draw is weighted.
 
@@ -294,7 +294,4 @@ class LikelihoodRatio(Estimator):
 
     def parts(self, copies: int, chunk: int) -> list[int]:
         """Split copies into parts of at most `chunk`, whole groups together, as even as can be."""
-        size = self.sampling.group_size(copies)
-        groups = copies // size
-        parts = max(min(-(-groups // max(chunk // size, 1)), groups // self.baseline.required_groups), 1)
-        return [size * (groups // parts + (part < groups % parts)) for part in range(parts)]
+        return even_parts(copies, chunk, self.sampling.group_size(copies), self.baseline.required_groups)

@@ -156,7 +156,7 @@ class LocalExpectation(Estimator):
 
     def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
         graph, size = bound.graph, self.sampling.group_size(self.copies)
-        for copies in self.parts(graph.shapes(x), len(x), self.copies, size):
+        for copies in parts_for_moves(graph.shapes(x), len(x), self.copies, size):
             sampler = self.sampling.part(copies // size)
             z = noise_at(graph, range(len(graph.sites)), x, self.noise, sampler, copies, generator)
             slopes, chosen = {}, {}
@@ -195,18 +195,6 @@ class LocalExpectation(Estimator):
                     total.add(graph.weight_vjp(at.site, at.x, signal / samples))
                 total.count(part, beyond.losses.sum() / samples, forwards)
         return Estimate(total.gradients, total.mean_loss, clean.logits, {"forwards": total.forwards})
-
-    def parts(self, shapes: Shapes, batch: int, copies: int, size: int) -> Iterator[int]:
-        """Split the copies into even parts, whole groups together, so that the moved logits of all units fit in memory.
-
-        Args:
-            shapes: of one sample.
-            batch: the number of samples.
-            copies: the number of copies.
-            size: of a dependence group.
-        """
-        a_copy = batch * max(site.numel() for site in shapes.sites) * shapes.sites[-1].numel()
-        return (size * groups for groups in even_parts(copies // size, MOVED_ELEMENTS // (size * a_copy)))
 
     def _signal(self, beyond: Beyond, at: NoisySite, part: Part) -> tuple[Tensor, int]:
         """dE[L]/dv0 [copies, batch, *site] at a site, and how many samples went through the layers above for it."""
@@ -294,3 +282,16 @@ class LocalExpectation(Estimator):
                 change -= direct.flatten(2).gather(2, chosen)
             signal = signal.scatter_add(2, chosen, weight.flatten(2).gather(2, chosen) * change * count)
         return signal.view(at.v.shape), len(branches) * chosen.numel()
+
+
+def parts_for_moves(shapes: Shapes, batch: int, copies: int, group: int) -> list[int]:
+    """Split copies so that the logits with each unit of the widest layer moved, over a batch, fit in memory.
+
+    Args:
+        shapes: of one sample.
+        batch: the number of samples.
+        copies: the number of copies.
+        group: how many of them belong together.
+    """
+    a_copy = batch * max(site.numel() for site in shapes.sites) * shapes.sites[-1].numel()
+    return even_parts(copies, MOVED_ELEMENTS // a_copy, group)

@@ -14,7 +14,7 @@ from glr_lightning.noise import Noise
 from glr_lightning.propagation import narrow_linear
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.layer_vjp import weight_of
-from glr_lightning.propagation.moves import Move, Part, direct_part, moves
+from glr_lightning.propagation.moves import ChangedPart, Move, direct_part, moves
 from glr_lightning.propagation.values import NoisyPass, NoisySite, Shapes
 
 
@@ -30,7 +30,7 @@ class Beyond:
     losses: Tensor  # [copies * batch]
     _drawn: dict[int, NoisySite] = field(default_factory=dict, init=False, repr=False)
     _columns: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
-    _without: dict[tuple[int, tuple[Part, ...]], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _without: dict[tuple[int, tuple[ChangedPart, ...]], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @staticmethod
     def of(graph: Graph, noisy: NoisyPass, sigma: tuple[float, ...], loss: Loss, noise: Noise, y: Tensor) -> "Beyond":
@@ -110,7 +110,7 @@ class Beyond:
             self._columns[layer] = narrow_linear.columns_of(weight_of(self.graph.nodes[number].module))
         return self._columns[layer]
 
-    def without(self, number: int, parts: tuple[Part, ...]) -> Tensor:
+    def without(self, number: int, parts: tuple[ChangedPart, ...]) -> Tensor:
         """The value of a linear layer without what it takes from some parts of its input, [copies * batch, units]."""
         if (key := (number, parts)) not in self._without:
             value = self.value(number)
@@ -185,7 +185,7 @@ class _Moved:
                 value = torch.addcmul(value, self._step(part.node)[..., None], self._own_columns(part, columns))
         return value
 
-    def _own_columns(self, part: Part, columns: Tensor) -> Tensor:
+    def _own_columns(self, part: ChangedPart, columns: Tensor) -> Tensor:
         """The columns of the moved units, [m, copies * batch, units], or [m, 1, units] where all samples have these."""
         chosen = self.chosen
         if chosen.stride(1) == 0:

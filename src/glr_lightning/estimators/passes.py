@@ -1,4 +1,4 @@
-"""The noise of a step in parts, and a batch prepared for noisy passes."""
+"""The noise of a step in parts, a batch with its noise-free pass, and the sum of estimates."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -69,8 +69,8 @@ def of_copies(labels: Tensor, copies: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A batch that is ready for noisy passes.
+class CleanBatch:
+    """A batch with its noise-free pass, ready for noisy ones.
 
     Attributes:
         graph: the network.
@@ -142,6 +142,6 @@ class Total:
         )
 
 
-def started(batch: Tensor) -> Total:
-    """An empty sum, for labels [batch]; the noise-free pass over them is counted."""
-    return Total(torch.zeros((), device=batch.device), len(batch))
+def started(y: Tensor) -> Total:
+    """An empty sum, for labels [batch]; the noise-free pass over the batch is counted."""
+    return Total(torch.zeros((), device=y.device), len(y))

@@ -110,10 +110,18 @@ def require_small_chunk(chunk: int | None, copies: int) -> None:
         )
 
 
-def even_parts(total: int, largest: int) -> list[int]:
-    """Split a count into parts of at most `largest` (at least 1), as even as can be."""
-    parts = -(-total // max(largest, 1))
-    return [total // parts + (part < total % parts) for part in range(parts)]
+def even_parts(total: int, most: int, group: int = 1, fewest: int = 1) -> list[int]:
+    """Split a number of copies, or of other things, into parts, as even as can be.
+
+    Args:
+        total: the number, a multiple of `group`.
+        most: the size of a part, as far as the two others allow it.
+        group: how many belong together.
+        fewest: groups that a part needs, unless there are fewer in all.
+    """
+    groups = total // group
+    parts = min(-(-groups // max(most // group, 1)), max(groups // fewest, 1))
+    return [group * (groups // parts + (part < groups % parts)) for part in range(parts)]
 
 
 def require_logits_of_a_layer(graph: Graph) -> None:

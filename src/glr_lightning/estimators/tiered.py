@@ -12,10 +12,10 @@ from glr_lightning.errors import ConfigurationError
 from glr_lightning.estimators.base import Estimator, Family, Objective
 from glr_lightning.estimators.bound import Bound, Estimate
 from glr_lightning.estimators.likelihood_ratio import LikelihoodRatio
-from glr_lightning.estimators.local_expectation import LocalExpectation
+from glr_lightning.estimators.local_expectation import LocalExpectation, parts_for_moves
 from glr_lightning.estimators.moved_units import Beyond
 from glr_lightning.estimators.output_loss import noise_free_output, output_loss_for
-from glr_lightning.estimators.passes import Part, Prepared, Total, full_precision, noise_at, of_copies, started
+from glr_lightning.estimators.passes import CleanBatch, Part, Total, full_precision, noise_at, of_copies, started
 from glr_lightning.estimators.score import Score
 from glr_lightning.estimators.settings import (
     check_sites,
@@ -25,7 +25,7 @@ from glr_lightning.estimators.settings import (
     require_logits_of_a_layer,
     require_small_chunk,
 )
-from glr_lightning.estimators.windows import draw_windows, parts_of, places_of, reader_of, window_signal
+from glr_lightning.estimators.windows import draw_windows, parts_for_windows, places_of, reader_of, window_signal
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise
@@ -184,10 +184,9 @@ class Tiered(Estimator):
     ) -> Iterator[Part]:
         graph, local, size = bound.graph, bound.prepared.top, self.sampling.group_size(copies)
         shapes, windows = graph.shapes(x), self.windows if self._has_windows(graph, graph.layer_of[site]) else None
-        for part in (
-            local.parts(shapes, len(x), copies, size) if windows is None else parts_of(shapes, len(x), copies, size)
-        ):
-            z = noise_at(graph, [site], x, self.noise, self.sampling.part(part // size), part, generator)
+        split = parts_for_moves if windows is None else parts_for_windows
+        for count in split(shapes, len(x), copies, size):
+            z = noise_at(graph, [site], x, self.noise, self.sampling.part(count // size), count, generator)
             slopes, chosen = {}, {}
             if windows is not None:
                 chosen[site] = draw_windows(windows, z[site], *places_of(graph, shapes, site), generator)
@@ -200,7 +199,7 @@ class Tiered(Estimator):
         """Add up the estimates of the layers, each under noise at that layer alone."""
         graph, tiers = bound.graph, bound.prepared
         copies = per_layer(self.copies, graph, "copies")
-        batch = Prepared(graph, graph.clean(x), per_site(self.sigma, graph), bound.loss, y)
+        batch = CleanBatch(graph, graph.clean(x), per_site(self.sigma, graph), bound.loss, y)
         total = started(y)
         for part in noise:
             layer = graph.layer_of[part.sites[0]]
@@ -211,7 +210,7 @@ class Tiered(Estimator):
                 ratio.add(total, batch, part, graph.shapes(x))
         return Estimate(total.gradients, total.mean_loss, batch.clean.logits, {"forwards": total.forwards})
 
-    def _add_top(self, total: Total, batch: Prepared, part: Part, copies: int, local: LocalExpectation) -> None:
+    def _add_top(self, total: Total, batch: CleanBatch, part: Part, copies: int, local: LocalExpectation) -> None:
         """As `LikelihoodRatio.add`, for a layer with a local expectation."""
         graph, y, (site,) = batch.graph, batch.y, part.sites
         sigma, slopes = float(batch.sigma[site]), part.slopes.get(site)

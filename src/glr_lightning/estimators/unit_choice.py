@@ -49,5 +49,8 @@ def by_weight(points: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     share = weight + torch.finfo(weight.dtype).tiny
     share = share / share.sum(2, keepdim=True)
-    chosen = torch.searchsorted(share.cumsum(2), points, right=True).clamp(max=weight.shape[2] - 1)
+    ends = share.cumsum(2)
+    # rounding may leave the last end below a point: that belongs to the last unit that has a weight, not to the last
+    points = points.clamp(max=torch.nextafter(ends[..., -1:], torch.zeros_like(ends[..., -1:])))
+    chosen = torch.searchsorted(ends, points, right=True)
     return chosen, 1.0 / (points.shape[2] * share.gather(2, chosen))

@@ -105,10 +105,16 @@ def places_of(graph: Graph, shapes: Shapes, site: int) -> tuple[int, int]:
     return units // width, width
 
 
-def parts_of(shapes: Shapes, batch: int, copies: int, size: int) -> list[int]:
-    """Split copies into parts, whole groups of `size` together, of which pre-activations of a layer fit in memory."""
-    widest = batch * max(site.numel() for site in shapes.sites)
-    return [size * groups for groups in even_parts(copies // size, MOVED_ELEMENTS // (size * widest))]
+def parts_for_windows(shapes: Shapes, batch: int, copies: int, group: int) -> list[int]:
+    """Split copies so that the pre-activations of the widest layer, over a batch, fit in memory.
+
+    Args:
+        shapes: of one sample.
+        batch: the number of samples.
+        copies: the number of copies.
+        group: how many of them belong together.
+    """
+    return even_parts(copies, MOVED_ELEMENTS // (batch * max(site.numel() for site in shapes.sites)), group)
 
 
 def draw_windows(units: int, z: Tensor, places: int, width: int, generator: torch.Generator) -> Tensor:

@@ -23,7 +23,7 @@ Form = Literal["number", "parts", "whole"]
 layers to read; as a tensor with rows for every move."""
 
 
-class Part(NamedTuple):
+class ChangedPart(NamedTuple):
     """A changed part of what a linear layer reads.
 
     Attributes:
@@ -54,7 +54,7 @@ class Move(NamedTuple):
 
     node: int
     form: Form
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ChangedPart, ...] = ()
     numbers: tuple[int, ...] = ()
 
 
@@ -67,7 +67,7 @@ def moves(graph: Graph, site: int, shapes: Shapes) -> tuple[Move, ...]:
     return found
 
 
-def direct_part(graph: Graph, site: int, shapes: Shapes) -> Part | None:
+def direct_part(graph: Graph, site: int, shapes: Shapes) -> ChangedPart | None:
     """The part of its input by which the last layer itself reads a site's units behind their activation; None: none."""
     (parts,) = (move.parts for move in moves(graph, site, shapes) if move.node == graph.output)
     numbers = [part for part in parts if part.is_number]
@@ -79,7 +79,7 @@ class _Moves:
     def __init__(self, graph: Graph, shapes: Shapes) -> None:
         self.graph, self.shapes = graph, shapes
         self.forms: dict[int, Form] = {}
-        self.parts: dict[int, tuple[Part, ...]] = {}
+        self.parts: dict[int, tuple[ChangedPart, ...]] = {}
 
     def behind(self, site: int) -> tuple[Move, ...]:
         self.forms[self.graph.sites[site]] = "number"
@@ -114,18 +114,18 @@ class _Moves:
                 found.add(number)
         return found
 
-    def _parts(self, number: int, start: int) -> tuple[Part, ...]:
+    def _parts(self, number: int, start: int) -> tuple[ChangedPart, ...]:
         """The changed parts of a vector that stands at column `start` of a weight."""
         if self.forms[number] == "parts":
             return tuple(part._replace(start=start + part.start) for part in self.parts[number])
-        return (Part(start, self._width(number), number, self.forms[number] == "number"),)
+        return (ChangedPart(start, self._width(number), number, self.forms[number] == "number"),)
 
-    def _parts_of_call(self, number: int, changed: list[int]) -> tuple[Part, ...]:
+    def _parts_of_call(self, number: int, changed: list[int]) -> tuple[ChangedPart, ...]:
         """The changed parts of a vector that `_read_by_linear_layers` found."""
         if self._adds(number):
             return self._parts(changed[0], 0)
         node, start = self.graph.nodes[number], 0
-        parts: list[Part] = []
+        parts: list[ChangedPart] = []
         assert isinstance(node.module, FunctionCall)
         for i in (node.inputs[place] for place in parts_of_cat(node.module)):
             parts += self._parts(i, start) if i in changed else ()

@@ -55,19 +55,16 @@ class Fields:
         """L(u_k(i)) for every field, [copies, batch, fields]; noisy: a pass over K copies of the clean batch."""
         rows, columns = self.members
         batch, dtype = len(y), rows.dtype
-        by_place = (
-            readout_weight(graph, clean.readout.to(dtype)).flatten(2).permute(2, 1, 0)
-        )  # [places, channels, classes]
+        weight = readout_weight(graph, clean.readout.to(dtype))  # [classes, channels, height, width]
+        by_place = weight.flatten(2).permute(2, 1, 0)
         moved = (noisy.readout.unflatten(0, (-1, batch)) - clean.readout).flatten(0, 1).to(dtype)
         logits, labels = noisy.logits.to(dtype), y.expand(len(noisy.logits) // batch, -1).reshape(-1)
         count = rows.shape[1] * columns.shape[1]
         losses = []
         part = max(1, AT_ONCE // (max(count, len(by_place)) * logits.shape[1]))
         for u, change, label in zip(logits.split(part), moved.split(part), labels.split(part), strict=True):
-            places = torch.bmm(change.flatten(2).permute(2, 0, 1), by_place).view(
-                len(rows), -1
-            )  # first axis summed first
-            fields = columns.T @ (rows.T @ places).view(rows.shape[1], len(columns), -1)
+            places = torch.bmm(change.flatten(2).permute(2, 0, 1), by_place).view(len(rows), -1)
+            fields = columns.T @ (rows.T @ places).view(rows.shape[1], len(columns), -1)  # rows first, then columns
             without = u - fields.view(count, *u.shape)
             losses.append(loss(without.flatten(0, 1), label.expand(count, -1).reshape(-1)).view(count, -1))
         by_copy: Tensor = torch.cat(losses, 1).T.unflatten(0, (-1, batch))
