@@ -24,12 +24,7 @@ def seeded(generator: torch.Generator, seed: int, step: int, rank: int, use: str
 
 def generator_for(device: torch.device, *what: Any) -> torch.Generator:
     """Return a generator that depends on `what` is drawn alone, by its repr."""
-    return _named(repr(what), device)
-
-
-def _named(name: str, device: torch.device) -> torch.Generator:
-    """Return a generator whose seed is a hash of the name."""
-    return torch.Generator(device).manual_seed(_hash(name))
+    return torch.Generator(device).manual_seed(_hash(repr(what)))
 
 
 def _hash(name: str) -> int:
@@ -43,11 +38,7 @@ def _signed(value: int) -> int:
 
 # SplitMix64: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 _GAMMA = _signed(0x9E3779B97F4A7C15)
-
-
 _FIRST = _signed(0xBF58476D1CE4E5B9)
-
-
 _SECOND = _signed(0x94D049BB133111EB)
 
 

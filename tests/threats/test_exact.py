@@ -17,7 +17,7 @@ from glr_lightning.threats.attacks import mixed_integer
 from glr_lightning.threats.attacks.exact import exact
 from glr_lightning.threats.attacks.mixed_integer import Outcome, verify
 from glr_lightning.threats.attacks.query import Query
-from glr_lightning.threats.attacks.stages import stages_of
+from glr_lightning.threats.attacks.stages import Stage, stages_of
 from tests.checks.refusals import refused
 
 
@@ -168,6 +168,14 @@ def test_a_unit_on_its_cut_is_no_proof() -> None:
     assert outcome(0.0999) is Outcome.PROVED
     assert outcome(0.1 - 1e-7) is not Outcome.PROVED
     assert outcome(0.1001) is Outcome.BROKEN
+
+
+def test_bounds_of_rounding_hold_for_a_sum_in_any_order() -> None:
+    terms = torch.full((1000,), 2.0**-25)
+    terms[0] = 1.0  # added one by one in float32, the others are lost
+    stage = Stage(terms[None].double().numpy(), np.zeros(1), None)
+    programme = mixed_integer.Programme.of([stage], np.ones(1000), 1e-9)
+    assert programme.rounding[0] > float(terms.double().sum()) - 1.0
 
 
 def test_time_that_runs_out_within_a_programme_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,11 +53,9 @@ def cross_check(rows: Sequence[Row], correct: Hits) -> list[Row]:
         clean = [row for row in compared if row.kind == "clean" and _network(row) == _network(group[0])]
         for level in sorted({_level(row) for row in group}):
             members = [row for row in group if _level(row) <= level]
+            proofs = [row.proved for row in group if row.proved is not None and _level(row) >= level]
             if len(members) > 1:
-                exact = [row for row in group if row.proved is not None and _level(row) >= level]
-                worst.append(
-                    _worst_case(level, members, clean, correct, max((r.proved or 0 for r in exact), default=None))
-                )
+                worst.append(_worst_case(level, members, clean, correct, max(proofs, default=None)))
     return compared + worst
 
 
