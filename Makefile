@@ -7,7 +7,7 @@ THREAT ?= standard
 OUT ?= report
 ARGS ?=
 
-.PHONY: help install quickstart train evaluate sweep report diagnose bench study robustness estimators convolutional figures docs overview lint hooks test mutation clean
+.PHONY: help install quickstart train evaluate sweep report diagnose bench study robustness estimators convolutional recurrent figures docs overview lint hooks test mutation clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -61,6 +61,9 @@ estimators: install ## which estimator has the least variance x time, and what i
 
 convolutional: install ## networks on images up to Tiny-ImageNet, trained without backpropagation (two hours): make convolutional DATA=DIR
 	DATA=$(DATA) BIN=$(BIN) sh experiments/convolutional/run.sh
+
+recurrent: install ## a recurrent network from loss values, beside backpropagation through time (half an hour): make recurrent DATA=DIR
+	DATA=$(DATA) BIN=$(BIN) sh experiments/recurrent/run.sh
 
 figures: install ## the figures of the studies from their committed results: make figures [STUDY=experiments/mnist]
 	$(BIN)/python experiments/figures.py $(STUDY)

@@ -1,11 +1,13 @@
 """The studies: their text agrees with what it is drawn from, and their figures can be drawn from it."""
 
+import csv
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -37,6 +39,18 @@ def test_the_tables_of_the_estimators_study_are_those_of_its_csv_files(tmp_path:
         text = (tmp_path / "estimators" / name).read_text()
         assert text == (STUDIES / "estimators" / name).read_text()
         assert text in readme
+
+
+def test_the_accuracies_of_the_recurrent_study_are_those_of_its_csv_file() -> None:
+    accuracies: dict[str, list[float]] = {}
+    with (STUDIES / "recurrent" / "results.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            accuracies.setdefault(re.sub(r"/\d+$", "", row["run"]), []).append(100 * float(row["accuracy"]))
+    readme = (STUDIES / "recurrent" / "README.md").read_text()
+    shown = dict(re.findall(r"^\| `([\w/]+)` \|.*\| (\d+ \| \d\d\.\d\d) \|", readme, flags=re.MULTILINE))
+    assert shown == {run: f"{len(seeds)} | {fmean(seeds):.2f}" for run, seeds in accuracies.items()}
+    studies = (ROOT / "docs" / "studies.md").read_text()
+    assert f"{fmean(accuracies['seven_steps/lrt']):.2f}" in studies
 
 
 @pytest.mark.parametrize("page", ["README.md", "experiments/estimators/README.md"])

@@ -172,8 +172,7 @@ class Graph:
 
     def settle(self) -> None:
         """Find again what rests on facts about modules, and all that a pass looks up."""
-        for found in ("end", "_spent"):
-            vars(self).pop(found, None)
+        _ = vars(self).pop("end", None), vars(self).pop("_spent", None)
         self.fields.clear()
         self.moves.clear()
         _ = self.end, self._spent, self.with_rows
