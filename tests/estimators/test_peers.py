@@ -324,9 +324,9 @@ BATCH_NORM = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), Har
     [
         (StraightThrough(), small_network(HardThreshold()), ZeroOne(), ("or estimator=local_expectation",)),
         (StraightThrough(), small_network(nn.Tanh()), CrossEntropy(), ("use estimator=backprop, which is exact here",)),
-        (StraightThrough(), HIDDEN, CrossEntropy(), ("module '1'", "an element of the nn.Sequential")),
+        (StraightThrough(), HIDDEN, CrossEntropy(), ("module '1'", "in the code of the network itself")),
         (ForwardGradient(), small_network(nn.Tanh()), ZeroOne(), ("or estimator=local_expectation",)),
-        (ForwardGradient(), HIDDEN, CrossEntropy(), ("module '1'", "an element of the nn.Sequential")),
+        (ForwardGradient(), HIDDEN, CrossEntropy(), ("module '1'", "in the code of the network itself")),
         (ForwardGradient(), DROPOUT, CrossEntropy(), ("module '2' (Dropout) draws noise of its own", "remove it")),
         (ForwardGradient(), BATCH_NORM, CrossEntropy(), ("module '1' (BatchNorm1d)", "or put it in eval mode")),
         (ForwardGradient(), Branching(), CrossEntropy(), ("Branching cannot be traced at estimator_cases.py",)),
@@ -336,10 +336,9 @@ BATCH_NORM = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), Har
 def test_what_a_peer_cannot_train_is_refused_with_what_to_do(
     estimator: Estimator, network: nn.Module, loss: Any, advice: tuple[str, ...]
 ) -> None:
-    for refuse in (
-        lambda: estimator.check(network, loss),
-        lambda: estimate(estimator, network, loss, X.to(next(network.parameters()).dtype)),
-    ):
+    x = X.to(next(network.parameters()).dtype)
+    seen = x if isinstance(network, Branching) else None  # an `if` may ask for a shape, unless it is known
+    for refuse in (lambda: estimator.check(network, loss, seen), lambda: estimate(estimator, network, loss, x)):
         with refused("network" if isinstance(network, Branching) else None, *advice):
             refuse()
 

@@ -27,7 +27,7 @@ from glr_lightning.sampling import Antithetic, Sampler
 from glr_lightning.validation import Count, CountPerLayer, NonEmpty, ScalePerLayer
 
 CHUNK_ELEMENTS = 2**22
-"""Without a `chunk`, as many copies at once as keep the widest noisy layer below this many numbers (16 MiB)."""
+"""Without a `chunk`, as many copies at once as keep the widest layer behind noise below this many numbers (16 MiB)."""
 FEW_GROUPS = 4
 """The least number of groups of copies that are held at once, if there are as many."""
 
@@ -286,7 +286,7 @@ class LikelihoodRatio(Estimator):
         return mean_over_cell(self.noise.conditional_scale_score, activation, at, sigma)
 
     def _chunk_for(self, widest: int, copies: int) -> int:
-        """The number of copies to hold at once; widest: pre-activations of the widest noisy layer, over the batch."""
+        """The copies to hold at once; widest: pre-activations of the widest layer with copies, over a batch."""
         if self.chunk is not None:
             return self.chunk
         # to leave one of two groups out doubles the variance, so a few go together whatever they take

@@ -166,7 +166,7 @@ def with_slopes(
         elif any(isinstance(inner, PiecewiseConstant) for inner in node.module.modules()):
             raise ConfigurationError(
                 f"module {node.what} holds a piecewise-constant activation inside, where no slope can be given to it; "
-                "make it an element of the nn.Sequential, or use estimator=local_expectation."
+                "call it in the code of the network itself, or use estimator=local_expectation."
             )
         elif number and facts_of(node.module).flat:
             _refuse_without_cells(node)

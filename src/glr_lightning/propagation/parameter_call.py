@@ -6,7 +6,7 @@ product of this one call.
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -152,26 +152,33 @@ def reading_of(
             "that is known to be smooth, or takes other than one tensor beside it (for rows write "
             "self.w + x.new_zeros(x.shape[0], 1)); put it into a layer, or freeze it (requires_grad=False)."
         )
-    data, extends = others[0] if others else None, None
+    data = others[0] if others else None
     if data is not None and data in readings and name in ARITHMETIC and list(data.users) == [node]:
-        extends, parts = data, {data: readings[data], **parts}
-        data = readings[data].data
+        joined = _joined(node, name, function, {data: readings[data], **parts})
+        return replace(joined, data=readings[data].data, extends=data)
+    return replace(_joined(node, name, function, parts), data=data)
+
+
+def _joined(node: fx.Node, name: str, function: Callable[..., Any], parts: Mapping[fx.Node, Reading]) -> Reading:
+    """The calls of the readings among a node's inputs, one after another, and then its own."""
     calls: list[Call] = []
     results: dict[fx.Node, str | int] = {}
     owners: dict[str, tuple[nn.Module, str]] = {}
     for part, reading in parts.items():
         first = len(calls)
-        results[part] = reading.result if isinstance(reading.result, str) else reading.result + first
-        calls += [call._replace(values=tuple(_moved(v, first) for v in call.values)) for call in reading.calls]
+        results[part] = _shifted(reading.result, first)
+        calls += [call._replace(values=tuple(_shifted(v, first) for v in call.values)) for call in reading.calls]
         owners |= reading.owners
+    inputs = node.all_input_nodes
     given: Any = fx.node.map_arg((node.args, node.kwargs), lambda part: Slot(inputs.index(part)))
     args, options = given
     values = tuple(results.get(part, "") for part in inputs)
     calls.append(Call(name, function, args, options, values, node.meta["line"]))
-    return Reading(tuple(calls), owners, len(calls) - 1, data, extends)
+    return Reading(tuple(calls), owners, len(calls) - 1)
 
 
-def _moved(value: str | int, first: int) -> str | int:
+def _shifted(value: str | int, first: int) -> str | int:
+    """A value of `Call.values` behind `first` other calls: the numbers of results grow, names stay."""
     return value if isinstance(value, str) else value + first
 
 

@@ -53,7 +53,8 @@ class Query:
     Args:
         network: maps images to scores. A `NoiseAveraged` one draws fresh noise at every query.
         images: [B, C, H, W], of which the number and the device are read.
-        source: "autograd", "straight_through" or "likelihood_ratio", of which the last two need an nn.Sequential.
+        source: "autograd", "straight_through" or "likelihood_ratio", of which the last two need a network that can be
+            traced.
         random: the randomness of these images; by default that of seed 0 and the images' places in the batch.
         options: how gradients are computed.
         randomized: whether the network's predictions are random. Then scores and gradients are means over `draws`
