@@ -1,7 +1,7 @@
-"""The steps that are timed. They need torch, and of this package what trains a network: nothing else."""
+"""The steps that are timed, and how. They need torch, and of this package what trains a network: nothing else."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,31 @@ from glr_lightning.losses import CrossEntropy, Loss
 from glr_lightning.noise import Laplace
 
 Step = Callable[[], object]
+Times = dict[str, list[float]]
 LEARNING_RATE = 1e-3
 
 
 def clock() -> float:
     """Seconds of this process on the CPU, which others hardly prolong; with several threads those of the wall."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def turns(arms: Mapping[str, Step], rounds: int, turn_seconds: float = 0.1) -> Times:
+    """Seconds of a call of each arm, by turn; a first turn is a warm-up.
+
+    A turn repeats a call for about `turn_seconds`, as training does: a single short call after another arm's would be
+    timed with cold caches.
+    """
+    times: Times = {name: [] for name in arms}
+    for turn in range(rounds + 1):
+        for name, run in arms.items():
+            calls, start = 0, clock()
+            while calls == 0 or clock() - start < turn_seconds:
+                run()
+                calls += 1
+            if turn:
+                times[name].append((clock() - start) / calls)
+    return times
 
 
 def adam(network: nn.Module) -> torch.optim.Optimizer:

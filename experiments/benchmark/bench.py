@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import backprop_step, clock, naive_step, our_step, write
+from arms import Times, backprop_step, clock, naive_step, our_step, turns, write
 from budget import limits, step_budget
 from measures import MEASURES, shares, table
 from pytorch_lightning.callbacks import Callback
@@ -40,7 +40,6 @@ from glr_lightning.training.fit import train
 
 BATCH = 128
 HERE = Path(__file__).parent
-Times = dict[str, list[float]]
 Values = dict[str, float]
 
 
@@ -54,24 +53,6 @@ class RandomImages(ImageDataModule):
         size = 60_000 if train else 1000
         images = torch.randint(0, 256, (size, 1, 28, 28), generator=generator, dtype=torch.uint8)
         return images, torch.randint(0, 10, (size,), generator=generator)
-
-
-def turns(arms: dict[str, Callable[[], object]], rounds: int, turn_seconds: float = 0.1) -> Times:
-    """Seconds of a call of each arm, by turn; a first turn is a warm-up.
-
-    A turn repeats a call for about `turn_seconds`, as training does: a single short call after another arm's would be
-    timed with cold caches.
-    """
-    times: Times = {name: [] for name in arms}
-    for turn in range(rounds + 1):
-        for name, run in arms.items():
-            calls, start = 0, clock()
-            while calls == 0 or clock() - start < turn_seconds:
-                run()
-                calls += 1
-            if turn:
-                times[name].append((clock() - start) / calls)
-    return times
 
 
 def ratio(times: Times, above: str, below: str) -> float:

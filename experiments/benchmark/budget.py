@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from arms import adam, clock, our_step
+from arms import adam, our_step, turns
 from torch import Tensor, nn
 
 from glr_lightning.data.base import scaled
@@ -16,21 +16,8 @@ from glr_lightning.estimators import Estimator
 from glr_lightning.losses import Loss
 from glr_lightning.propagation.layer_vjp import weight_vjp
 
-
-def seconds(calls: dict[str, Callable[[], object]], rounds: int, turn_seconds: float = 0.02) -> dict[str, list[float]]:
-    """Seconds of each call, by turn; the calls take turns, and a first turn is a warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
-        for name, run in calls.items():
-            count, start = 0, clock()
-            while count == 0 or clock() - start < turn_seconds:
-                run()
-                count += 1
-            if turn:
-                times[name].append((clock() - start) / count)
-    return times
-
-
+TURN_SECONDS = 0.02
+"""Parts of a step are short."""
 PRODUCTS = {
     "1024 x 1024 x 1024": (1024, 1024, 1024),
     "128 x 784 x 50": (128, 784, 50),
@@ -51,7 +38,7 @@ def limits(rounds: int) -> dict[str, float]:
     }
     for name, (rows, inner, columns) in PRODUCTS.items():
         calls[name] = functools.partial(torch.mm, torch.rand(rows, inner), torch.rand(inner, columns))
-    best = {name: min(times) for name, times in seconds(calls, rounds).items()}
+    best = {name: min(times) for name, times in turns(calls, rounds, TURN_SECONDS).items()}
     found = {f"GFLOP/s, {name}": 2e-9 * math.prod(sizes) / best[name] for name, sizes in PRODUCTS.items()}
     found["GB/s, copy in memory"] = 2e-9 * source.nbytes / best["memory"]
     found["GB/s, copy in cache"] = 2e-9 * near.nbytes / best["cache"]
@@ -101,7 +88,7 @@ def step_budget(
         "data": lambda: scaled(images[index][0]),
         "step": our_step(network, estimator, loss, x, y),
     }
-    times = {name: 1e6 * statistics.median(each) for name, each in seconds(calls, rounds).items()}
+    times = {name: 1e6 * statistics.median(each) for name, each in turns(calls, rounds, TURN_SECONDS).items()}
     data, total = times.pop("data"), times.pop("step")
     numbers = copies * batch * (hidden + classes)
     weights = first.weight.numel()

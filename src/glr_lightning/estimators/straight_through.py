@@ -95,8 +95,8 @@ class StraightThrough(Estimator):
         return differentiate(bound.network, bound.loss(logits, y).mean(), logits, forwards=len(y))
 
 
-class WithSlope(nn.Module):
-    """phi(v) with the derivative phi_bar'(v), in reverse and in forward mode."""
+class Smoothed(nn.Module):
+    """What takes the place of an activation phi, given the density and the scale of the noise before it."""
 
     facts = ModuleFacts(elementwise=True)
 
@@ -105,6 +105,10 @@ class WithSlope(nn.Module):
         self.activation = activation
         self.noise = noise
         self.sigma = sigma
+
+
+class WithSlope(Smoothed):
+    """phi(v) with the derivative phi_bar'(v), in reverse and in forward mode."""
 
     def forward(self, v: Tensor) -> Tensor:
         """Map v to phi(v), with the slope phi_bar'(v)."""
@@ -114,16 +118,8 @@ class WithSlope(nn.Module):
         return value + smoothed_slope(self.activation, self.noise, self.sigma, at) * (v - at)
 
 
-class Mean(nn.Module):
+class Mean(Smoothed):
     """phi_bar(v) = E phi(v + sigma z), the activation's mean under noise, forwards and backwards."""
-
-    facts = ModuleFacts(elementwise=True)
-
-    def __init__(self, activation: PiecewiseConstant, noise: Noise, sigma: float | Tensor) -> None:
-        super().__init__()
-        self.activation = activation
-        self.noise = noise
-        self.sigma = sigma
 
     def forward(self, v: Tensor) -> Tensor:
         """Map v to level_0 + sum_i (level_{i+1} - level_i) F((v - cut_i) / sigma), F of a symmetric density."""
@@ -142,7 +138,7 @@ def smoothed_slope(activation: PiecewiseConstant, noise: Noise, sigma: float | T
 
 
 def with_slopes(
-    graph: Graph, noise: Noise, sigma: float | Sequence[float | Tensor], kind: type[WithSlope | Mean] = WithSlope
+    graph: Graph, noise: Noise, sigma: float | Sequence[float | Tensor], kind: type[Smoothed] = WithSlope
 ) -> Graph:
     """The graph with a slope at every piecewise-constant activation; an input that is thresholded needs none.
 

@@ -172,7 +172,8 @@ class Graph:
 
     def settle(self) -> None:
         """Find again what rests on facts about modules, and all that a pass looks up."""
-        _ = vars(self).pop("end", None), vars(self).pop("_spent", None)
+        for found in ("end", "_spent"):
+            vars(self).pop(found, None)
         self.fields.clear()
         self.moves.clear()
         _ = self.end, self._spent, self.with_rows

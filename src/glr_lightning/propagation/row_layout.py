@@ -50,7 +50,7 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
 
 
 def repeated(value: Tensor, rows: Rows, copies: int) -> Tensor:
-    """A value for so many copies of its rows, copy-major."""
+    """A value with its rows repeated for each copy, copy-major."""
     return value.repeat(*(copies if axis == rows.axis else 1 for axis in range(value.dim())))
 
 

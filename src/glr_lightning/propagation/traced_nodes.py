@@ -97,7 +97,7 @@ def nodes_of(network: nn.Module, graph: fx.Graph, made: dict[str, Any]) -> tuple
             call = ParameterCall(reading.calls, reading.owners)
             nodes.append(Node(", ".join(reading.owners), call, (number[reading.data],), line))
         number[node] = len(nodes) - 1
-        if reading is not None and reading.extends is not None:
+        if reading is not None and reading.extends is not None:  # h @ w + b in the place of h @ w, which only it reads
             number[node] = number[reading.extends]
             nodes[number[node]] = nodes.pop()
     raise AssertionError("a graph ends with its output")

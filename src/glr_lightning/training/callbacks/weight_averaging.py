@@ -32,9 +32,9 @@ class WeightAveraging(TrainingCallback):
     @checked
     def __init__(self, share: Annotated[float, Interval(gt=0, le=1)]) -> None:
         self.share = share
-        self._mean: list[Tensor] | None = None  # in the order of the module's parameters; None: no step was taken
-        self._steps = 0  # that it is the mean of
-        self._first = 0  # step whose weights are averaged
+        self._mean: list[Tensor] | None = None  # in the order of the module's parameters; None: the part has not begun
+        self._steps = 0  # whose weights are in the mean
+        self._first = 0  # the number of the first of them in the training
 
     def check(self, trainer: pl.Trainer, module: GLRModule) -> None:
         """Raise ConfigurationError unless the training has a number of epochs."""
@@ -77,12 +77,13 @@ class WeightAveraging(TrainingCallback):
         self._swap(pl_module)
         self._mean = None
 
+    @torch.no_grad()
     def _swap(self, pl_module: pl.LightningModule) -> None:
         """Exchange the weights and their mean."""
         if self._mean is not None:
             for weight, mean in zip(pl_module.parameters(), self._mean, strict=True):
-                kept = weight.detach().clone()
-                weight.data.copy_(mean)
+                kept = weight.clone()
+                weight.copy_(mean)
                 mean.copy_(kept)
 
     def on_save_checkpoint(
