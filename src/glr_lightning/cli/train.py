@@ -75,9 +75,8 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
 
 def _train(composed: DictConfig) -> tuple[Path, dict[str, Any]]:
     """Train, and return the run folder and the result, which is empty but in the first process."""
-    fresh = (
-        checked_root(TrainConfig, resolve(composed)) if composed.resume is None else None
-    )  # before torch is imported
+    # before torch is imported
+    fresh = checked_root(TrainConfig, resolve(composed)) if composed.resume is None else None
     with terminal.importing():
         from glr_lightning.runs.allocator import keep_freed_memory
         from glr_lightning.runs.environment import cpu_threads

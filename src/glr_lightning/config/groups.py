@@ -56,9 +56,8 @@ class Groups:
             path.append("main", f"file://{CONF_DIR}")
         for folder in user_folders():
             path.append("user", folder)
-        return cls(
-            CachingConfigRepository(ConfigRepository(path))
-        )  # a file is read once, however often it is asked for
+        # a file is read once, however often it is asked for
+        return cls(CachingConfigRepository(ConfigRepository(path)))
 
     @classmethod
     def of_error(cls, error: BaseException) -> "Groups":

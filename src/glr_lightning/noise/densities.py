@@ -89,12 +89,10 @@ class Laplace(Noise):
         return 1.0
 
     def sample(self, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Quantiles of uniform draws u on (0, 1): with w = u - 1/2, sign(w) times -log(1 - 2 |w|)."""
+        """Quantiles of uniform draws u on [0, 1): with w = u - 1/2, sign(w) times -log(1 - 2 |w|)."""
         w = torch.rand(tuple(shape), generator=generator, dtype=dtype, device=generator.device).sub_(0.5)
-        size = (
-            torch.rsub(w.abs(), 1.0, alpha=2.0).clamp_(min=torch.finfo(dtype).eps).log_()
-        )  # exact up to the logarithm
-        return size.copysign_(w)
+        share = torch.rsub(w.abs(), 1.0, alpha=2.0)  # exact, in steps of eps
+        return share.clamp_(min=torch.finfo(dtype).eps).log_().copysign_(w)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """-|z| - log 2."""
