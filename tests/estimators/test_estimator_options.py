@@ -148,7 +148,7 @@ def test_a_second_name_of_the_default_score_is_refused_and_works_from_python(kin
 def test_a_network_that_cannot_be_trained_is_refused_with_what_to_do(network: nn.Module, advice: str) -> None:
     estimator = LikelihoodRatio(copies=4)
     for refuse in (
-        lambda: estimator.check(network, CrossEntropy()),
+        lambda: estimator.check(network, CrossEntropy(), X.float()),
         lambda: estimate(estimator, network, CrossEntropy(), X.float()),
     ):
         with pytest.raises(ConfigurationError, match=re.compile(advice, re.DOTALL)):
