@@ -48,6 +48,8 @@ MEASURES = {
     "deep_all": Measure("local expectation, 3 x 100 units, K = 4, all units", "146 ms", 30, "ms"),
     "mnist_to_95": Measure("lrtz on MNIST, training time to 95 %", "5.6 s", 2.5, "s"),
     "mnist_to_90": Measure("lrtz on MNIST, training time to 90.22 %", "0.46 s", 0.25, "s"),
+    "mnist_256_to_95": Measure("the same to 95 %, batches of 256, rate 5e-3", NONE, 2.5, "s"),
+    "mnist_256_to_90": Measure("the same to 90.22 %, batches of 256, rate 5e-3", NONE, 0.25, "s"),
     "help": Measure("glr-train --help", "6.1 to 6.6 CPU s", 1.5, "CPU s"),
     "cfg_job": Measure("glr-train --cfg job", "6.1 to 6.6 CPU s", 1.5, "CPU s"),
     "unknown_option": Measure("glr-train with an unknown option", "6.1 to 6.6 CPU s", 1.5, "CPU s"),
