@@ -232,8 +232,7 @@ class LikelihoodRatio(Estimator):
 
     def add(self, total: Total, batch: CleanBatch, part: Part, shapes: Shapes) -> None:
         """Add the estimates of the layers that are noisy together, from some copies of a pass."""
-        graph, y = batch.graph, batch.y
-        count = self.copies_at(graph, part.sites)
+        graph, y, count = batch.graph, batch.y, self.copies_at(batch.graph, part.sites)
         group = self.sampling.part(part.copies // self.sampling.group_size(count)).group(part.copies, y.device)
         noisy, losses = batch.run(part.z)
         common: Tensor | None = None  # the weight at all sites without fields
