@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import threading
 import weakref
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glr_lightning.activations import HardThreshold
-from glr_lightning.estimators import Estimator, EvolutionStrategies, Hybrid, LikelihoodRatio, LocalExpectation, Tiered
+from glr_lightning.estimators import Estimator, Hybrid, LikelihoodRatio, LocalExpectation, Tiered
 from glr_lightning.injection import Layerwise
 from glr_lightning.losses import CrossEntropy
 from glr_lightning.propagation import graph as graphs
@@ -31,7 +30,6 @@ FROM_LOSSES = {
     "chunks": LikelihoodRatio(copies=16, chunk=4),
     "local_expectation": LocalExpectation(copies=2),
     "tiered": Tiered(copies=4),
-    "evolution_strategies": EvolutionStrategies(copies=4),
 }
 
 
@@ -130,7 +128,7 @@ def test_steps_mapped_over_weights_are_those_of_a_loop(estimator: Estimator, mak
         torch.testing.assert_close({key: part[number] for key, part in mapped.items()}, one)
 
 
-@pytest.mark.parametrize("name", ["backprop", "straight_through", "hybrid"])
+@pytest.mark.parametrize("name", ["backprop", "straight_through", "hybrid", "evolution_strategies"])
 def test_what_differentiates_is_not_mapped_over_weights_in_silence(name: str) -> None:
     network = network_of(ESTIMATORS[name])
     bound = ESTIMATORS[name].bind(network, CrossEntropy())
@@ -179,77 +177,3 @@ def test_nothing_keeps_a_network_alive_that_has_been_trained(make: Any) -> None:
     gc.collect()
     assert gone() is None
     assert graph() is None
-
-
-@every_estimator
-def test_noise_for_another_batch_is_refused(name: str) -> None:
-    estimator = ESTIMATORS[name]
-    bound = estimator.bind(network_of(estimator), CrossEntropy())
-    if bound.draw(X, seeded()) and name != "evolution_strategies":  # that one's noise is on the weights
-        for batch in (X[:1], X[:2], torch.cat([X, X])):
-            noise = bound.draw(batch, seeded())
-            with refused("noise", "draw it again"):
-                bound.step(X, Y, noise)
-
-
-@every_estimator
-def test_noise_of_which_a_part_is_missing_or_too_much_is_refused(name: str) -> None:
-    estimator = ESTIMATORS[name]
-    bound = estimator.bind(network_of(estimator), CrossEntropy())
-    if noise := bound.draw(X, seeded()):
-        for other in (noise[:-1], [*noise, noise[0]]):
-            with refused("noise", "draw it again"):
-                bound.step(X, Y, other)
-
-
-@pytest.mark.parametrize("copies", [4, 16])
-def test_noise_of_another_number_of_copies_is_refused(copies: int) -> None:
-    network = small_network(HardThreshold())
-    for make in (LikelihoodRatio, LocalExpectation, Tiered):
-        noise = make(copies=copies).bind(network, CrossEntropy()).draw(X, seeded())
-        with refused("noise", "draw it again"):
-            make(copies=8).bind(network, CrossEntropy()).step(X, Y, noise)
-
-
-def test_noise_of_another_estimator_is_refused() -> None:
-    network = small_network(HardThreshold())
-    noise = ESTIMATORS["evolution_strategies"].bind(network, CrossEntropy()).draw(X, seeded())
-    with refused("noise", "draw it again"):
-        LikelihoodRatio(copies=4).bind(network, CrossEntropy()).step(X, Y, noise)
-
-
-@every_estimator
-def test_an_empty_batch_is_refused(name: str) -> None:
-    bound = ESTIMATORS[name].bind(network_of(ESTIMATORS[name]), CrossEntropy())
-    for call in (bound.draw, lambda x, generator: bound.estimate(x, Y[:0], generator)):
-        with refused("x", "at least one input, got shape [0, 3]"):
-            call(X[:0], seeded())
-
-
-def test_weights_of_an_unknown_name_are_refused() -> None:
-    network = small_network(HardThreshold())
-    bound = LikelihoodRatio(copies=4).bind(network, CrossEntropy())
-    with refused("weights", "has no 'last.weight'"):
-        bound.step_of({"last.weight": X}, X, Y, bound.draw(X, seeded()))
-
-
-@every_estimator
-def test_threads_that_step_one_network_do_not_disturb_each_other(name: str) -> None:
-    estimator = ESTIMATORS[name]
-    network = network_of(estimator)
-    bounds = [estimator.bind(network, CrossEntropy()) for _ in range(2)]
-    noise = bounds[0].draw(X, seeded())
-    expected = bounds[0].step(X, Y, noise)
-    estimates: list[Any] = []
-
-    def run(bound: Any) -> None:
-        estimates.extend(bound.step(X, Y, noise) for _ in range(20))
-
-    threads = [threading.Thread(target=run, args=(bound,)) for bound in (*bounds, bounds[0])]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(estimates) == 60
-    for estimate in estimates:
-        check_same(estimate, expected)

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
 from glr_lightning.errors import ConfigurationError
 from glr_lightning.losses import Loss
 from glr_lightning.propagation.asked_values import like
 from glr_lightning.propagation.graph import Graph
 from glr_lightning.propagation.module_facts import observe
-from glr_lightning.propagation.network_state import replacing_weights
 from glr_lightning.propagation.rows import require_rows
-from glr_lightning.propagation.values import unfit_noise
 
 if TYPE_CHECKING:
     from glr_lightning.estimators.base import Estimator
@@ -88,10 +85,6 @@ class Bound:
         Raises:
             ConfigurationError: modules or functions turn out to be such as the estimator cannot train.
         """
-        if not len(x):
-            raise ConfigurationError(
-                f"x must be a batch [batch, ...] of at least one input, got shape {list(x.shape)}.", option="x"
-            )
         observe(self.network, x)
         if x.shape[1:] in self._looked_at:
             return
@@ -136,31 +129,11 @@ class Bound:
             y: [batch] int64, labels.
             noise: what `draw` returned for a batch of this shape.
         """
-        noise = list(noise)
-        try:
-            return self._run(x, y, noise)
-        except Exception as error:
-            self._explain(error, x, y, noise)
-            raise
-
-    def _run(self, x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
-        """Estimate the gradients, given the noise, whose parts may be drawn as they are used."""
         if not self.compile:
             return self.estimator._step(self, x, y, noise)
         with _compiler_options():
             estimate: Estimate = self._compiled(self, x, y, noise)
         return estimate
-
-    def _explain(self, error: Exception, x: Tensor, y: Tensor, noise: list[Any]) -> None:
-        """Say in one line why a step failed, if the noise is not as `draw` returns it. Raises ConfigurationError."""
-        if isinstance(error, ConfigurationError | torch.OutOfMemoryError):
-            return
-        try:
-            fits = _shapes(noise) == _shapes(self.draw(x, torch.Generator(x.device)))
-        except Exception:  # within `torch.func` nothing can be drawn; and x may not fit, which `error` tells
-            return
-        if not fits:
-            raise unfit_noise() from error
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Estimate]:
@@ -178,7 +151,7 @@ class Bound:
         """
         self.look_at(x)
         noise = self.estimator._draws(self, x, generator)
-        return self._run(x, y, list(noise) if self.compile else noise)
+        return self.step(x, y, list(noise) if self.compile else noise)
 
     def step_of(self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, noise: Iterable[Any]) -> Estimate:
         """As `step`, with these weights in place of the network's own; for `torch.func`.
@@ -190,21 +163,12 @@ class Bound:
             noise: as for `step`.
 
         Raises:
-            ConfigurationError: the estimator differentiates, which cannot be mapped over weights; or the network has
-                no parameter of a name.
+            ConfigurationError: the estimator differentiates, which cannot be mapped over weights.
         """
-        named = (self.network.named_parameters, self.network.named_buffers)
-        unknown = weights.keys() - {name for names in named for name, _ in names(remove_duplicate=False)}
-        if unknown:
-            raise ConfigurationError(
-                f"weights must have names of the network's parameters, and it has no '{min(unknown)}'; leave that out.",
-                option="weights",
-            )
         trained = {name for name, parameter in self.network.named_parameters() if parameter.requires_grad}
         own = {f"network.{name}": _trainable(w) if name in trained else w for name, w in weights.items()}
         try:
-            with replacing_weights(self.network):
-                estimate: Estimate = functional_call(_Step(self), own, (x, y, noise))
+            estimate: Estimate = functional_call(_Step(self), own, (x, y, noise))
         except RuntimeError as error:
             if all(weight.requires_grad for name, weight in own.items() if name.removeprefix("network.") in trained):
                 raise
@@ -217,13 +181,8 @@ class Bound:
         return ConfigurationError(
             f"{type(self.estimator).__name__} differentiates with respect to the weights, or reads which are trained, "
             "and neither can be done within torch.func; call step_of in a loop, or use estimator=likelihood_ratio, "
-            "local_expectation, tiered or evolution_strategies."
+            "local_expectation or tiered."
         )
-
-
-def _shapes(noise: Any) -> Any:
-    """Parts of the noise, with shapes in place of tensors."""
-    return tree_map(lambda value: (value.shape, value.dtype) if isinstance(value, Tensor) else value, noise)
 
 
 def _trainable(weight: Tensor) -> Tensor:

@@ -15,9 +15,7 @@ from glr_lightning.estimators.likelihood_ratio import CHUNK_ELEMENTS
 from glr_lightning.estimators.settings import even_parts, require_small_chunk
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Gaussian, Noise, require_admissible
-from glr_lightning.propagation.network_state import replacing_weights
 from glr_lightning.propagation.requirements import require_no_draws
-from glr_lightning.propagation.values import unfit_noise
 from glr_lightning.validation import Count, Scale
 
 
@@ -90,12 +88,8 @@ class EvolutionStrategies(Estimator):
     def _require(self, bound: Bound) -> None:
         require_no_draws(bound.network.named_modules())
 
-    def _prepare(self, bound: Bound) -> frozenset[str]:
-        """The names of the parameters that are trained; within `torch.func` none seems to be."""
-        return frozenset(name for name, parameter in bound.network.named_parameters() if parameter.requires_grad)
-
     def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
-        parameters = _parameters(bound)
+        parameters = _trainable(bound.network)
         for copies in self.parts(self.copies, self._chunk_for(parameters, x)):
             yield {
                 name: self.noise.sample((copies // 2, *p.shape), generator=generator, dtype=p.dtype)
@@ -105,17 +99,12 @@ class EvolutionStrategies(Estimator):
     @torch.no_grad()
     def _step(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[dict[str, Tensor]]) -> Estimate:
         """Compare the mirrored networks of each pair."""
-        with replacing_weights(bound.network):
-            return self._compare(bound, x, y, noise)
-
-    def _compare(self, bound: Bound, x: Tensor, y: Tensor, noise: Iterable[dict[str, Tensor]]) -> Estimate:
         network, loss = bound.network, bound.loss
-        parameters = _parameters(bound)
+        parameters = _trainable(network)
         logits = network(x)
         gradients = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        total, copies = torch.zeros((), dtype=logits.dtype, device=x.device), 0
+        total = torch.zeros((), dtype=logits.dtype, device=x.device)
         for eps in noise:
-            copies += 2 * len(next(iter(eps.values())))
             above, below = (
                 batch_losses(network, {name: p + step * eps[name] for name, p in parameters.items()}, loss, x, y)
                 for step in (self.sigma, -self.sigma)
@@ -125,8 +114,6 @@ class EvolutionStrategies(Estimator):
                 product = torch.tensordot(weight.to(draws.dtype), self.noise.score(draws), dims=1)
                 gradients[name] = gradients[name] + product
             total = total + above.sum() + below.sum()
-        if copies != self.copies:
-            raise unfit_noise()
         return Estimate(gradients, total / self.copies, logits, {"forwards": (self.copies + 1) * len(y)})
 
     def parts(self, copies: int, chunk: int) -> list[int]:
@@ -138,8 +125,8 @@ class EvolutionStrategies(Estimator):
         return self.chunk or CHUNK_ELEMENTS // max(sum(p.numel() for p in parameters.values()), x.numel())
 
 
-def _parameters(bound: Bound) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in bound.network.named_parameters() if name in bound.prepared}
+def _trainable(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
 
 
 def batch_losses(network: nn.Module, parameters: dict[str, Tensor], loss: Loss, x: Tensor, y: Tensor) -> Tensor:

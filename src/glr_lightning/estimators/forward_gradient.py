@@ -1,7 +1,5 @@
 """Activity-perturbed forward gradients: derivatives along random directions, without a backward pass."""
 
-import contextlib
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,8 +28,6 @@ from glr_lightning.propagation.layer_vjp import weight_of
 from glr_lightning.propagation.requirements import require_separate_samples
 from glr_lightning.propagation.values import CleanPass, Shapes
 from glr_lightning.validation import Count, ScalePerLayer
-
-_DUAL_LEVEL = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -136,9 +132,7 @@ class ForwardGradient(Estimator):
                 signal = weight[(...,) + (None,) * (u.dim() - 2)] * u
                 # the layer's input is common to all copies, so `weight_vjp` sums them first
                 total.add(graph.weight_vjp(site, clean.inputs[site], signal))
-            total.count(part, 0.0, part.copies * len(y))
-        passes = self.injection.passes(len(graph.layers))
-        total.require_all({graph.sites_of(layers): self.copies for layers in passes})
+            total.forwards += part.copies * len(y)
         mean_loss = bound.loss(clean.logits, y).mean()
         return Estimate(total.gradients, mean_loss, clean.logits, {"forwards": total.forwards})
 
@@ -163,9 +157,7 @@ def directional_derivatives(graph: Graph, clean: CleanPass, signs: dict[int, Ten
         loss: the per-sample loss.
         y: labels, [batch] int64.
     """
-    # torch has one level, for all threads; a compiled step enters none
-    alone = contextlib.nullcontext() if torch.compiler.is_compiling() else _DUAL_LEVEL
-    with alone, forward_ad.dual_level():
+    with forward_ad.dual_level():
         noise = {site: forward_ad.make_dual(torch.zeros_like(u), u) for site, u in signs.items()}
         logits, seen, *_ = graph.noisy(clean, noise, (1.0,) * len(graph.sites))
         copies = len(logits) // len(y)

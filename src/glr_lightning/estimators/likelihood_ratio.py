@@ -199,11 +199,8 @@ class LikelihoodRatio(Estimator):
         conditional = has_cells(graph, site) and self.score in ("conditional", "auto")
         return not self.sampling.mirrored or bool(self._learned) or site != sites[0] or conditional
 
-    def _prepare(self, bound: Bound) -> dict[tuple[int, ...], int]:
-        return {sites: self.copies_at(bound.graph, sites) for sites in self._passes(bound.graph)}
-
     def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
-        for sites in bound.prepared:
+        for sites in self._passes(bound.graph):
             yield from self.draws_of_pass(bound.graph, x, sites, generator)
 
     def draws_of_pass(
@@ -226,13 +223,13 @@ class LikelihoodRatio(Estimator):
         total = started(y)
         for part in noise:
             self.add(total, batch, part, graph.shapes(x))
-        loss, forwards = total.mean_loss(bound.prepared), {"forwards": total.forwards}
         log_sigma = total.log_sigma_of(graph, self._learned)
-        return Estimate(total.gradients, loss, batch.clean.logits, forwards, log_sigma)
+        return Estimate(total.gradients, total.mean_loss, batch.clean.logits, {"forwards": total.forwards}, log_sigma)
 
     def add(self, total: Total, batch: CleanBatch, part: Part, shapes: Shapes) -> None:
         """Add the estimates of the layers that are noisy together, from some copies of a pass."""
-        graph, y, count = batch.graph, batch.y, self.copies_at(batch.graph, part.sites)
+        graph, y = batch.graph, batch.y
+        count = self.copies_at(graph, part.sites)
         group = self.sampling.part(part.copies // self.sampling.group_size(count)).group(part.copies, y.device)
         noisy, losses = batch.run(part.z)
         common: Tensor | None = None  # the weight at all sites without fields
@@ -244,7 +241,8 @@ class LikelihoodRatio(Estimator):
                 weight = self._weight(batch, noisy, losses, group, fields) / (count * len(y))
                 common = weight if fields is None else common
             weight = weight[(...,) + (None,) * (at.v.dim() - weight.dim())]
-            total.add(graph.weight_vjp(at.site, at.x, self.score_of(graph, at, sigma) * (weight / sigma)))
+            signal = self.score_of(graph, at, sigma) * (weight / sigma)
+            total.add(graph.weight_vjp(at.site, at.x, signal))
             if self._learned:
                 by_unit = (weight * self._scale_score(graph, at, sigma)).sum((0, 1))
                 total.log_sigma[at.site] = total.log_sigma.get(at.site, torch.zeros_like(by_unit)) + by_unit

@@ -194,8 +194,7 @@ class LocalExpectation(Estimator):
                     forwards += moved
                     total.add(graph.weight_vjp(at.site, at.x, signal / samples))
                 total.count(part, beyond.losses.sum() / samples, forwards)
-        loss = total.mean_loss({tuple(range(len(graph.sites))): self.copies})
-        return Estimate(total.gradients, loss, clean.logits, {"forwards": total.forwards})
+        return Estimate(total.gradients, total.mean_loss, clean.logits, {"forwards": total.forwards})
 
     def _signal(self, beyond: Beyond, at: NoisySite, part: Part) -> tuple[Tensor, int]:
         """dE[L]/dv0 [copies, batch, *site] at a site, and how many samples went through the layers above for it."""

@@ -1,6 +1,6 @@
 """The noise of a step in parts, a batch with its noise-free pass, and the sum of estimates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor
 from glr_lightning.losses import Loss
 from glr_lightning.noise import Noise
 from glr_lightning.propagation.graph import Graph
-from glr_lightning.propagation.values import CleanPass, NoisyPass, unfit_noise
+from glr_lightning.propagation.values import CleanPass, NoisyPass
 from glr_lightning.sampling import Sampler
 
 
@@ -106,7 +106,7 @@ class Total:
     Attributes:
         gradients: by the network's names of the parameters.
         loss: the sum over passes of the mean loss, a scalar.
-        copies: of each pass, by its noisy sites, the copies counted so far.
+        passes: the noisy sites of each pass.
         forwards: samples sent through the network or a part of it.
         log_sigma: by site the gradients of the log noise scales, in the shape of one sample's pre-activation.
     """
@@ -114,7 +114,7 @@ class Total:
     loss: Tensor
     forwards: int
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    copies: dict[tuple[int, ...], int] = field(default_factory=dict)
+    passes: set[tuple[int, ...]] = field(default_factory=set)
     log_sigma: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, gradients: dict[str, Tensor]) -> None:
@@ -122,21 +122,16 @@ class Total:
         for name, gradient in gradients.items():
             self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
 
-    def count(self, part: Part, loss: Tensor | float, forwards: int) -> None:
+    def count(self, part: Part, loss: Tensor, forwards: int) -> None:
         """Count a part of a pass: its share of the mean loss, and its forwards."""
-        self.copies[part.sites] = self.copies.get(part.sites, 0) + part.copies
+        self.passes.add(part.sites)
         self.loss = self.loss + loss
         self.forwards += forwards
 
-    def mean_loss(self, copies: Mapping[tuple[int, ...], int]) -> Tensor:
-        """The mean loss over the passes, of which these are all. Errors as for `require_all`."""
-        self.require_all(copies)
-        return self.loss / len(copies)
-
-    def require_all(self, copies: Mapping[tuple[int, ...], int]) -> None:
-        """Refuse to end before, or after, these copies of each pass, by its noisy sites. Raises ConfigurationError."""
-        if self.copies != copies:
-            raise unfit_noise()
+    @property
+    def mean_loss(self) -> Tensor:
+        """The mean loss over the passes."""
+        return self.loss / len(self.passes)
 
     def log_sigma_of(self, graph: Graph, scales: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The gradients of the layers' log noise scales, summed over the sites and units that share one."""

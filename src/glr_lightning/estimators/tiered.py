@@ -166,12 +166,9 @@ class Tiered(Estimator):
 
     def _prepare(self, bound: Bound) -> "_Tiers":
         graph = bound.graph
-        copies = per_layer(self.copies, graph, "copies")
-        below = tuple(
-            None if self._is_local(graph, layer) else self._ratio(number) for layer, number in enumerate(copies)
-        )
-        passes = {graph.sites_of([layer]): number for layer, number in enumerate(copies)}
-        return _Tiers(below, LocalExpectation(self.noise), passes)
+        copies = enumerate(per_layer(self.copies, graph, "copies"))
+        below = tuple(None if self._is_local(graph, layer) else self._ratio(number) for layer, number in copies)
+        return _Tiers(below, LocalExpectation(self.noise))
 
     def _draws(self, bound: Bound, x: Tensor, generator: torch.Generator) -> Iterator[Part]:
         graph, tiers = bound.graph, bound.prepared
@@ -211,9 +208,7 @@ class Tiered(Estimator):
                 self._add_top(total, batch, part, copies[layer], tiers.top)
             else:
                 ratio.add(total, batch, part, graph.shapes(x))
-        return Estimate(
-            total.gradients, total.mean_loss(tiers.copies), batch.clean.logits, {"forwards": total.forwards}
-        )
+        return Estimate(total.gradients, total.mean_loss, batch.clean.logits, {"forwards": total.forwards})
 
     def _add_top(self, total: Total, batch: CleanBatch, part: Part, copies: int, local: LocalExpectation) -> None:
         """As `LikelihoodRatio.add`, for a layer with a local expectation."""
@@ -245,7 +240,6 @@ class Tiered(Estimator):
 class _Tiers(NamedTuple):
     below: tuple[LikelihoodRatio | None, ...]  # by layer, None for those with local expectations
     top: LocalExpectation
-    copies: dict[tuple[int, ...], int]  # of each pass, by its noisy sites
 
 
 def _is_on_top(graph: Graph, layer: int) -> bool:

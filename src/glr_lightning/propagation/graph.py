@@ -27,7 +27,7 @@ from glr_lightning.propagation.requirements import require_own_output, require_o
 from glr_lightning.propagation.row_layout import FIRST, Layouts, Rows, aligned
 from glr_lightning.propagation.traced_nodes import Node
 from glr_lightning.propagation.tracing import trace
-from glr_lightning.propagation.values import CleanPass, NoisyPass, NoisySite, Shapes, unfit_noise
+from glr_lightning.propagation.values import CleanPass, NoisyPass, NoisySite, Shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,8 +275,6 @@ class Graph:
             v0 = values[number] if x is clean.inputs[site] else narrow_linear.call(node.module, x)
             v0 = self.layouts.in_front(number, v0).to(self.weight_dtype(site)).unflatten(0, (-1, batch))
             scale, z = sigma[site], noise[site]
-            if z.shape[1:] != v0.shape[1:]:  # torch would broadcast it, or not say what is wrong
-                raise unfit_noise()
             if isinstance(scale, Tensor) and scale.dim() > v0.dim() - 2:  # it would broadcast along the copies
                 raise ConfigurationError(
                     f"noise scales of shape {list(scale.shape)} do not fit the pre-activations {list(v0.shape[2:])} of "

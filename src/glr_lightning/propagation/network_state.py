@@ -2,11 +2,8 @@
 
 import contextlib
 import random
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +13,6 @@ from glr_lightning.errors import ConfigurationError
 State = list[tuple[Any, Any]]
 """What a graph depends on: modules with their train mode, parameters with whether they are trained, and the numbers,
 words and tensors that the modules of one's own hold as attributes."""
-
-
-_replacing: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-
-
-def replacing_weights(network: nn.Module) -> AbstractContextManager[Any]:
-    """Wait until no other thread has put weights of its own into the network; within it, this one may.
-
-    A compiled step puts none into it.
-    """
-    return nullcontext() if torch.compiler.is_compiling() else _replacing.setdefault(network, threading.RLock())
 
 
 def state_of(network: nn.Module) -> State:

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glr_lightning.errors import ConfigurationError
-
 
 @dataclass(frozen=True)
 class CleanPass:
@@ -72,12 +70,3 @@ class Shapes(NamedTuple):
 
     nodes: tuple[torch.Size | None, ...]
     sites: tuple[torch.Size, ...]
-
-
-def unfit_noise() -> ConfigurationError:
-    """The error for noise that was drawn for another batch, estimator or network, or of which a part is missing."""
-    return ConfigurationError(
-        "noise must be all that draw(x, generator) of this bound estimator returned for a batch of this shape, and it "
-        "has other parts or shapes; draw it again for this batch.",
-        option="noise",
-    )
