@@ -1,16 +1,13 @@
 #!/bin/sh
-# Train experiments on real MNIST, each once: train_once.sh RUNS EXPERIMENT... into RUNS/EXPERIMENT. Finished runs are
-# kept, interrupted ones resumed. DATA=folder of the data sets, BIN=folder of the glr-* commands.
+# Train once: train_once.sh RUN OVERRIDE... A finished run is kept, an interrupted one resumed.
+# BIN=folder of the glr-* commands, DATA=folder of the data sets.
 set -eu
-RUNS=$1
+run=$1
 shift
-for experiment; do
-    run="$RUNS/$experiment"
-    if [ -e "$run/result.json" ]; then
-        echo "kept $run"
-    elif [ -e "$run/config.yaml" ]; then
-        "$BIN/glr-train" "resume=$run"
-    else
-        "$BIN/glr-train" "experiment=$experiment" data=mnist "data.root=$DATA" "run_dir=$run"
-    fi
-done
+if [ -e "$run/result.json" ]; then
+    echo "kept $run"
+elif [ -e "$run/config.yaml" ]; then
+    "$BIN/glr-train" "resume=$run"
+else
+    "$BIN/glr-train" "run_dir=$run" "data.root=$DATA" "$@"
+fi

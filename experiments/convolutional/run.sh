@@ -4,23 +4,16 @@
 # DATA=folder of the data sets, CACHE=where decoded images are kept (null: in DATA), RUNS=where the run folders go,
 # SEEDS="0 1 2", BIN=folder of the glr-* commands.
 set -eu
-DATA=${DATA:-data}
+export DATA="${DATA:-data}" BIN="${BIN:-.venv/bin}"
 CACHE=${CACHE:-null}
 RUNS=${RUNS:-runs/convolutional}
 SEEDS=${SEEDS:-0 1 2}
-BIN=${BIN:-.venv/bin}
 HERE=$(dirname "$0")
 
 once() { # once RUN OVERRIDE...
     run="$RUNS/$1"
     shift
-    if [ -e "$run/result.json" ]; then
-        echo "kept $run"
-    elif [ -e "$run/config.yaml" ]; then
-        "$BIN/glr-train" "resume=$run"
-    else
-        "$BIN/glr-train" "run_dir=$run" "data.root=$DATA" "$@"
-    fi
+    sh "$HERE/../train_once.sh" "$run" "$@"
 }
 
 for seed in $SEEDS; do

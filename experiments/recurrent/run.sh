@@ -3,21 +3,14 @@
 # once more by glr-evaluate, for their intervals, and the report. Finished runs are kept, interrupted ones resumed.
 # DATA=folder of the data sets, RUNS=where the run folders go, SEEDS="0 1 2", BIN=folder of the glr-* commands.
 set -eu
-DATA=${DATA:-data}
+export DATA="${DATA:-data}" BIN="${BIN:-.venv/bin}"
 RUNS=${RUNS:-runs/recurrent}
-BIN=${BIN:-.venv/bin}
 HERE=$(dirname "$0")
 
 once() { # once RUN OVERRIDE...
     run="$RUNS/$1"
     shift
-    if [ -e "$run/result.json" ]; then
-        echo "kept $run"
-    elif [ -e "$run/config.yaml" ]; then
-        "$BIN/glr-train" "resume=$run"
-    else
-        "$BIN/glr-train" "run_dir=$run" data=mnist "data.root=$DATA" "$@"
-    fi
+    sh "$HERE/../train_once.sh" "$run" data=mnist "$@"
 }
 
 for seed in ${SEEDS:-0 1 2}; do

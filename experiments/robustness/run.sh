@@ -6,7 +6,9 @@ set -eu
 export DATA="${DATA:-data}" BIN="${BIN:-.venv/bin}"
 RUNS=${RUNS:-runs/robustness}
 HERE=$(dirname "$0")
-sh "$HERE/../train_once.sh" "$RUNS" lrs lrsz lrt lrtz bp bp_noise straight_through
+for experiment in lrs lrsz lrt lrtz bp bp_noise straight_through; do
+    sh "$HERE/../train_once.sh" "$RUNS/$experiment" "experiment=$experiment" data=mnist
+done
 "$BIN/glr-evaluate" "run=$RUNS" threat=full limit=1000
 "$BIN/glr-evaluate" "run=[$RUNS/lrs,$RUNS/lrsz,$RUNS/lrt,$RUNS/lrtz,$RUNS/bp_noise]" threat=certify limit=1000
 "$BIN/glr-report" "runs=$RUNS" "out=$HERE"
